@@ -1,0 +1,1 @@
+"""What can be redone from a run folder without loading a model."""

@@ -1,0 +1,145 @@
+"""From saved logits to thresholds, scores and the submission. Loads no model, so it can be repeated at will."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.data import read_sample_submission, write_submission
+from lora_cls.errors import RunError
+from lora_cls.evaluation import (
+    apply_thresholds,
+    bootstrap_macro_f1,
+    combine_folds,
+    corrected_probabilities,
+    cross_fit_thresholds,
+    summary,
+    tune_thresholds,
+)
+from lora_cls.recipe import Prediction, Recipe, Thresholds
+from lora_cls.runs import RunFolder, write_csv, write_json
+
+LEFT_OUT = (
+    "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "
+    "variance of training. The score describes one fold's model; the submission combines all folds."
+)
+
+
+def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Prediction | None = None) -> dict[str, Any]:
+    """Tune thresholds on the out-of-fold probabilities of the finished folds, score them, and write every file.
+
+    Writes `oof_proba.csv`, `thresholds.json`, `metrics.json`, and for a run with test rows `test_proba.csv` and
+    `submission.csv`.
+
+    Parameters
+    ----------
+    thresholds, prediction : settings to use instead of the recipe's
+
+    Returns
+    -------
+    dict
+        The content of `metrics.json`.
+
+    Raises
+    ------
+    RunError
+        If no fold is finished.
+    """
+    recipe = run.recipe
+    thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
+    finished, names = run.finished_folds, run.label_names
+    if not finished:
+        raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+    rows, logits = run.oof_logits()
+    folds, weights = run.folds.iloc[rows], run.pos_weights()
+    fold, groups = folds["fold"].to_numpy(), folds["group"].to_numpy()
+    y_true = run.y_true[rows]
+    y_score = np.empty(logits.shape, dtype=np.float64)
+    for number, weight in zip(finished, weights, strict=True):
+        y_score[fold == number] = corrected_probabilities(logits[fold == number], weight)
+    settings: dict[str, Any] = {
+        "strategy": thresholds.strategy, "min_positives": thresholds.min_positives, "default": thresholds.default,
+    }  # fmt: skip
+    shipped = tune_thresholds(y_true, y_score, **settings)
+    optimistic = recipe.train.select == "scored_fold"
+    metrics: dict[str, Any] = {
+        "optimistic": optimistic,
+        "folds_finished": finished,
+        "n_splits": len(run.fold_numbers),
+        "rows_scored": len(rows),
+        "rows": len(run.folds),
+    }
+    kept: dict[str, Any] = {"settings": settings, "shipped": dict(zip(names, shipped.tolist(), strict=True))}
+    if len(finished) > 1:
+        fitted = cross_fit_thresholds(y_true, y_score, fold, **settings, at_least_one=prediction.at_least_one)
+        metrics["cross_fitted"] = _scores(y_true, fitted.y_pred, y_score, names, shipped, groups)
+        kept["folds"] = {
+            int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()
+        }
+    untuned = (logits > 0).astype(np.int8)
+    metrics["untuned"] = _scores(y_true, untuned, y_score, names, None, groups)
+    metrics["note"] = LEFT_OUT
+    write_csv(run.path / "oof_proba.csv", _table(folds["id"].tolist(), y_score, names))
+    write_json(run.path / "thresholds.json", kept)
+    test_logits, test_ids = run.test_logits(), run.test_ids
+    if test_logits is not None and test_ids is not None:
+        per_fold = corrected_probabilities(test_logits, weights[:, None, :])
+        proba, y_pred = decide(per_fold, shipped, prediction)
+        write_csv(run.path / "test_proba.csv", _table(test_ids, proba, names))
+        id_name = str(run.info["data"]["test_id_column"] or "id")
+        given = run.sample_submission
+        sample = None if given is None else read_sample_submission(given, test_ids, names, id_name)
+        write_submission(run.path / "submission.csv", test_ids, y_pred, names, id_name=id_name, sample=sample)
+        metrics["test"] = {
+            "rows": len(test_ids),
+            "combine": prediction.combine,
+            "positives": dict(zip(names, (int(v) for v in y_pred.sum(axis=0)), strict=True)),
+        }
+    write_json(run.path / "metrics.json", metrics)
+    return metrics
+
+
+def decide(per_fold: np.ndarray, thresholds: np.ndarray, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
+    """What the folds' models say together.
+
+    Parameters
+    ----------
+    per_fold : ndarray of shape (n_folds, n_samples, n_labels), probabilities
+    thresholds : ndarray of shape (n_labels,)
+
+    Returns
+    -------
+    y_score : ndarray of shape (n_samples, n_labels), float64; with `vote` the share of folds that say yes
+    y_pred : ndarray of shape (n_samples, n_labels), int8
+    """
+    vote = prediction.combine == "vote"
+    y_score = combine_folds(per_fold, prediction.combine, thresholds if vote else None)
+    cuts = np.full(len(thresholds), 0.5) if vote else thresholds
+    return y_score, apply_thresholds(y_score, cuts, at_least_one=prediction.at_least_one)
+
+
+def _scores(
+    y_true: np.ndarray,
+    y_pred: np.ndarray,
+    y_score: np.ndarray,
+    names: list[str],
+    thresholds: np.ndarray | None,
+    groups: np.ndarray,
+) -> dict[str, Any]:
+    interval = bootstrap_macro_f1(y_true, y_pred, groups)
+    return summary(y_true, y_pred, y_score, names, thresholds) | {"macro_f1_interval": asdict(interval)}
+
+
+def _table(ids: list[str], y_score: np.ndarray, names: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"id": ids} | {name: y_score[:, j] for j, name in enumerate(names)})
+
+
+def recipe_settings(recipe: Recipe, **given: Any) -> tuple[Thresholds, Prediction]:
+    """The recipe's settings with those given instead (None keeps the recipe's)."""
+    named = {key: value for key, value in given.items() if value is not None}
+    thresholds = recipe.thresholds.model_copy(update={k: v for k, v in named.items() if k in Thresholds.model_fields})
+    prediction = recipe.prediction.model_copy(update={k: v for k, v in named.items() if k in Prediction.model_fields})
+    return thresholds, prediction

@@ -1,0 +1,186 @@
+"""The command line: parse, call one function, print. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, Optional
+
+import typer
+
+app = typer.Typer(
+    name="lora-cls",
+    help="LoRA fine-tuning of text classifiers with honest cross-validation: one recipe, one score, one submission.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Train = Annotated[Optional[str], typer.Option(help="Training table: CSV, TSV, JSONL or Parquet.")]  # noqa: UP045
+Test = Annotated[Optional[str], typer.Option(help="Test table.")]  # noqa: UP045
+Sample = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--sample-submission", help="A file whose ids and columns the submission copies."),
+]
+Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a field.")]  # noqa: UP045
+BackbonePath = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--backbone", help="Where the same base model lies on this machine."),
+]
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    train: Train = None,
+    test: Test = None,
+    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/RECIPE by default.")] = None,  # noqa: UP045
+    sample_submission: Sample = None,
+    set_: Set = None,
+    folds: Annotated[str | None, typer.Option(help="Folds to run now, as 0,1; the rest later with --resume.")] = None,
+    fold_table: Annotated[Optional[str], typer.Option("--fold-table", help="Table of id and fold to use.")] = None,  # noqa: UP045
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
+) -> None:
+    """Train the folds of a recipe, score them honestly, and write the submission."""
+    from lora_cls.cross_validation import cross_validate
+
+    finished = cross_validate(
+        recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
+        overrides=set_ or (), resume=resume, smoke=smoke, show=True,
+    )  # fmt: skip
+    _print_run(finished)
+
+
+@app.command()
+def check(
+    recipe: RecipeName,
+    train: Train = None,
+    test: Test = None,
+    sample_submission: Sample = None,
+    set_: Set = None,
+    fold_table: Annotated[Optional[str], typer.Option("--fold-table", help="Table of id and fold to use.")] = None,  # noqa: UP045
+) -> None:
+    """Look at recipe, data, folds and token lengths before any training."""
+    from lora_cls.checking import check as look
+    from lora_cls.report.text import print_check
+
+    print_check(look(recipe, train, test, sample_submission, set_ or (), fold_table))
+
+
+@app.command()
+def predict(
+    run: RunPath,
+    input: Annotated[Path, typer.Option("--input", help="Table of new texts.")],
+    out: Annotated[Optional[Path], typer.Option(help="A new folder; RUN/predictions/NAME by default.")] = None,  # noqa: UP045
+    sample_submission: Sample = None,
+    backbone: BackbonePath = None,
+    models: Annotated[
+        Literal["folds", "refit"], typer.Option(help="All folds combined, or the model of all rows.")
+    ] = "folds",
+) -> None:
+    """Answer for new texts with the models of a run."""
+    from lora_cls.prediction import predict_file
+
+    folder = predict_file(run, input, out, sample_submission=sample_submission, backbone=backbone, models=models)
+    print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
+
+
+@app.command()
+def refit(run: RunPath, train: Train = None) -> None:
+    """Train one model on all rows of a run, for those who ship one."""
+    from lora_cls import cross_validation
+    from lora_cls.runs import RunFolder
+
+    folder = cross_validation.refit(RunFolder(run), train, show=True)
+    print(f"Model of all rows: {folder.path}\nIt has no out-of-fold score of its own. Use it with:")
+    print(f"lora-cls predict {run} --models refit --input FILE")
+
+
+@app.command()
+def tune(
+    run: RunPath,
+    strategy: Annotated[Optional[Literal["per_label", "global", "fixed"]], typer.Option()] = None,  # noqa: UP045
+    min_positives: Annotated[Optional[int], typer.Option(min=1, help="A label with fewer keeps --default.")] = None,  # noqa: UP045
+    default: Annotated[Optional[float], typer.Option(min=0, max=1)] = None,  # noqa: UP045
+    combine: Annotated[Optional[Literal["mean_proba", "mean_logit", "vote"]], typer.Option()] = None,  # noqa: UP045
+    at_least_one: Annotated[Optional[bool], typer.Option(help="Give every row at least its best label.")] = None,  # noqa: UP045
+) -> None:
+    """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
+    from lora_cls.analysis.tune import recipe_settings
+    from lora_cls.analysis.tune import tune as tune_run
+    from lora_cls.report.card import write_card
+    from lora_cls.runs import RunFolder
+
+    folder = RunFolder(run)
+    thresholds, prediction = recipe_settings(
+        folder.recipe, strategy=strategy, min_positives=min_positives, default=default, combine=combine,
+        at_least_one=at_least_one,
+    )  # fmt: skip
+    write_card(folder, tune_run(folder, thresholds, prediction))
+    _print_run(folder)
+
+
+recipes_app = typer.Typer(help="List the shipped recipes, or print one.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+
+@recipes_app.callback()
+def recipes(context: typer.Context) -> None:
+    """List the shipped recipes."""
+    if context.invoked_subcommand is None:
+        from lora_cls.recipe import shipped_recipes
+
+        for name, path in shipped_recipes().items():
+            first = path.read_text(encoding="utf-8").splitlines()[0]
+            note = first.partition("(")[2].rpartition(")")[0]
+            print(f"{name:<20} {note}")
+
+
+@recipes_app.command()
+def show(name: RecipeName) -> None:
+    """Print a recipe as written."""
+    from lora_cls.recipe import find_recipe
+
+    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from lora_cls.errors import RecipeError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise RecipeError(f"--folds takes numbers such as 0,1. Got '{text}' instead.") from None
+
+
+def _print_run(run: Any) -> None:
+    from lora_cls.report.text import print_run
+
+    print_run(run)
+
+
+def main() -> None:
+    """Entry point: errors that users can mend are printed without a traceback, exit code 2; Ctrl-C exits with 130."""
+    from lora_cls.errors import LoraClsError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except LoraClsError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped. Finished epochs are kept: the same command with --resume continues.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

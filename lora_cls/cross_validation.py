@@ -1,0 +1,361 @@
+"""Cross-validation: folds to out-of-fold predictions to thresholds, in a run folder that can be resumed."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.analysis.tune import tune
+from lora_cls.data import (
+    Dataset,
+    fold_notes,
+    load_test,
+    load_train,
+    read_folds,
+    read_sample_submission,
+    read_table,
+    stratified_folds,
+)
+from lora_cls.data import Source as Table
+from lora_cls.data.columns import sample_id_column
+from lora_cls.errors import RecipeError, RunError
+from lora_cls.evaluation import apply_thresholds, corrected_probabilities, macro_f1, tune_thresholds
+from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.report.card import write_card
+from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_json
+from lora_cls.training.learner import FoldResult, make_learner
+from lora_cls.training.progress import Progress
+
+SAMPLE = Path(__file__).parent / "sample"
+SMOKE_ROWS, SMOKE_TEST_ROWS = 96, 32
+VERSIONS = (
+    "lora_cls",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+class Tables:
+    """The data of a run: training rows, test rows where given, and the sample submission."""
+
+    def __init__(
+        self, recipe: Recipe, train: Table | None = None, test: Table | None = None, sample: Table | None = None
+    ) -> None:
+        data = recipe.data
+        train = _locate(data.train if train is None else train)
+        test = _locate(data.test if test is None else test)
+        sample = _locate(data.sample_submission if sample is None else sample)
+        if train is None:
+            raise RecipeError("No training data: give --train FILE, or data.train in the recipe.")
+        self.paths = {"train": _name(train), "test": _name(test), "sample_submission": _name(sample)}
+        self.sample = None if sample is None else read_table(sample)
+        self.train: Dataset = load_train(data, train, test, self.sample)
+        self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
+        if self.test is not None and self.sample is not None:
+            read_sample_submission(self.sample, self.test.ids, self.train.label_names, self.id_name)
+
+    @property
+    def id_name(self) -> str | None:
+        """Name of the test table's id column (of the training table's without a test)."""
+        columns = self.test.columns if self.test is not None else self.train.columns
+        return columns.id if columns else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before anything runs."""
+        found = [f"{len(self.train)} training rows, {len(self.test) if self.test else 'no'} test rows"]
+        found += [self.train.columns.how] if self.train.columns else []
+        return [*found, *self.train.notes, *(self.test.notes if self.test else [])]
+
+    def fingerprints(self) -> dict[str, Any]:
+        return {
+            "train_sha256": self.train.fingerprint(),
+            "test_sha256": self.test.fingerprint() if self.test else None,
+        }
+
+    def smoke(self) -> None:
+        """Keep a few rows, some of every label."""
+        labels = self.train.labels
+        assert labels is not None
+        rng = np.random.default_rng(0)
+        rows = [row for j in range(labels.shape[1]) for row in rng.permutation(np.flatnonzero(labels[:, j]))[:6]]
+        rows += list(rng.permutation(len(labels)))
+        self.train = self.train.subset(sorted(dict.fromkeys(int(row) for row in rows[:SMOKE_ROWS])))
+        if self.test is not None:
+            self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
+        if self.sample is not None and self.test is not None:
+            id_name = sample_id_column(self.sample, self.id_name)
+            self.sample = self.sample[self.sample[id_name].astype(str).isin(self.test.ids)].reset_index(drop=True)
+
+
+def _locate(table: Table | None) -> Table | None:
+    """`sample:train.csv` is a file of the sample that comes with the package."""
+    if isinstance(table, str) and table.startswith("sample:"):
+        return SAMPLE / table.removeprefix("sample:")
+    return table
+
+
+def _name(table: Table | None) -> str | None:
+    return None if table is None else "DataFrame" if isinstance(table, pd.DataFrame) else str(table)
+
+
+def cross_validate(
+    recipe: str | Path | Recipe,
+    train: Table | None = None,
+    test: Table | None = None,
+    out: str | Path | None = None,
+    *,
+    sample_submission: Table | None = None,
+    folds: Sequence[int] | None = None,
+    fold_table: Table | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    smoke: bool = False,
+    show: bool = False,
+) -> RunFolder:
+    """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
+
+    Parameters
+    ----------
+    recipe : path, name of a shipped recipe, or Recipe
+    train, test, sample_submission : files or DataFrames; those of the recipe where None
+    out : the run folder; `runs/<recipe>` where None
+    folds : numbers of the folds to run now; all where None
+    fold_table : columns id and fold, instead of making folds
+    overrides : `["lora.r=8", ...]`
+    resume : continue an existing run folder
+    smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
+    show : progress on stderr
+
+    Returns
+    -------
+    RunFolder
+        With `metrics.json`, `thresholds.json`, `oof_proba.csv` and, with test rows, `submission.csv`.
+
+    Raises
+    ------
+    LoraClsError
+        For anything the user can mend: the recipe, the data, the backbone, the folder.
+    """
+    started = time.monotonic()
+    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
+    recipe = load_recipe(recipe, overrides)
+    path = Path(out) if out is not None else Path("runs") / name
+    tables = Tables(recipe, train, test, sample_submission)
+    fold_table = _locate(recipe.data.folds if fold_table is None else fold_table)
+    if smoke:
+        tables.smoke()
+        recipe = load_recipe(
+            recipe, {"cv.n_splits": 2, "train.num_train_epochs": 1, "data.max_length": min(64, recipe.data.max_length)}
+        )
+        path = path.with_name(f"{path.name}-smoke-{datetime.now():%Y%m%d-%H%M%S}")
+        fold_table, folds = None, None
+    data = tables.train
+    assert data.labels is not None
+    resumed = resume and path.exists()
+    if resumed:
+        run = RunFolder(path)
+        run.check_resume(recipe, tables.fingerprints())
+        fold = run.folds["fold"].to_numpy(np.int64)
+        if fold_table is not None and (make_folds(recipe, data, fold_table) != fold).any():
+            raise RunError(f"{path} was started with other folds than those of {_name(fold_table)}.")
+    else:
+        fold = make_folds(recipe, data, fold_table)
+    numbers = sorted({int(f) for f in fold})
+    unknown = sorted(set(folds or ()) - set(numbers))
+    if unknown:
+        raise RecipeError(
+            f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
+        )
+
+    with Progress(0, show) as progress:
+        for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
+            progress.say(note)
+        if not resumed and path.exists():
+            RunFolder.create(path, recipe, data, fold, {})  # refuses; before minutes of loading
+        choices = run.info.get("choices") if resumed else None
+        learner = make_learner(recipe, data.label_names, data, tables.test, choices, None, progress)
+        if not resumed:
+            info = _info(tables) | {"choices": learner.choices, "backbone_path": learner.backbone_path}
+            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
+        todo = [k for k in (folds if folds is not None else numbers) if not run.fold(k).finished]
+        progress.expect(len(todo))
+        for number in todo:
+            folder = run.fold(number)
+            result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
+            if run.info["choices"] != learner.choices:
+                run.update_info(choices=learner.choices)
+            _complete(folder, result)
+            _account(run)
+            score = macro_f1(data.labels[fold == number], (result.oof_logits > 0).astype(np.int8))
+            progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned")
+        if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
+            choose_epochs(run)
+        metrics = tune(run)
+        run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
+        write_card(run, metrics)
+    return run
+
+
+def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> FoldFolder:
+    """Train one model on all rows, for those who ship one. It has no out-of-fold score of its own.
+
+    Parameters
+    ----------
+    train : the run's training data; where None, the file that the run was started with
+
+    Raises
+    ------
+    RunError
+        If the data is not the run's.
+    """
+    info, recipe = run.info, run.recipe
+    path = train if train is not None else info["data"]["paths"]["train"]
+    if isinstance(path, str) and (path == "DataFrame" or not Path(path).is_file()):
+        raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")
+    label_columns = run.label_names  # decided when the run was started, and not again without its test file
+    tables = Tables(load_recipe(recipe, {"data.label_columns": label_columns}), path)
+    if tables.train.fingerprint() != info["data"]["train_sha256"]:
+        raise RunError(f"{_name(path)} is not the data that {run.path} was trained on.")
+    with Progress(1, show) as progress:
+        learner = make_learner(recipe, run.label_names, tables.train, None, info["choices"], None, progress)
+        if not run.refit.finished:
+            rows = np.arange(len(tables.train))
+            _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit))
+        progress.fold_done("all rows", "done")
+    return run.refit
+
+
+def choose_epochs(run: RunFolder) -> None:
+    """`select: cross_fitted`: each fold takes the epoch that is best on the other folds' rows.
+
+    The other folds' curves never saw this fold's rows scored, so the choice does not flatter its score. Every epoch's
+    macro-F1 is taken at thresholds tuned on those same rows, for each epoch alike.
+    """
+    numbers, epochs = run.fold_numbers, range(1, run.recipe.train.num_train_epochs + 1)
+    if not run.fold(numbers[0]).epoch(1).path.is_dir() and all(_chosen(run.fold(k)) for k in numbers):
+        return
+    fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
+    by_epoch = np.zeros((len(epochs), *y_true.shape))
+    for i, epoch in enumerate(epochs):
+        for number, weight in zip(numbers, weights, strict=True):
+            shape = (int((fold == number).sum()), y_true.shape[1])
+            logits = read_array(run.fold(number).epoch(epoch).oof_logits, shape)
+            by_epoch[i, fold == number] = corrected_probabilities(logits, weight)
+    for number in numbers:
+        others = fold != number
+        truth = y_true[others]
+        scores = [macro_f1(truth, apply_thresholds(s[others], tune_thresholds(truth, s[others]))) for s in by_epoch]
+        best = epochs[int(np.argmax(scores))]
+        _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
+    for number in numbers:  # only now: a stop in between chooses again from the same files
+        for epoch in epochs:
+            shutil.rmtree(run.fold(number).epoch(epoch).path, ignore_errors=True)
+
+
+def _chosen(folder: FoldFolder) -> bool:
+    return "other_folds_macro_f1" in read_json(folder.info)
+
+
+def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
+    kept = folder.epoch(epoch)
+    write_array(folder.oof_logits, np.load(kept.oof_logits, allow_pickle=False))
+    if kept.test_logits.is_file():
+        write_array(folder.test_logits, np.load(kept.test_logits, allow_pickle=False))
+    for source, target in ((kept.adapter, folder.adapter), (kept.model, folder.model)):
+        if source.is_dir():
+            with tempfile.TemporaryDirectory(dir=folder.path) as scratch:
+                copy = shutil.copytree(source, Path(scratch) / "copy")
+                shutil.rmtree(target, ignore_errors=True)
+                copy.rename(target)
+    write_json(folder.info, read_json(folder.info) | {"epoch": epoch, "other_folds_macro_f1": scores})
+
+
+def make_folds(recipe: Recipe, data: Dataset, fold_table: Table | None = None) -> np.ndarray:
+    """The fold of every training row, ndarray of shape (n_samples,), int64: read from a table, or stratified."""
+    assert data.labels is not None
+    if fold_table is not None:
+        return read_folds(fold_table, data.ids, data.columns.id if data.columns else None)
+    return stratified_folds(data.labels, data.groups, recipe.cv.n_splits, recipe.cv.random_state)
+
+
+def _complete(folder: FoldFolder, result: FoldResult) -> None:
+    """Write a fold's answers; `fold.json`, last, makes it a finished fold."""
+    write_array(folder.oof_logits, result.oof_logits)
+    if result.test_logits is not None:
+        write_array(folder.test_logits, result.test_logits)
+    write_json(folder.info, {"pos_weight": result.pos_weight.tolist()} | result.info)
+    folder.state.unlink(missing_ok=True)
+
+
+def _info(tables: Tables) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    columns = tables.train.columns
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "machine": {"platform": platform.platform(), "processor": platform.processor() or platform.machine()},
+        "data": {
+            "paths": tables.paths,
+            "id_column": columns.id if columns else None,
+            "test_id_column": tables.id_name,
+            "text_columns": columns.text if columns else None,
+            "train_rows": len(tables.train),
+            "test_rows": len(tables.test) if tables.test else None,
+        }
+        | tables.fingerprints(),
+    }
+
+
+def _account(run: RunFolder) -> None:
+    """Where time and memory went, summed over the finished folds."""
+    folds = [read_json(run.fold(number).info) for number in run.finished_folds]
+    seconds = {phase: round(sum(f["seconds"][phase] for f in folds), 1) for phase in ("train", "predict")}
+    values: dict[str, Any] = {
+        "seconds": seconds,
+        "peak_memory_bytes": max(_peak_memory(), run.info.get("peak_memory_bytes", 0)),
+    }
+    processed = [f["processed"] for f in folds if "processed" in f]
+    if processed:
+        rows, tokens, padded = (sum(p[key] for p in processed) for key in ("rows", "tokens", "padded_tokens"))
+        values |= {
+            "train_rows_per_second": round(rows / max(seconds["train"], 1e-9), 2),
+            "train_tokens_per_second": round(tokens / max(seconds["train"], 1e-9), 1),
+            "padding_share": round(1 - tokens / max(padded, 1), 4),
+        }
+    run.update_info(**values)
+
+
+def _peak_memory() -> int:
+    """Bytes at the peak: of the GPU where one is used, else of this process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,29 @@
+"""Tables in, checked datasets and folds out; submissions back to disk. Knows nothing of models.
+
+Reading order: `table` (files), `labels` (0/1 values), `columns` (what each column is), `dataset`, `folds`, `summary`,
+`submission`.
+"""
+
+from lora_cls.data.columns import Columns, resolve_columns
+from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
+from lora_cls.data.folds import fold_notes, read_folds, stratified_folds
+from lora_cls.data.submission import read_sample_submission, write_submission
+from lora_cls.data.summary import summarize
+from lora_cls.data.table import Source, read_table
+
+__all__ = [
+    "Columns",
+    "Dataset",
+    "Source",
+    "fold_notes",
+    "load_test",
+    "load_train",
+    "read_folds",
+    "read_sample_submission",
+    "read_table",
+    "resolve_columns",
+    "stratified_folds",
+    "summarize",
+    "text_key",
+    "write_submission",
+]

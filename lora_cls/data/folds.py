@@ -1,0 +1,184 @@
+"""Folds: which model scores which training row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
+from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.errors import DataError, did_you_mean, shorten
+
+
+def stratified_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42) -> np.ndarray:
+    """Split rows into folds that all have about the same share of each label.
+
+    Iterative stratification over groups: a group counts as one row with all its rows' labels, and stays whole.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples, n_labels)
+        0 or 1. Rows without any label are spread evenly too.
+    groups : ndarray of shape (n_samples,)
+    n_splits : int
+    random_state : int
+        The same inputs give the same folds.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), int64
+        The fold, from 0 to `n_splits - 1`, in which each row is held out.
+
+    Raises
+    ------
+    DataError
+        If there are fewer groups than folds, or if the shapes do not agree.
+    """
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    if labels.ndim != 2 or groups.shape != labels.shape[:1]:
+        raise DataError(
+            "labels must be of shape (n_samples, n_labels) and groups of shape (n_samples,). "
+            f"Got {labels.shape} and {groups.shape} instead."
+        )
+    if n_splits < 2:
+        raise DataError(f"cv.n_splits must be at least 2. Got {n_splits} instead.")
+    names, group_of = np.unique(groups, return_inverse=True)
+    group_of = group_of.reshape(-1)
+    if len(names) < n_splits:
+        raise DataError(
+            f"{len(names)} groups of rows cannot fill {n_splits} folds (identical texts, and rows with the same value "
+            f"of data.group_column, are one group). Set cv.n_splits to {len(names)} or less, or add rows."
+        )
+    of_group = np.zeros((len(names), labels.shape[1]), dtype=np.int8)
+    np.maximum.at(of_group, group_of, labels.astype(np.int8))
+    # "No label" is stratified as a label of its own, or such rows would only fill the gaps that the others leave; it
+    # also gives a single label the second column that the splitter asks for.
+    target = np.column_stack([of_group, ~of_group.any(axis=1)]).astype(np.int8)
+    splitter = MultilabelStratifiedKFold(n_splits=n_splits, shuffle=True, random_state=random_state)
+    fold_of_group = np.full(len(names), -1, dtype=np.int64)
+    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(names)), target)):
+        fold_of_group[held_out] = fold
+    return fold_of_group[group_of]
+
+
+def fold_notes(
+    labels: np.ndarray, fold: np.ndarray, label_names: Sequence[str], groups: np.ndarray | None = None
+) -> list[str]:
+    """What the user should know about folds.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_samples, n_labels)
+    fold : ndarray of shape (n_samples,)
+    label_names : length n_labels
+    groups : ndarray of shape (n_samples,), optional
+        Given, a group that is split over folds is noted.
+
+    Returns
+    -------
+    list of str
+        On labels with fewer positives than folds, labels without a positive in some fold, and split groups.
+    """
+    labels, fold = np.asarray(labels), np.asarray(fold)
+    folds = np.unique(fold)
+    notes = []
+    positives = np.stack([labels[fold == k].sum(axis=0, dtype=np.int64) for k in folds])
+    for name, count, per_fold in zip(label_names, positives.sum(axis=0), positives.T, strict=True):
+        absent = folds[per_fold == 0]
+        if count < len(folds):
+            notes.append(
+                f"label '{name}' has {count} positive rows for {len(folds)} folds: {len(absent)} folds hold none out, "
+                "and its scores are uncertain."
+            )
+        elif len(absent):
+            notes.append(f"label '{name}' has no positive row in fold {shorten(absent)}.")
+    if groups is not None:
+        pairs = np.unique(np.column_stack([np.asarray(groups), fold]), axis=0)
+        split = int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
+        if split:
+            notes.append(
+                f"{split} group{'s are' if split > 1 else ' is'} split over folds (identical texts or one value of the "
+                "group column): scores will look better than they are."
+            )
+    return notes
+
+
+def read_folds(source: Source, ids: Sequence[str], id_column: str | None = None) -> np.ndarray:
+    """Read folds from a table of id and fold.
+
+    Parameters
+    ----------
+    source : path or DataFrame
+        With a column `fold` and a column `id` (or `id_column`); exactly the training ids, in any order.
+    ids : length n_samples
+    id_column : str or None
+        Null, or a name that the table lacks, takes the column `id`.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), int64
+        In the order of `ids`.
+
+    Raises
+    ------
+    DataError
+        With all problems, one line each.
+    """
+    frame = read_table(source, name="the table of folds")
+    where = str(frame.attrs["source"])
+    id_name = id_column if id_column is not None and id_column in frame.columns else "id"
+    absent = [name for name in (id_name, "fold") if name not in frame.columns]
+    if absent:
+        raise problem_report(
+            where,
+            [
+                f"no column '{name}'.{did_you_mean(name, frame.columns)} Columns: {shorten(frame.columns)}."
+                for name in absent
+            ],
+        )
+    problems: list[str] = []
+    fold_of: dict[str, int] = {}
+    for i, (row_id, value) in enumerate(zip(frame[id_name].tolist(), frame["fold"].tolist(), strict=True)):
+        name, number = "" if is_missing(row_id) else as_id(row_id), _fold_number(value)
+        if not name:
+            problems.append(f"{row_name(frame, i)}: no id.")
+        elif name in fold_of:
+            problems.append(f"{row_name(frame, i)}: id '{name}' stands more than once.")
+        if number is None:
+            problems.append(f"{row_name(frame, i)}: fold must be an integer from 0. Got {value!r} instead.")
+        fold_of[name] = -1 if number is None else number
+    if len(problems) > 10:
+        problems = [*problems[:10], f"and {len(problems) - 10} more such rows."]
+    problems += _coverage_problems(fold_of, ids)
+    if problems:
+        raise problem_report(where, problems)
+    return np.array([fold_of[name] for name in ids], dtype=np.int64)
+
+
+def _fold_number(value: object) -> int | None:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() and number >= 0 else None
+
+
+def _coverage_problems(fold_of: dict[str, int], ids: Sequence[str]) -> list[str]:
+    known = set(ids)
+    missing = [name for name in ids if name not in fold_of]
+    extra = [name for name in fold_of if name and name not in known]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} training ids have no fold: {shorten(missing)}.")
+    if extra:
+        problems.append(f"{len(extra)} ids are not in the training table: {shorten(extra)}. Remove these rows.")
+    used = {fold for fold in fold_of.values() if fold >= 0}
+    if len(used) < 2:
+        problems.append(f"at least two folds are needed. Got {shorten(sorted(used)) or 'none'} instead.")
+    elif len(used) <= max(used):
+        gaps = [fold for fold in range(min(max(used), 1000)) if fold not in used]
+        problems.append(
+            f"folds are numbered from 0 without gaps, up to {max(used)} here: no row has fold {shorten(gaps)}."
+        )
+    return problems

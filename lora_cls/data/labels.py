@@ -1,0 +1,71 @@
+"""Label values: what counts as 0, as 1, as missing, and as a mistake."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.data.table import is_missing
+
+MISSING, BAD = -1, -2
+EXPECTED = "0 or 1 (or true/false)"
+
+# In a label column these words can only mean an empty cell; in a text they are words.
+_MISSING_WORDS = frozenset({"nan", "na", "<na>", "null", "none"})
+
+
+def parse_labels(values: pd.Series) -> np.ndarray:
+    """Read a column of labels.
+
+    Parameters
+    ----------
+    values : Series of shape (n_samples,)
+        0/1, 0.0/1.0, booleans, or the same as text in any case (`"TRUE"`, `"1.0"`).
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), int8
+        0 or 1, `MISSING` for an empty cell, `BAD` for anything else.
+    """
+    known: dict[str, int] = {}
+    codes = np.empty(len(values), dtype=np.int8)
+    for i, value in enumerate(values.tolist()):
+        if isinstance(value, str):
+            if value not in known:
+                known[value] = _code_of_text(value)
+            codes[i] = known[value]
+        else:
+            codes[i] = _code(value)
+    return codes
+
+
+def looks_like_labels(values: pd.Series) -> bool:
+    """Whether at least half of a column's filled cells are 0/1.
+
+    Not all of them: a label column with one mistake must be found, so that the mistake is reported.
+    """
+    codes = parse_labels(values)
+    good = int((codes >= 0).sum())
+    return good > 0 and good >= int((codes == BAD).sum())
+
+
+def _code(value: object) -> int:
+    if is_missing(value):
+        return MISSING
+    if isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)) and value in (0, 1):
+        return int(value)
+    return BAD
+
+
+def _code_of_text(value: str) -> int:
+    word = value.strip().lower()
+    if not word or word in _MISSING_WORDS:
+        return MISSING
+    if word in ("true", "false"):
+        return int(word == "true")
+    try:
+        return _code(float(word))
+    except ValueError:
+        return BAD

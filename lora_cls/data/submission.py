@@ -1,0 +1,151 @@
+"""Submissions: a table of id and 0/1 columns, in the order that the sample submission has."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lora_cls.data.columns import sample_id_column
+from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.errors import DataError, did_you_mean, shorten
+
+
+def read_sample_submission(
+    source: Source, test_ids: Sequence[str], label_names: Sequence[str], id_column: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Read a sample submission and check it against the test table and the labels.
+
+    Parameters
+    ----------
+    source : path or DataFrame
+    test_ids : ids of the test table, in any order
+    label_names : the labels that are predicted, in any order
+    id_column : str or None
+        Null, or a name that the sample lacks, takes its column named id, or else its first.
+
+    Returns
+    -------
+    columns : list of str
+        All columns in the sample's order, its id column included.
+    ids : list of str
+        In the sample's order.
+
+    Raises
+    ------
+    DataError
+        With all problems, one line each: ids missing, extra or repeated; columns missing or unknown.
+    """
+    frame = read_table(source, name="the sample submission")
+    id_name = sample_id_column(frame, id_column)
+    cells = frame[id_name].tolist()
+    ids = ["" if is_missing(value) else as_id(value) for value in cells]
+    problems = []
+    columns = [str(name) for name in frame.columns]
+    for name in columns:
+        if name != id_name and name not in label_names:
+            unused = [label for label in label_names if label not in columns]
+            problems.append(
+                f"column '{name}' is none of the labels ({shorten(label_names)}).{did_you_mean(name, unused)}"
+            )
+    problems += [
+        f"there is no column for the label '{name}'.{did_you_mean(name, columns)}"
+        for name in label_names
+        if name not in columns or name == id_name
+    ]
+    blank = [row_name(frame, i) for i, value in enumerate(ids) if not value]
+    if blank:
+        problems.append(f"column '{id_name}': no id at {shorten(blank)}.")
+    problems += _id_problems([value for value in ids if value], test_ids, "the test table")
+    if problems:
+        raise problem_report(str(frame.attrs["source"]), problems)
+    return columns, ids
+
+
+def write_submission(
+    path: str | os.PathLike[str],
+    ids: Sequence[str],
+    y_pred: np.ndarray,
+    label_names: Sequence[str],
+    *,
+    id_name: str | None = "id",
+    sample: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> Path:
+    """Write predictions as CSV; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+    ids : length n_samples
+    y_pred : ndarray of shape (n_samples, n_labels)
+        0 or 1.
+    label_names : length n_labels
+    id_name : str or None
+        Header of the id column where there is no sample; None is `id`.
+    sample : (columns, ids), as `read_sample_submission` returns them
+        The order of columns and rows to follow.
+
+    Raises
+    ------
+    DataError
+        If shapes do not agree, if a value is neither 0 nor 1, or if the sample does not fit.
+    """
+    y_pred = np.asarray(y_pred)
+    expected = (len(ids), len(label_names))
+    if y_pred.shape != expected:
+        raise DataError(
+            f"y_pred must be of shape {expected}: one row per id, one column per label. Got {y_pred.shape}."
+        )
+    if not np.isin(y_pred, (0, 1)).all():
+        wrong = y_pred[~np.isin(y_pred, (0, 1))][0].item()
+        raise DataError(f"A submission holds 0 and 1: apply the thresholds before. Got {wrong!r} instead.")
+    columns, order = sample or ([id_name or "id", *label_names], ids)
+    unknown = [name for name in label_names if name not in columns]
+    surplus = [name for name in columns if name not in label_names]
+    problems = _id_problems(order, ids, "the predictions")
+    if unknown or len(surplus) != 1:
+        problems.append(
+            f"the sample must have one id column and the labels {shorten(label_names)}. Got {shorten(columns)} instead."
+        )
+    if problems:
+        raise problem_report("the submission", problems)
+    row_of = {value: i for i, value in enumerate(ids)}
+    column_of = {name: i for i, name in enumerate(label_names)}
+    values = y_pred.astype(np.int8).tolist()
+    lines = (
+        [values[row_of[value]][column_of[name]] if name in column_of else value for name in columns] for value in order
+    )
+    return _write_csv(Path(path), [list(columns), *lines])
+
+
+def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not tempfile: its files are readable by their owner only, and os.replace would keep that.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _id_problems(ids: Sequence[str], expected: Sequence[str], whose: str) -> list[str]:
+    """What keeps two lists of ids from being the same set, each id once."""
+    problems = []
+    given, wanted = set(ids), set(expected)
+    twice = [value for value, count in Counter(ids).items() if count > 1]
+    missing = [value for value in expected if value not in given]
+    extra = [value for value in dict.fromkeys(ids) if value not in wanted]
+    if twice:
+        problems.append(f"{len(twice)} ids stand more than once: {shorten(twice)}.")
+    if missing:
+        problems.append(f"{len(missing)} ids of {whose} are missing: {shorten(missing)}.")
+    if extra:
+        problems.append(f"{len(extra)} ids are not in {whose}: {shorten(extra)}.")
+    return problems

@@ -1,0 +1,43 @@
+"""Errors that users can act on. The command line prints them without a traceback and exits with 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LoraClsError(Exception):
+    """Something the user can mend: the message says what was wrong, where, and what to do."""
+
+
+class RecipeError(LoraClsError):
+    """A recipe that cannot be run as written."""
+
+
+class DataError(LoraClsError):
+    """A table that cannot be used as given; names the file, rows and columns."""
+
+
+class BackboneError(LoraClsError):
+    """A pretrained model that cannot be found, opened or quantized here."""
+
+
+class RunError(LoraClsError):
+    """A run folder that is missing, incomplete, damaged, or belongs to another recipe or other data."""
+
+
+class TrainingError(LoraClsError):
+    """Training that went wrong: a loss that is not a number, names fold, epoch and step."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest known name, or an empty string."""
+    near = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def shorten(values: Iterable[object], at_most: int = 10) -> str:
+    """`a, b, c and 7 more`: long lists in messages stay readable."""
+    texts = [str(value) for value in values]
+    more = len(texts) - at_most
+    return ", ".join(texts[:at_most]) + (f" and {more} more" if more > 0 else "")

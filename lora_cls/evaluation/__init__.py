@@ -1,0 +1,46 @@
+"""Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
+
+Reading order: `thresholds` (scores to decisions), `metrics` (decisions to figures), `intervals` (how sure the figures
+are), `probabilities` (logits to probabilities, several folds to one score).
+
+Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
+float64 scores of the same shape, `fold` and `groups` hold one integer per row. A prediction is positive at
+`y_score >= threshold`.
+"""
+
+from lora_cls.evaluation.intervals import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_macro_f1,
+    bootstrap_unpaired_difference,
+)
+from lora_cls.evaluation.metrics import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
+from lora_cls.evaluation.probabilities import combine_folds, corrected_probabilities, logit
+from lora_cls.evaluation.thresholds import (
+    CrossFit,
+    apply_thresholds,
+    best_f1_threshold,
+    cross_fit_thresholds,
+    tune_thresholds,
+)
+
+__all__ = [
+    "CrossFit",
+    "Interval",
+    "apply_thresholds",
+    "best_f1_threshold",
+    "bootstrap_difference",
+    "bootstrap_macro_f1",
+    "bootstrap_unpaired_difference",
+    "combine_folds",
+    "corrected_probabilities",
+    "cross_fit_thresholds",
+    "exact_match",
+    "f1_scores",
+    "label_table",
+    "logit",
+    "macro_f1",
+    "micro_f1",
+    "summary",
+    "tune_thresholds",
+]

@@ -1,0 +1,146 @@
+"""Probabilities: from each fold's logits to comparable probabilities, and from several folds to one score."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lora_cls.evaluation._arrays import FloatArray, as_scores
+
+Combination = Literal["mean_proba", "mean_logit", "vote"]
+
+
+def corrected_probabilities(logits: npt.ArrayLike, pos_weight: npt.ArrayLike) -> FloatArray:
+    """`sigmoid(logits - log(pos_weight))`: the probabilities that a loss with positive weights hides.
+
+    Binary cross-entropy that counts positives `w` times, -w p log s - (1 - p) log(1 - s), is least at s / (1 - s) =
+    w p / (1 - p). The ideal logit is therefore the log-odds plus log w; taking log w away gives p back. Each fold has
+    its own w, so only corrected probabilities of different folds can be pooled or averaged.
+
+    Parameters
+    ----------
+    logits : array of float of shape (..., n_labels)
+        For instance (n_samples, n_labels), or (n_folds, n_samples, n_labels).
+    pos_weight : array of float of shape (n_labels,), or any that broadcasts to the shape of `logits`
+        For instance (n_folds, 1, n_labels). 1 for no weight.
+
+    Returns
+    -------
+    ndarray of float64, the shape of `logits`
+
+    Raises
+    ------
+    ValueError
+        For NaN or infinite logits, weights that are not positive and finite, and shapes that do not fit.
+    """
+    from scipy.special import expit
+
+    values = as_scores(logits, "logits", ndim=None)
+    weights = as_scores(pos_weight, "pos_weight", ndim=None)
+    if not np.all(weights > 0):
+        raise ValueError(
+            f"The 'pos_weight' parameter must be greater than 0. Got {weights.min()} among its values instead."
+        )
+    _must_broadcast(weights, "pos_weight", values, "logits")
+    return np.asarray(expit(values - np.log(weights)))
+
+
+def logit(proba: npt.ArrayLike, *, eps: float = 1e-12) -> FloatArray:
+    """`log(p / (1 - p))` with p kept within [eps, 1 - eps], so that 0 and 1 stay finite (about -27.6 and 27.6).
+
+    Parameters
+    ----------
+    proba : array of float of any shape, within [0, 1]
+    eps : float
+
+    Returns
+    -------
+    ndarray of float64, the shape of `proba`
+
+    Raises
+    ------
+    ValueError
+        For NaN and values outside [0, 1].
+    """
+    from scipy.special import logit as unclipped_logit
+
+    p = _as_proba(proba, "proba", ndim=None)
+    return np.asarray(unclipped_logit(np.clip(p, eps, 1 - eps)))
+
+
+def combine_folds(
+    y_score_per_fold: npt.ArrayLike, how: Combination = "mean_proba", thresholds: npt.ArrayLike | None = None
+) -> FloatArray:
+    """One score per row and label from the models of several folds.
+
+    Parameters
+    ----------
+    y_score_per_fold : array of float of shape (n_folds, n_samples, n_labels)
+        Corrected probabilities, see `corrected_probabilities`.
+    how : {"mean_proba", "mean_logit", "vote"}
+        "mean_proba": the mean. "mean_logit": the sigmoid of the mean of the logits. "vote": the share of folds whose
+        score reaches its threshold; decide at >= 0.5, not at `thresholds`. Half of the folds, possible with an even
+        number, is then enough.
+    thresholds : float, or array of shape (n_labels,) or (n_folds, n_labels)
+        For "vote", and only for it.
+
+    Returns
+    -------
+    ndarray of float64 of shape (n_samples, n_labels)
+
+    Raises
+    ------
+    ValueError
+        For an unknown `how`, no folds, NaN and scores outside [0, 1], and thresholds that are missing, unused, or of
+        a shape that does not fit.
+    """
+    scores = _as_proba(y_score_per_fold, "y_score_per_fold", ndim=3)
+    if len(scores) == 0:
+        raise ValueError("The 'y_score_per_fold' parameter must hold at least one fold. Got none instead.")
+    if how not in ("mean_proba", "mean_logit", "vote"):
+        raise ValueError(f"The 'how' parameter must be 'mean_proba', 'mean_logit' or 'vote'. Got {how!r} instead.")
+    if (thresholds is None) == (how == "vote"):
+        raise ValueError(
+            f"The 'thresholds' parameter must be given for how='vote' and only then. "
+            f"Got {thresholds!r} for {how!r} instead."
+        )
+    if thresholds is not None:
+        return _votes(scores, as_scores(thresholds, "thresholds", ndim=None))
+    if how == "mean_logit":
+        from scipy.special import expit
+
+        return np.asarray(expit(logit(scores).mean(axis=0)))
+    return np.asarray(scores.mean(axis=0))
+
+
+def _votes(scores: FloatArray, thresholds: FloatArray) -> FloatArray:
+    n_folds, _, n_labels = scores.shape
+    if thresholds.shape not in ((), (n_labels,), (n_folds, n_labels)):
+        raise ValueError(
+            f"The 'thresholds' parameter must be one number, or have shape {(n_labels,)} or {(n_folds, n_labels)}. "
+            f"Got shape {thresholds.shape} instead."
+        )
+    limits = thresholds[:, None, :] if thresholds.ndim == 2 else thresholds
+    # Counted, then divided once: half of the folds is exactly 0.5.
+    return np.asarray((scores >= limits).sum(axis=0) / n_folds)
+
+
+def _as_proba(values: npt.ArrayLike, name: str, ndim: int | None) -> FloatArray:
+    proba = as_scores(values, name, ndim)
+    outside = (proba < 0) | (proba > 1)
+    if outside.any():
+        raise ValueError(f"The '{name}' parameter must hold probabilities in [0, 1]. Got {proba[outside][0]} instead.")
+    return proba
+
+
+def _must_broadcast(array: FloatArray, name: str, target: FloatArray, target_name: str) -> None:
+    """ValueError unless `array` broadcasts to the shape of `target` without enlarging it."""
+    try:
+        np.broadcast_to(array, target.shape)
+    except ValueError:
+        raise ValueError(
+            f"The '{name}' parameter must broadcast to the shape of '{target_name}', {target.shape}. "
+            f"Got shape {array.shape} instead."
+        ) from None

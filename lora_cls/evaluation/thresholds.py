@@ -1,0 +1,232 @@
+"""Thresholds: from scores to decisions.
+
+A cut is a line between two different scores: rows with equal scores are never separated. F1 only changes at cuts, so
+looking at every cut finds the best threshold exactly (Lipton, Elkan and Naryanaswamy 2014, "Optimal Thresholding of
+Classifiers to Maximize F1 Measure", ECML PKDD); one descending sort and cumulative sums look at all of them.
+
+A threshold tuned on the rows it is scored on flatters. `cross_fit_thresholds` decides every row by thresholds that
+other folds chose; `tune_thresholds` on all rows gives the thresholds to ship.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lora_cls.evaluation._arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
+
+Strategy = Literal["per_label", "global", "fixed"]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossFit:
+    """Decisions by thresholds that never saw the rows they decide."""
+
+    thresholds: dict[int, FloatArray]
+    """Fold to the thresholds, of shape (n_labels,), tuned on the rows of all other folds."""
+    y_pred: npt.NDArray[np.int8]
+    """Decisions of shape (n_samples, n_labels), in the order of the rows given."""
+
+
+def best_f1_threshold(
+    y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, min_positives: int = 5, default: float = 0.5
+) -> float:
+    """The threshold with the greatest F1 for one label, exactly, in O(n log n).
+
+    Parameters
+    ----------
+    y_true : array of 0/1 of shape (n_samples,)
+    y_score : array of float of shape (n_samples,)
+    min_positives : int
+        A label with fewer positives keeps `default`: its best cut would be chance.
+    default : float
+        Returned for too few positives, no positives at all (whatever `min_positives`) and empty input.
+
+    Returns
+    -------
+    float
+        The midpoint of the two scores that the best cut separates (the upper one if the midpoint rounds to the lower).
+        The cut below all scores, where every row is positive, is given as the lowest score; a label without negatives
+        always ends there. Of cuts with equal F1 the highest wins, the one with the fewest positive decisions.
+
+    Raises
+    ------
+    ValueError
+        For shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+    """
+    truth, scores = as_binary(y_true, "y_true", ndim=1), as_scores(y_score, "y_score", ndim=1)
+    same_shape(truth, "y_true", scores, "y_score")
+    return _highest_best_cut(truth[:, None], scores[:, None], min_positives, default)
+
+
+def tune_thresholds(
+    y_true: npt.ArrayLike,
+    y_score: npt.ArrayLike,
+    *,
+    strategy: Strategy = "per_label",
+    min_positives: int = 5,
+    default: float = 0.5,
+) -> FloatArray:
+    """Thresholds that maximise macro-F1 on the rows given.
+
+    Parameters
+    ----------
+    y_true : array of 0/1 of shape (n_samples, n_labels)
+    y_score : array of float of shape (n_samples, n_labels)
+    strategy : {"per_label", "global", "fixed"}
+        "per_label" calls `best_f1_threshold` for every label, which maximises macro-F1 as its terms are independent.
+        "global" finds the one threshold with the greatest macro-F1 over all labels, exactly: it visits every distinct
+        score of every label after one sort. "fixed" gives every label `default`.
+    min_positives : int
+        "per_label": a label with fewer positives keeps `default`. "global": `default` if all labels together have
+        fewer.
+    default : float
+
+    Returns
+    -------
+    ndarray of float64 of shape (n_labels,)
+
+    Raises
+    ------
+    ValueError
+        For an unknown strategy, shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+    """
+    truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
+    same_shape(truth, "y_true", scores, "y_score")
+    n_labels = truth.shape[1]
+    if strategy == "per_label":
+        columns = (slice(j, j + 1) for j in range(n_labels))
+        return np.array([_highest_best_cut(truth[:, c], scores[:, c], min_positives, default) for c in columns], float)
+    if strategy == "global":
+        return np.full(n_labels, _highest_best_cut(truth, scores, min_positives, default))
+    if strategy == "fixed":
+        return np.full(n_labels, float(default))
+    raise ValueError(f"The 'strategy' parameter must be 'per_label', 'global' or 'fixed'. Got {strategy!r} instead.")
+
+
+def apply_thresholds(
+    y_score: npt.ArrayLike, thresholds: npt.ArrayLike, *, at_least_one: bool = False
+) -> npt.NDArray[np.int8]:
+    """Decisions: 1 where `y_score >= threshold`.
+
+    Parameters
+    ----------
+    y_score : array of float of shape (n_samples, n_labels)
+    thresholds : float, or array of float of shape (n_labels,)
+    at_least_one : bool
+        Give a row without any positive label the one with the greatest margin `y_score - threshold` (the first of
+        equals). For tasks in which every row has a label.
+
+    Returns
+    -------
+    ndarray of int8 of shape (n_samples, n_labels)
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, and NaN or infinite scores or thresholds.
+    """
+    # Both sides in float64: a threshold rounded to float32 may fall on the score just below it.
+    scores = as_scores(y_score, "y_score")
+    n_labels = scores.shape[1]
+    limits = as_scores(thresholds, "thresholds", ndim=None)
+    if limits.shape not in ((), (n_labels,)):
+        raise ValueError(
+            f"The 'thresholds' parameter must be one number or one per label ({n_labels}). "
+            f"Got shape {limits.shape} instead."
+        )
+    y_pred = (scores >= limits).astype(np.int8)
+    if at_least_one and n_labels:
+        bare = np.flatnonzero(~y_pred.any(axis=1))
+        y_pred[bare, np.argmax(scores[bare] - limits, axis=1)] = 1
+    return y_pred
+
+
+def cross_fit_thresholds(
+    y_true: npt.ArrayLike,
+    y_score: npt.ArrayLike,
+    fold: npt.ArrayLike,
+    *,
+    strategy: Strategy = "per_label",
+    min_positives: int = 5,
+    default: float = 0.5,
+    at_least_one: bool = False,
+) -> CrossFit:
+    """Decide the rows of each fold by thresholds tuned on the rows of all other folds.
+
+    Parameters
+    ----------
+    y_true : array of 0/1 of shape (n_samples, n_labels)
+    y_score : array of float of shape (n_samples, n_labels)
+        Out-of-fold scores: each row's by a model that did not train on it.
+    fold : array of int of shape (n_samples,)
+    strategy, min_positives, default
+        As in `tune_thresholds`.
+    at_least_one : bool
+        As in `apply_thresholds`.
+
+    Returns
+    -------
+    CrossFit
+
+    Raises
+    ------
+    ValueError
+        For fewer than two folds, and for whatever `tune_thresholds` refuses.
+    """
+    truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
+    same_shape(truth, "y_true", scores, "y_score")
+    fold_of_row = as_row_keys(fold, "fold", len(truth))
+    folds = np.unique(fold_of_row)
+    if len(folds) < 2:
+        raise ValueError(
+            "The 'fold' parameter must hold at least two folds: the thresholds of a fold are tuned on the others. "
+            f"Got {folds.tolist()} instead; with one fold, use a fixed threshold."
+        )
+    thresholds: dict[int, FloatArray] = {}
+    y_pred = np.empty(truth.shape, dtype=np.int8)
+    for k in folds:
+        inside = fold_of_row == k
+        tuned = tune_thresholds(
+            truth[~inside], scores[~inside], strategy=strategy, min_positives=min_positives, default=default
+        )
+        thresholds[int(k)] = tuned
+        y_pred[inside] = apply_thresholds(scores[inside], tuned, at_least_one=at_least_one)
+    return CrossFit(thresholds=thresholds, y_pred=y_pred)
+
+
+def _highest_best_cut(truth: BoolArray, scores: FloatArray, min_positives: int, default: float) -> float:
+    """The one threshold for all columns with the greatest sum of F1; of equals the highest."""
+    if truth.sum() < max(min_positives, 1):
+        return float(default)
+    n, n_labels = truth.shape
+    order = np.argsort(-scores, axis=0)
+    positives = np.cumsum(np.take_along_axis(truth, order, axis=0), axis=0, dtype=np.int64)
+    # F1 = 2 tp / (decided positive + truly positive), after each row of each label's own descending order.
+    f1 = 2 * positives / (np.arange(1, n + 1)[:, None] + positives[-1])
+
+    # What each row adds to the sum of F1 when the threshold falls to its score. In whole numbers these steps add up to
+    # each label's F1 without drift, however many there are; equal sums can then differ by n_labels at most.
+    unit = 1 << min(52, 62 - n_labels.bit_length())
+    steps = np.diff(np.rint(f1 * unit).astype(np.int64), axis=0, prepend=0).ravel()
+    falling = np.take_along_axis(scores, order, axis=0).ravel()
+    if n_labels > 1:  # one label is in order already
+        order = np.argsort(-falling)
+        steps, falling = steps[order], falling[order]
+
+    cuts = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))  # the last row of every run of equal scores
+    total = np.cumsum(steps)[cuts]
+    slack = n_labels if n_labels > 1 else 0
+    best = int(cuts[np.argmax(total >= total.max() - slack)])
+    if best == len(falling) - 1:
+        return float(falling[-1])
+    return _between(lower=float(falling[best + 1]), upper=float(falling[best]))
+
+
+def _between(lower: float, upper: float) -> float:
+    """The midpoint, or `upper` where it would round to `lower`: either way `>=` separates the two."""
+    middle = lower / 2 + upper / 2  # halves first: the sum of two large scores may overflow
+    return middle if lower < middle <= upper else upper

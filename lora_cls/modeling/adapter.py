@@ -1,0 +1,213 @@
+"""LoRA through PEFT, or full fine-tuning: building, resetting, saving and strictly reloading what was trained."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lora_cls.errors import BackboneError, RunError, did_you_mean, shorten
+from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head, reset_head
+from lora_cls.modeling.quiet import quiet_transformers
+from lora_cls.recipe import Lora, Recipe
+
+HEAD_FILE = "head.safetensors"  # beside a fully fine-tuned model; a LoRA adapter carries the head inside
+
+
+def find_layers(base: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The stack of transformer blocks and its dotted name: the one ModuleList as long as the configuration says.
+
+    Raises
+    ------
+    BackboneError
+        If there is none or more than one (ALBERT, for instance, shares one layer).
+    """
+    n_layers = base.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    found = [
+        (name, module)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers and len({type(m) for m in module}) == 1
+    ]
+    if len(found) != 1:
+        raise BackboneError(
+            f"{type(base).__name__}: cannot tell which module list holds the {n_layers} layers. "
+            "Name lora.target_modules as a regular expression."
+        )
+    return found[0]
+
+
+def target_pattern(base: nn.Module, lora: Lora) -> str:
+    """A regular expression for PEFT that matches the modules to adapt.
+
+    PEFT refuses its own `all-linear` together with `layers_to_transform`, and would wrap a pooler that nothing reads;
+    a pattern over the transformer blocks says exactly what is meant, and opens in plain PEFT.
+
+    Raises
+    ------
+    BackboneError
+        If a named module or layer does not exist; names the nearest.
+    """
+    if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
+        return lora.target_modules
+    path, layers = find_layers(base)
+    inside = {name: module for name, module in layers[0].named_modules() if name}
+    linear = [
+        name for name, module in inside.items() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    ]
+    if lora.target_modules == "all-linear":
+        wanted = linear
+    else:
+        wanted = [name for name in inside if any(name == t or name.endswith(f".{t}") for t in lora.target_modules)]
+        leaves = sorted({name.rpartition(".")[2] for name in linear})
+        for target in lora.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in inside):
+                raise BackboneError(
+                    f"lora.target_modules: no module '{target}' in the layers of {type(base).__name__} "
+                    f"(linear modules: {', '.join(leaves)}).{did_you_mean(target, leaves)}"
+                )
+    indices = lora.layers_to_transform
+    if indices is None:
+        number = r"\d+"
+    else:
+        outside = [i for i in indices if not 0 <= i < len(layers)]
+        if outside or not indices:
+            raise BackboneError(f"lora.layers_to_transform: {indices} must name layers from 0 to {len(layers) - 1}.")
+        number = f"({'|'.join(map(str, sorted(indices)))})"
+    return rf"{re.escape(path)}\.{number}\.({'|'.join(re.escape(name) for name in wanted)})"
+
+
+def build_model(base: Any, recipe: Recipe, n_labels: int) -> SequenceClassifier:
+    """Attach head and adapters to a loaded base.
+
+    With `lora: null` every parameter is trained in fp32; else the base stays frozen as it was loaded, and adapters and
+    head are fp32.
+    """
+    attach_head(base, n_labels)
+    if recipe.lora is None:
+        backbone: nn.Module = base.float().requires_grad_(True)
+    else:
+        from peft import LoraConfig, get_peft_model
+
+        given = recipe.lora.model_dump(exclude={"layers_to_transform"})
+        config = LoraConfig(**given | {"target_modules": target_pattern(base, recipe.lora)}, modules_to_save=[HEAD])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
+                backbone = get_peft_model(base, config)
+        except ValueError as error:
+            raise BackboneError(f"lora: {error}") from error
+    if recipe.train.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return SequenceClassifier(backbone, recipe.head.pooling, recipe.head.dropout)
+
+
+def reset_model(model: SequenceClassifier, recipe: Recipe, seed: int) -> None:
+    """Fresh adapters and head from a seed, so that K folds share one loaded base.
+
+    Full fine-tuning gets a fresh head only: its base must be loaded again.
+    """
+    torch.manual_seed(seed)
+    if recipe.lora is not None:
+        for module in model.base.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters("default", recipe.lora.init_lora_weights)
+    reset_head(trainable_head(model))
+
+
+def trainable_head(model: SequenceClassifier) -> nn.Module:
+    """The head that is trained: PEFT keeps the original beside its own copy."""
+    head: Any = getattr(model.base, HEAD)
+    return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
+
+
+def save_model(model: SequenceClassifier, folder: Path) -> None:
+    """Write what was trained, by temporary name and rename.
+
+    With adapters: PEFT's own files (`adapter_config.json`, `adapter_model.safetensors`), head included. Fully
+    fine-tuned: the base in Hugging Face's layout, and the head in `head.safetensors`.
+    """
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    base = model.base
+    if model.backbone is base:
+        head: nn.Module = getattr(base, HEAD)
+        delattr(base, HEAD)  # so that the folder is a plain model that opens anywhere without unknown keys
+        try:
+            with quiet_transformers():
+                base.save_pretrained(scratch)
+        finally:
+            setattr(base, HEAD, head)
+        save_file({f"{HEAD}.{k}": v.contiguous() for k, v in head.state_dict().items()}, scratch / HEAD_FILE)
+    else:
+        backbone: Any = model.backbone
+        backbone.save_pretrained(scratch, save_embedding_layers=False)
+        (scratch / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the run's own README says more
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(scratch, folder)
+
+
+def load_model_weights(model: SequenceClassifier, folder: Path) -> None:
+    """Read back what `save_model` wrote, into a model built by the same recipe.
+
+    Raises
+    ------
+    RunError
+        If a file is missing or damaged, or if any key is missing, unknown or of another shape: never only a warning.
+    """
+    base: Any = model.base
+    if model.backbone is base:
+        state = _read(folder / "model.safetensors") | _read(folder / HEAD_FILE)
+        expected = {k: v for k, v in base.state_dict().items() if k in state or not _is_tied(base, k)}
+    else:
+        from peft import get_peft_model_state_dict
+
+        state = _read(folder / "adapter_model.safetensors")
+        expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+    _check_keys(folder, state, expected)
+    if model.backbone is base:
+        base.load_state_dict(state, strict=False)
+    else:
+        from peft import set_peft_model_state_dict
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # base weights count as missing keys there; ours were compared above
+            set_peft_model_state_dict(model.backbone, state)
+
+
+def _is_tied(base: Any, key: str) -> bool:
+    tied = getattr(base, "all_tied_weights_keys", None) or {}
+    return key in tied
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if not file.is_file():
+        raise RunError(f"{file} is missing: the fold is incomplete or the file was removed. Train the fold again.")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{file} is damaged ({error}). Train the fold again, or restore the file.") from error
+
+
+def _check_keys(folder: Path, state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in sorted(set(state) & set(expected))
+        if state[key].shape != expected[key].shape
+    ]
+    problems = [
+        f"{len(found)} {what}: {shorten(found, 4)}"
+        for what, found in (("missing keys", missing), ("unknown keys", unknown), ("shapes that differ", shapes))
+        if found
+    ]
+    if problems:
+        raise RunError(f"{folder} does not fit this model. " + "; ".join(problems) + ". Is the base another one?")

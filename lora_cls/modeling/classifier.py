@@ -1,0 +1,83 @@
+"""The model that is trained: a base, a pooled hidden state, and a linear head in fp32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+HEAD = "score"  # the head's attribute on the base model: one PEFT folder then carries adapter and head
+
+
+def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """One vector per row, by attention mask: right for any padding side, batch size or token id.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (n_rows, n_tokens, hidden_size)
+    attention_mask : Tensor of shape (n_rows, n_tokens), 1 for real tokens
+    pooling : `last_token`, `mean` or `cls` (the first real token)
+
+    Returns
+    -------
+    Tensor of shape (n_rows, hidden_size), float32
+    """
+    if pooling == "mean":
+        weights = attention_mask.unsqueeze(-1).float()
+        return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
+    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    if pooling == "last_token":
+        index = (attention_mask * positions).argmax(1)
+    else:
+        index = attention_mask.argmax(1)
+    return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
+
+
+class SequenceClassifier(nn.Module):
+    """A backbone with the head attached to its base model as `score`.
+
+    Parameters
+    ----------
+    backbone : the bare transformer, or a PeftModel around it
+    pooling : see `pool`
+    dropout : on the pooled vector, in training
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: str, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.dropout = nn.Dropout(dropout)
+
+    @property
+    def base(self) -> Any:
+        """The transformer itself, adapters injected where there are any."""
+        backbone: Any = self.backbone
+        return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits, Tensor of shape (n_rows, n_labels), float32."""
+        hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        pooled = self.dropout(pool(hidden, attention_mask, self.pooling))
+        with torch.autocast(pooled.device.type, enabled=False):  # the head stays in fp32 whatever the base computes in
+            return getattr(self.base, HEAD)(pooled)
+
+
+def attach_head(base: nn.Module, n_labels: int) -> None:
+    """Give `base` a fresh fp32 linear head as `base.score`."""
+    config: Any = base.config
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    head = nn.Linear(text_config.hidden_size, n_labels, dtype=torch.float32)
+    head.to(next(base.parameters()).device)
+    setattr(base, HEAD, head)
+
+
+def reset_head(head: nn.Module) -> None:
+    """Small normal weights and zero bias: the first logits are near 0, whatever the scale of the hidden state."""
+    for name, parameter in head.named_parameters():
+        with torch.no_grad():
+            if name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.normal_(0.0, 0.02)

@@ -1,0 +1,125 @@
+"""Loading a base model and its tokenizer, in the precision and quantization that the recipe asks for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cls.errors import BackboneError
+from lora_cls.modeling.quiet import quiet_transformers
+from lora_cls.modeling.source import Source, find_source
+from lora_cls.recipe import Backbone, Quantization
+
+
+def load_tokenizer(backbone: Backbone, source: Source | None = None) -> Any:
+    """The tokenizer of a backbone (a `PreTrainedTokenizerBase`)."""
+    from transformers import AutoTokenizer
+
+    source = source or find_source(backbone.name_or_path, backbone.revision)
+    return _from_hub(
+        source,
+        lambda: AutoTokenizer.from_pretrained(
+            source.path_or_id, revision=source.revision, trust_remote_code=backbone.trust_remote_code
+        ),
+    )
+
+
+def load_base(
+    backbone: Backbone,
+    quantization: Quantization | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    source: Source | None = None,
+    attn_implementation: str | None = None,
+) -> nn.Module:
+    """The bare base model (no head) in eval mode on `device`, its parameters frozen.
+
+    Raises
+    ------
+    BackboneError
+        If it cannot be found or opened; says what to install or set.
+    """
+    from transformers import AutoModel
+
+    source = source or find_source(backbone.name_or_path, backbone.revision)
+    options: dict[str, Any] = {"dtype": dtype}
+    if attn_implementation and attn_implementation != "auto":
+        options["attn_implementation"] = attn_implementation
+    if quantization:
+        options |= {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit logs a line per layer and step
+    with quiet_transformers():
+        base: Any = _from_hub(
+            source,
+            lambda: AutoModel.from_pretrained(
+                source.path_or_id,
+                revision=source.revision,
+                trust_remote_code=backbone.trust_remote_code,
+                **options,
+            ),
+        )
+    if quantization:
+        _keep_4bit_trainable(base)
+    else:
+        base.to(device)
+    base.config.use_cache = False
+    return base.eval().requires_grad_(False)
+
+
+def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
+    """The recipe's section as transformers' `BitsAndBytesConfig`."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _keep_4bit_trainable(base: nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in place during evaluation on CPUs with AVX512-BF16.
+
+    The first forward pass in eval mode would repack them, and every LoRA gradient after it would be silently wrong
+    (bitsandbytes 0.50, `Linear4bit.forward`).
+    """
+    module: Any
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _from_hub(source: Source, load: Any) -> Any:
+    """Call `load`, turning the hub's many failures into one sentence that says what to do."""
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        text = str(error)
+        if source.is_local:
+            raise BackboneError(f"{source.name} cannot be opened from {source.path_or_id}: {text}") from error
+        if "gated repo" in text or "awaiting a review" in text:
+            raise BackboneError(
+                f"{source.name} is gated: accept its licence on its hub page, then run `hf auth login` or set HF_TOKEN."
+            ) from error
+        if "trust_remote_code" in text:
+            raise BackboneError(
+                f"{source.name} needs Python code from its repository. If you trust it, set "
+                "backbone.trust_remote_code: true and pin backbone.revision to a commit."
+            ) from error
+        if "is not a valid model identifier" in text or "is not a local folder" in text:
+            raise BackboneError(
+                f"The hub has no model '{source.name}' (or it is private: run `hf auth login` or set HF_TOKEN)."
+            ) from error
+        if isinstance(error, OSError):
+            raise BackboneError(
+                f"{source.name} is neither in the local cache nor can it be fetched (offline?). Fetch it where there "
+                f"is a network, with `hf download {source.name}`, and copy the folder; set backbone.name_or_path to "
+                "the folder, or unset HF_HUB_OFFLINE."
+            ) from error
+        raise BackboneError(f"{source.name} cannot be opened: {text}") from error

@@ -1,0 +1,139 @@
+"""New texts through the models of a run: probabilities, decisions, submissions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.analysis.tune import decide
+from lora_cls.data import Columns, load_test, read_sample_submission, write_submission
+from lora_cls.errors import RunError
+from lora_cls.evaluation import corrected_probabilities
+from lora_cls.runs import FoldFolder, RunFolder, read_json, write_csv
+from lora_cls.training.learner import make_learner
+
+Models = Literal["folds", "refit"]
+
+
+class Classifier:
+    """The models of a run folder, ready for texts.
+
+    Use `Classifier.load`. Answers are those of all finished folds together, or of the model trained on all rows.
+    """
+
+    def __init__(self, run: RunFolder, folders: list[FoldFolder], thresholds: np.ndarray, backbone: str | None) -> None:
+        self.run = run
+        self.recipe = run.recipe
+        self.label_names = run.label_names
+        self.thresholds = thresholds
+        self._folders = folders
+        self._weights = np.array([read_json(folder.info)["pos_weight"] for folder in folders], dtype=np.float64)
+        self._learner = make_learner(self.recipe, self.label_names, choices=run.info["choices"], backbone=backbone)
+
+    @classmethod
+    def load(cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds") -> Classifier:
+        """Open a run folder.
+
+        Parameters
+        ----------
+        backbone : where the same base model lies on this machine, if elsewhere (a folder, hub id or package)
+        models : `folds`, all finished folds combined; or `refit`, the one model of all rows
+
+        Raises
+        ------
+        RunError
+            If the folder is no run, has no finished model of that kind, or a file is missing or damaged.
+        BackboneError
+            If the base model cannot be opened.
+        """
+        run = run if isinstance(run, RunFolder) else RunFolder(run)
+        if models == "refit":
+            if not run.refit.finished:
+                raise RunError(f"{run.path} has no model of all rows. Train it with: lora-cls refit {run.path}")
+            folders = [run.refit]
+        else:
+            folders = [run.fold(number) for number in run.finished_folds]
+            if not folders:
+                raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+        shipped = read_json(run.path / "thresholds.json")["shipped"]
+        return cls(run, folders, np.array([shipped[name] for name in run.label_names]), backbone)
+
+    def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Probabilities (with `prediction.combine: vote` shares of votes), float64.
+
+        Parameters
+        ----------
+        texts : one text or several
+
+        Returns
+        -------
+        ndarray of shape (n_texts, n_labels); (n_labels,) for a single text
+        """
+        y_score = self._decide(texts)[0]
+        return y_score[0] if isinstance(texts, str) else y_score
+
+    def predict(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Decisions at the run's thresholds, 0 or 1, int8; shapes as in `predict_proba`."""
+        y_pred = self._decide(texts)[1]
+        return y_pred[0] if isinstance(texts, str) else y_pred
+
+    def _decide(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        logits = np.array([self._learner.predict(folder, texts) for folder in self._folders])
+        return decide(
+            corrected_probabilities(logits, self._weights[:, None, :]), self.thresholds, self.recipe.prediction
+        )
+
+
+def predict_file(
+    run: str | Path | RunFolder,
+    table: str | Path | pd.DataFrame,
+    out: str | Path | None = None,
+    *,
+    sample_submission: str | Path | pd.DataFrame | None = None,
+    backbone: str | None = None,
+    models: Models = "folds",
+) -> Path:
+    """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
+
+    Parameters
+    ----------
+    out : a new folder; `RUN/predictions/<name of the table>` where None
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    LoraClsError
+        If the folder holds predictions already, or for anything wrong with the table, the run or the base model.
+    """
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    name = "table" if isinstance(table, pd.DataFrame) else Path(table).name.split(".")[0]
+    folder = (
+        Path(out) if out is not None else run.path / "predictions" / (name if models == "folds" else f"{name}-{models}")
+    )
+    if (folder / "submission.csv").exists():
+        raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
+    data = run.info["data"]
+    columns = Columns(id=data["id_column"], text=data["text_columns"], labels=run.label_names, how="as in training")
+    test = load_test(run.recipe.data, table, train_columns=columns)
+    id_name = (test.columns.id if test.columns else None) or "id"
+    sample = (
+        None
+        if sample_submission is None
+        else read_sample_submission(sample_submission, test.ids, run.label_names, id_name)
+    )
+    classifier = Classifier.load(run, backbone=backbone, models=models)
+    y_score, y_pred = classifier._decide(test.texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = {label: y_score[:, j] for j, label in enumerate(run.label_names)}
+    write_csv(folder / "test_proba.csv", pd.DataFrame({"id": test.ids} | scores))
+    write_submission(folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample)
+    return folder

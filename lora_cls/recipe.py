@@ -1,0 +1,402 @@
+"""The typed description of a run: loading, overriding and checking recipes.
+
+A recipe is a YAML file (or the name of a shipped one). Every default lives here and nowhere else. All mistakes of a
+recipe are reported at once, each with the path of its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from lora_cls.errors import RecipeError, did_you_mean
+
+# In a wheel the recipes lie inside the package; in a checkout, beside it.
+SHIPPED = Path(__file__).parent / "shipped_recipes"
+if not SHIPPED.is_dir():
+    SHIPPED = Path(__file__).parent.parent / "recipes"
+
+
+class Section(BaseModel):
+    """Part of a recipe: read-only once loaded, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+
+
+class Backbone(Section):
+    """The pretrained model that is adapted."""
+
+    name_or_path: str
+    """A hub id, a local folder, a GGUF file, or `package:NAME` for a model that an installed Python package carries."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of the frozen base and of the computation; `auto` measures what this device does well."""
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """`auto` times what the model supports on real rows and keeps the faster."""
+    trust_remote_code: bool = False
+    """Runs Python code from the model's repository. Only for models that need it, with `revision` pinned."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Backbone:
+        if self.trust_remote_code and self.revision in (None, "main"):
+            raise ValueError("trust_remote_code runs code from the model's repository: pin revision to a commit.")
+        return self
+
+
+class Quantization(Section):
+    """How bitsandbytes stores the frozen base; leave the section out for an unquantized base."""
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Quantization:
+        if self.load_in_4bit == self.load_in_8bit:
+            raise ValueError("set exactly one of load_in_4bit and load_in_8bit to true, or remove the section.")
+        return self
+
+
+class Head(Section):
+    """The classification head: one linear layer in fp32 over a pooled hidden state."""
+
+    kind: Literal["linear"] = "linear"
+    pooling: Literal["last_token", "mean", "cls"] = "last_token"
+    """Which positions the head reads, by attention mask: the last token, the mean of all, or the first token."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The head's own learning rate; null takes `train.learning_rate`."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Lora(BaseModel):
+    """PEFT's `LoraConfig`: any of its fields may stand here (checked against the installed PEFT)."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    r: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=32, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | str | list[str] = "all-linear"
+    """`all-linear` (every linear layer of the transformer blocks), a list of module names, or a regular expression."""
+    layers_to_transform: list[int] | None = None
+    """Indices of the layers that get adapters; null is all."""
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_to_peft(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        extra = [name for name in value if name not in cls.model_fields]
+        ours = {
+            "modules_to_save",
+            "task_type",
+            "inference_mode",
+            "base_model_name_or_path",
+            "peft_type",
+            "peft_version",
+        }
+        problems = [f"{name} is set by lora_cls itself: remove it." for name in extra if name in ours]
+        unknown = [name for name in extra if name not in ours]
+        if unknown:
+            from dataclasses import fields
+
+            from peft import LoraConfig  # seconds to import: only where a field outside the common ones is named
+
+            known = {field.name for field in fields(LoraConfig)} - ours
+            problems += [
+                f"'{name}' is no field of PEFT's LoraConfig.{did_you_mean(name, known)}"
+                for name in unknown
+                if name not in known
+            ]
+        if problems:
+            raise ValueError(" ".join(problems))
+        return value
+
+
+class Tfidf(Section):
+    """The classical floor: TF-IDF features and one balanced logistic regression per label (scikit-learn)."""
+
+    word_ngram_range: tuple[int, int] = (1, 2)
+    char_ngram_range: tuple[int, int] = (3, 5)
+    min_df: int = Field(default=2, ge=1)
+    sublinear_tf: bool = True
+    C: float = Field(default=1.0, gt=0)
+    class_weight: Literal["balanced"] | None = "balanced"
+
+
+class Data(Section):
+    """Where the rows come from and how a row becomes a text."""
+
+    train: str | None = None
+    test: str | None = None
+    sample_submission: str | None = None
+    """A file whose ids and columns the submission copies."""
+    folds: str | None = None
+    """A table of id and fold to use instead of making folds."""
+    id_column: str | None = None
+    """Null takes the column named `id` in any spelling of case, or the first of unique values whose name ends in `_id`
+    or `ID`, or else the row number (`row-0`, ...)."""
+    text_columns: list[str] | None = None
+    """Null takes the only column of free text. Several are joined by a line break unless `text_template` is given."""
+    text_template: str | None = None
+    """For example `"{title}\\n{body}"`: braces hold column names."""
+    label_columns: list[str] | None = None
+    """Null takes the columns of the sample submission, or else the 0/1 columns that the test file lacks."""
+    group_column: str | None = None
+    """Rows of one group stay in one fold (identical texts always do)."""
+    on_missing: Literal["error", "drop"] = "error"
+    """Training rows with a missing label or text: stop and name them, or drop them and say how many."""
+    max_length: int = Field(default=256, ge=4)
+    """Longest text in tokens, special tokens included; the rest is cut off."""
+
+
+class Train(Section):
+    """Optimisation, in Hugging Face's names."""
+
+    num_train_epochs: int = Field(default=3, ge=1)
+    per_device_train_batch_size: int = Field(default=16, ge=1)
+    per_device_eval_batch_size: int = Field(default=32, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    gradient_checkpointing: bool = False
+    """Less memory for about a third more time."""
+    seed: int = 42
+    select: Literal["last", "inner", "cross_fitted", "scored_fold"] = "last"
+    """Which epoch is kept: the last; the best on a slice of the fold's training rows; the best on the other folds'
+    curves; or the best on the very rows that are then scored, which marks every score as optimistic."""
+    inner_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    """Share of the fold's training rows that `select: inner` holds back."""
+
+
+class Loss(Section):
+    """Binary cross-entropy with one positive weight per label."""
+
+    name: Literal["bce"] = "bce"
+    pos_weight: Literal["balanced", "sqrt", "none"] | list[float] = "balanced"
+    """Negatives / positives within each label of the fold's training rows (`balanced`), its square root, none, or
+    one number per label."""
+    max_pos_weight: float = Field(default=100.0, ge=1)
+    """Cap for computed weights: one example of a very rare label must not drown all others."""
+
+
+class CV(Section):
+    """Iterative-stratified folds."""
+
+    n_splits: int = Field(default=10, ge=2)
+    random_state: int = 42
+
+
+class Thresholds(Section):
+    """How scores become decisions: positive at `y_score >= threshold`."""
+
+    objective: Literal["macro_f1"] = "macro_f1"
+    strategy: Literal["per_label", "global", "fixed"] = "per_label"
+    min_positives: int = Field(default=5, ge=1)
+    """A label with fewer positives in the rows that tune keeps `default`."""
+    default: float = Field(default=0.5, ge=0, le=1)
+
+
+class Prediction(Section):
+    """How the folds' models answer together for rows that none of them saw."""
+
+    combine: Literal["mean_proba", "mean_logit", "vote"] = "mean_proba"
+    at_least_one: bool = False
+    """Give every row at least its best label (the one furthest above, or least below, its threshold)."""
+
+
+class Engine(Section):
+    """How, not what: outside the identity of a run, but kept in run.json for its resume."""
+
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads; null takes the physical cores this process may use."""
+
+
+class Recipe(Section):
+    """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given."""
+
+    task: Literal["multi_label"] = "multi_label"
+    backbone: Backbone | None = None
+    quantization: Quantization | None = None
+    head: Head = Head()
+    lora: Lora | None = Lora()
+    """Null is full fine-tuning."""
+    tfidf: Tfidf | None = None
+    data: Data = Data()
+    train: Train = Train()
+    loss: Loss = Loss()
+    cv: CV = CV()
+    thresholds: Thresholds = Thresholds()
+    prediction: Prediction = Prediction()
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        problems = []
+        if (self.backbone is None) == (self.tfidf is None):
+            problems.append("give exactly one of 'backbone' (a transformer) and 'tfidf' (the classical baseline).")
+        if self.quantization and self.lora is None:
+            problems.append("a quantized base cannot be fully fine-tuned: remove 'quantization', or set 'lora'.")
+        if self.quantization and self.tfidf:
+            problems.append("'quantization' has no meaning for 'tfidf'.")
+        if problems:
+            raise ValueError(" ".join(problems))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML or JSON, defaults included."""
+        return self.model_dump(mode="json")
+
+    def identity(self) -> dict[str, Any]:
+        """What a resume must find unchanged: everything but `engine` and where the files lie."""
+        values = self.to_dict()
+        del values["engine"]
+        for name in ("train", "test", "sample_submission", "folds"):
+            del values["data"][name]
+        return values
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"lora": {"r": 8}}` becomes `{"lora.r": 8}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes that come with the package."""
+    return {path.stem: path for path in sorted(SHIPPED.rglob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one.
+
+    Raises
+    ------
+    RecipeError
+        If there is neither; names the nearest shipped recipe.
+    """
+    shipped = shipped_recipes()
+    path = Path(name_or_path)
+    if str(name_or_path) in shipped and not path.is_file():
+        return shipped[str(name_or_path)]
+    if path.is_file():
+        return path
+    raise RecipeError(
+        f"No recipe '{name_or_path}': it is neither a file nor one of the shipped recipes ({', '.join(shipped)})."
+        f"{did_you_mean(str(name_or_path), shipped)}"
+    )
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML.
+
+    YAML 1.1 takes `1e-4` for a string; numbers are tried first so that it means what it says.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got '{text}' instead.")
+    try:
+        return key.strip(), _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from None
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        if not isinstance(inner, dict):
+            inner = values[part] = {}
+        values = inner
+    values[last] = value
+
+
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Load a recipe and check it.
+
+    Parameters
+    ----------
+    recipe : path, name of a shipped recipe, mapping, or Recipe
+    overrides : `["lora.r=8", ...]` or `{"lora.r": 8, ...}`
+
+    Raises
+    ------
+    RecipeError
+        If the file cannot be read, or with every mistake in it, one line each.
+    """
+    where = "recipe"
+    if isinstance(recipe, Recipe):
+        values = recipe.to_dict()
+    elif isinstance(recipe, Mapping):
+        values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in recipe.items()}
+    else:
+        path = find_recipe(recipe)
+        where = str(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise RecipeError(f"{path} is not a readable YAML file: {error}") from None
+        if not isinstance(values, dict):
+            raise RecipeError(f"{path} must hold fields such as 'backbone:'. Got {type(values).__name__} instead.")
+    pairs: Sequence[tuple[str, Any]] = (
+        list(overrides.items()) if isinstance(overrides, Mapping) else [parse_override(text) for text in overrides]
+    )
+    for key, value in pairs:
+        _set_dotted(values, key, value)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise RecipeError(
+            f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n" + "\n".join(f"  {line}" for line in lines)
+        ) from None
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location) or "recipe"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: no such field.{did_you_mean(location[-1], _fields_at(location[:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    got = "" if isinstance(given, (dict, BaseModel)) or problem["type"] == "missing" else f" Got {given!r} instead."
+    return f"{path}: {message}{'' if message.endswith('.') else '.'}{got}"
+
+
+def _fields_at(location: Sequence[str]) -> list[str]:
+    """Names of the fields that may stand at a place in a recipe."""
+    section: Any = Recipe
+    for part in location:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        annotation = field.annotation if field else None
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)

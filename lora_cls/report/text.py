@@ -1,0 +1,100 @@
+"""Tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lora_cls.checking import Check
+from lora_cls.errors import shorten
+from lora_cls.report.card import score_sentence
+from lora_cls.runs import RunFolder, read_json
+
+
+def print_run(run: RunFolder) -> None:
+    """The score, a table per label, what it cost, and the paths of the files."""
+    console, metrics, info = _console(), read_json(run.path / "metrics.json"), run.info
+    scores = metrics.get("cross_fitted") or metrics["untuned"]
+    table = Table(title="Out of fold, per label")
+    table.add_column("label")
+    for column in ("rows", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
+        table.add_column(column, justify="right")
+    for row in scores["per_label"]:
+        values = [row[key] for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        table.add_row(Text(row["label"]), str(row["support"]), f"{row['prevalence']:.1%}", *cells)
+    console.print()
+    console.print(table)
+    say = _plain(console)
+    say(score_sentence(metrics))
+    say(f"Micro-F1 {scores['micro_f1']:.4f}, exact match {scores['exact_match']:.4f}. {metrics['note']}")
+    seconds = info.get("seconds", {})
+    cost = f"Training {seconds.get('train', 0) / 60:.1f} min, prediction {seconds.get('predict', 0) / 60:.1f} min, "
+    cost += f"peak memory {info.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
+    if "train_rows_per_second" in info:
+        cost += (
+            f", {info['train_rows_per_second']:.0f} rows/s, {info['train_tokens_per_second']:.0f} tokens/s, "
+            f"{info['padding_share']:.0%} padding"
+        )
+    say(cost + ".")
+    unfinished = metrics["n_splits"] - len(metrics["folds_finished"])
+    if unfinished:
+        say(f"{unfinished} folds are left: the same command with --resume and without --folds trains them.")
+    say("")
+    names = ("metrics.json", "thresholds.json", "oof_proba.csv", "test_proba.csv", "submission.csv", "README.md")
+    what = ("scores", "thresholds", "out-of-fold", "test", "submission", "model card")
+    for name, label in zip(names, what, strict=True):
+        if (run.path / name).is_file():
+            say(f"{label:<12} {run.path / name}")
+
+
+def print_check(found: Check) -> None:
+    """What `lora-cls check` found."""
+    console = _console()
+    say = _plain(console)
+    for note in found.notes:
+        say(note)
+    train, test = found.data["train"], found.data["test"]
+    table = Table(title="Labels")
+    for column in ("label", "positives", "share"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for row in train["labels"]:
+        table.add_row(Text(row["name"]), str(row["positives"]), f"{row['prevalence']:.1%}")
+    console.print(table)
+    none, several = train["rows_without_label"], train["rows_with_several_labels"]
+    say(
+        f"{none['count']} rows ({none['share']:.1%}) carry no label, "
+        f"{several['count']} ({several['share']:.1%}) several."
+    )
+    for name, lengths in found.tokens.items():
+        say(
+            f"Tokens per {name} text: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to "
+            f"{lengths['p95']:.0f}, longest {lengths['max']}; {lengths['truncated']:.1%} are cut at "
+            f"data.max_length {found.recipe.data.max_length}."
+        )
+    duplicates = train["duplicates"]
+    conflicts = [" and ".join(ids) for ids in duplicates["conflicting_examples"]]
+    say(
+        f"{duplicates['texts']} training texts stand more than once ({duplicates['extra_rows']} extra rows); "
+        f"the copies of {duplicates['conflicting_texts']} disagree on the labels{_examples(conflicts)}."
+    )
+    if test is not None:
+        seen = test["texts_also_in_train"]
+        say(f"{seen['count']} test texts ({seen['share']:.1%}) also stand in train; {test['empty_texts']} are empty.")
+
+
+def _examples(ids: list[str]) -> str:
+    return f" (ids {shorten(ids, 5)})" if ids else ""
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # a file has no edge to wrap at
+
+
+def _plain(console: Console) -> Any:
+    """Prints text as it is: no markup from file or label names, no highlighting, no wrapping of paths."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,294 @@
+"""The run folder: every path, format and fingerprint, in one place.
+
+```
+recipe.yaml       resolved                     run.json     versions, device, measured choices, fingerprints, seconds
+labels.json       names, order, task           folds.csv    id, fold, group (rows that stay together)
+train_labels.csv  id and 0/1 columns           README.md    model card, and a snippet that loads it without us
+fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
+                  state.safetensors while unfinished
+test_ids.csv      sample_submission.csv, where given
+oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
+```
+
+Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from lora_cls.data import Dataset
+from lora_cls.errors import RunError, shorten
+from lora_cls.recipe import Recipe, flatten, load_recipe
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a whole file or nothing."""
+    scratch = file.with_name(f".{file.name}.tmp")
+    scratch.write_bytes(content)
+    os.replace(scratch, file)
+
+
+def write_json(file: Path, values: Any) -> None:
+    write_bytes(file, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_csv(file: Path, table: pd.DataFrame) -> None:
+    """CSV with every float in the shortest form that reads back exactly."""
+    write_bytes(file, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(file, buffer.getvalue())
+
+
+def read_json(file: Path) -> Any:
+    """Raises RunError if the file is missing or damaged."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {error}") from None
+
+
+def read_csv(file: Path, **options: Any) -> pd.DataFrame:
+    """Exact floats, ids as text. Raises RunError if the file is missing or damaged."""
+    try:
+        return pd.read_csv(file, dtype={"id": str}, keep_default_na=False, float_precision="round_trip", **options)
+    except FileNotFoundError:
+        raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
+    except (ValueError, pd.errors.ParserError) as error:
+        raise RunError(f"{file} is damaged: {error}") from None
+
+
+def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Raises RunError if the file is missing, damaged, or of another shape."""
+    try:
+        array = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise RunError(f"{file} is missing. Remove {file.parent}/fold.json and run again with --resume.") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise RunError(
+            f"{file} is damaged ({error}). Remove {file.parent}/fold.json and run again with --resume."
+        ) from None
+    if array.shape != shape:
+        raise RunError(f"{file} must have the shape {shape}. Got {array.shape} instead.")
+    return array
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """The files of one fold, or of the model trained on all rows."""
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """A fully fine-tuned model, or the classical baseline's vocabulary and weights."""
+        return self.path / "model"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def oof_logits(self) -> Path:
+        return self.path / "oof_logits.npy"
+
+    @property
+    def test_logits(self) -> Path:
+        return self.path / "test_logits.npy"
+
+    @property
+    def info(self) -> Path:
+        return self.path / "fold.json"
+
+    def epoch(self, epoch: int) -> FoldFolder:
+        """Where `select: cross_fitted` keeps an epoch until every fold is done."""
+        return FoldFolder(self.path / f"epoch-{epoch:02d}")
+
+    @property
+    def finished(self) -> bool:
+        return self.info.is_file()
+
+
+class RunFolder:
+    """An existing run folder.
+
+    Raises
+    ------
+    RunError
+        If the path is no run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.recipe_file.is_file():
+            raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        recipe: Recipe,
+        train: Dataset,
+        fold: np.ndarray,
+        info: dict[str, Any],
+        test: Dataset | None = None,
+        sample: pd.DataFrame | None = None,
+    ) -> RunFolder:
+        """Make a new run folder; `recipe.yaml`, which marks it as one, is written last."""
+        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+            raise RunError(
+                f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
+                "an existing run is never overwritten."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        assert train.labels is not None
+        write_json(path / "labels.json", {"task": recipe.task, "labels": train.label_names})
+        write_csv(path / "folds.csv", pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
+        columns = {name: train.labels[:, j] for j, name in enumerate(train.label_names)}
+        write_csv(path / "train_labels.csv", pd.DataFrame({"id": train.ids} | columns))
+        if test is not None:
+            write_csv(path / "test_ids.csv", pd.DataFrame({"id": test.ids}))
+        if sample is not None:
+            write_csv(path / "sample_submission.csv", sample)
+        write_json(path / "run.json", info)
+        write_bytes(
+            path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode()
+        )
+        return cls(path)
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def recipe(self) -> Recipe:
+        return load_recipe(self.recipe_file)
+
+    @property
+    def label_names(self) -> list[str]:
+        return list(read_json(self.path / "labels.json")["labels"])
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """`run.json`."""
+        return dict(read_json(self.path / "run.json"))
+
+    def update_info(self, **values: Any) -> None:
+        write_json(self.path / "run.json", self.info | values)
+
+    @property
+    def folds(self) -> pd.DataFrame:
+        """Columns id, fold, group; the training rows in their order."""
+        return read_csv(self.path / "folds.csv")
+
+    @property
+    def y_true(self) -> np.ndarray:
+        """Training labels, ndarray of shape (n_samples, n_labels), int8."""
+        return read_csv(self.path / "train_labels.csv")[self.label_names].to_numpy(np.int8)
+
+    def fold(self, number: int) -> FoldFolder:
+        return FoldFolder(self.path / f"fold-{number:02d}")
+
+    @property
+    def refit(self) -> FoldFolder:
+        """The model trained on all rows, where `refit` was run."""
+        return FoldFolder(self.path / "refit")
+
+    @property
+    def fold_numbers(self) -> list[int]:
+        return sorted(int(f) for f in set(self.folds["fold"]))
+
+    @property
+    def finished_folds(self) -> list[int]:
+        return [number for number in self.fold_numbers if self.fold(number).finished]
+
+    def oof_logits(self) -> tuple[np.ndarray, np.ndarray]:
+        """Out-of-fold logits of the finished folds.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_predicted,), positions of the training rows predicted so far
+        logits : ndarray of shape (n_predicted, n_labels), float32
+        """
+        fold, finished = self.folds["fold"].to_numpy(), self.finished_folds
+        logits = np.zeros((len(fold), len(self.label_names)), dtype=np.float32)
+        for number in finished:
+            here = fold == number
+            logits[here] = read_array(self.fold(number).oof_logits, (int(here.sum()), logits.shape[1]))
+        rows = np.flatnonzero(np.isin(fold, finished))
+        return rows, logits[rows]
+
+    @property
+    def test_ids(self) -> list[str] | None:
+        """Ids of the test rows that the folds answered for; None where the run had no test file."""
+        file = self.path / "test_ids.csv"
+        return [str(value) for value in read_csv(file)["id"]] if file.is_file() else None
+
+    @property
+    def sample_submission(self) -> Path | None:
+        file = self.path / "sample_submission.csv"
+        return file if file.is_file() else None
+
+    def test_logits(self) -> np.ndarray | None:
+        """Test logits of the finished folds, ndarray of shape (n_folds, n_test, n_labels), float32."""
+        ids = self.test_ids
+        if ids is None:
+            return None
+        shape = (len(ids), len(self.label_names))
+        return np.array([read_array(self.fold(number).test_logits, shape) for number in self.finished_folds])
+
+    def pos_weights(self) -> np.ndarray:
+        """Positive weights of the finished folds, ndarray of shape (n_folds, n_labels)."""
+        return np.array(
+            [read_json(self.fold(number).info)["pos_weight"] for number in self.finished_folds], dtype=np.float64
+        )
+
+    def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:
+        """Refuse to continue with another recipe or other data.
+
+        Raises
+        ------
+        RunError
+            Names every field and file that differs.
+        """
+        before, now = flatten(self.recipe.identity()), flatten(recipe.identity())
+        differences = [
+            f"recipe {key}: was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(set(before) | set(now))
+            if before.get(key) != now.get(key)
+        ]
+        data_before = self.info["data"]
+        differences += [
+            f"{key}: was {data_before.get(key)}, now {fingerprints.get(key)}"
+            for key in fingerprints
+            if data_before.get(key) != fingerprints[key]
+        ]
+        if differences:
+            raise RunError(
+                f"{self.path} was started with something else and is not continued:\n  "
+                + "\n  ".join(shorten([d], 1) for d in differences)
+                + "\nGive the same recipe and data, or start a new run with another --out."
+            )

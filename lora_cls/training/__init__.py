@@ -1,0 +1,1 @@
+"""Training one fold: losses, the loop, its checkpoints, and the two kinds of learner."""

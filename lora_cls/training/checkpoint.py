@@ -1,0 +1,115 @@
+"""The state of a fold in training: one safetensors file per fold, replaced in one step at every epoch boundary."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from lora_cls.errors import RunError
+
+
+@dataclass
+class FoldState:
+    """What a fold has behind it.
+
+    Attributes
+    ----------
+    epoch : finished epochs
+    best_epoch, best_score : of the epoch kept so far, where `train.select` chooses
+    seconds : spent in training
+    rows, tokens, padded_tokens : processed in that time; padded_tokens counts tokens and padding
+    scaler : state of the fp16 gradient scaler
+    """
+
+    epoch: int = 0
+    best_epoch: int | None = None
+    best_score: float | None = None
+    seconds: float = 0.0
+    rows: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the trained parameters, on the CPU."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trainable(model).items()}
+
+
+def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Put a snapshot back."""
+    with torch.no_grad():
+        for name, parameter in trainable(model).items():
+            parameter.copy_(tensors[name])
+
+
+def save_state(
+    file: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: FoldState,
+    best: dict[str, torch.Tensor] | None,
+) -> None:
+    """Write parameters, optimizer moments and progress; no pickle, one rename.
+
+    Randomness needs no state: it derives from (seed, fold, epoch).
+    """
+    tensors = {f"model/{name}": tensor for name, tensor in snapshot(model).items()}
+    for name, parameter in trainable(model).items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
+    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+    scratch = file.with_name(f".{file.name}.tmp")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        scratch,
+        {"progress": json.dumps(asdict(progress))},
+    )
+    os.replace(scratch, file)
+
+
+def load_state(
+    file: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[FoldState, dict[str, torch.Tensor] | None]:
+    """Continue from `save_state`'s file.
+
+    Raises
+    ------
+    RunError
+        If the file is damaged or belongs to another model.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            progress = FoldState(**json.loads(opened.metadata()["progress"]))
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no iteration of its own)
+        restore(model, _under(tensors, "model/"))
+        for name, parameter in trainable(model).items():
+            found = {key.split("/")[1]: value for key, value in tensors.items() if _is_moment(key, name)}
+            # `step` stays a CPU scalar for AdamW; moments live beside their parameter
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in found.items()}
+    except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
+        raise RunError(
+            f"{file} is damaged or belongs to another model ({error}). Remove it to train the fold again."
+        ) from error
+    return progress, _under(tensors, "best/") or None
+
+
+def _is_moment(key: str, name: str) -> bool:
+    return key.startswith("optimizer/") and key.split("/", 2)[2] == name
+
+
+def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

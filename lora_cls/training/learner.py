@@ -1,0 +1,68 @@
+"""The one interface that transformers and the classical baseline share, and how a fold's files are completed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from lora_cls.data import Dataset
+from lora_cls.recipe import Recipe
+from lora_cls.runs import FoldFolder
+from lora_cls.training.progress import Progress
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """What a trained fold answers.
+
+    Attributes
+    ----------
+    oof_logits : ndarray of shape (n_oof_rows, n_labels), float32
+    test_logits : ndarray of shape (n_test_rows, n_labels), float32, or None without a test file
+    pos_weight : ndarray of shape (n_labels,), the shift in the logits that probabilities undo
+    info : seconds, counts, chosen epoch; JSON values
+    """
+
+    oof_logits: np.ndarray
+    test_logits: np.ndarray | None
+    pos_weight: np.ndarray
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """Trains folds and answers for new texts."""
+
+    choices: dict[str, Any]
+    """What was measured at the start; `run.json` keeps it."""
+    backbone_path: str | None
+    """Where the base model was loaded from: a folder or a hub id; None without one."""
+
+    def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
+        """Train on `train_rows` and save the model in `folder`; answer for `oof_rows` and the test rows."""
+        ...
+
+    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
+        """Logits of the model saved in `folder`, ndarray of shape (n_texts, n_labels), float32."""
+        ...
+
+
+def make_learner(
+    recipe: Recipe,
+    label_names: Sequence[str],
+    train: Dataset | None = None,
+    test: Dataset | None = None,
+    choices: dict[str, Any] | None = None,
+    backbone: str | None = None,
+    progress: Progress | None = None,
+) -> Learner:
+    """The learner that a recipe asks for; see `TransformerLearner` for the parameters."""
+    if recipe.tfidf is not None:
+        from lora_cls.training.tfidf import TfidfLearner  # needs no torch
+
+        return TfidfLearner(recipe, label_names, train, test, progress)
+    from lora_cls.training.transformer import TransformerLearner
+
+    return TransformerLearner(recipe, label_names, train, test, choices, backbone, progress)

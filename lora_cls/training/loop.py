@@ -1,0 +1,237 @@
+"""The training loop of one fold, on Accelerate: length-bucketed batches, accumulation, warm-up and decay, clipping."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lora_cls.data.tokens import Tokens, pad, shuffled_batches, sorted_batches
+from lora_cls.errors import TrainingError
+from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.recipe import Recipe
+from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
+from lora_cls.training.losses import bce_loss
+from lora_cls.training.progress import Progress
+
+CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
+
+
+def make_accelerator(dtype: torch.dtype, device: torch.device) -> Any:
+    """Accelerate's `Accelerator` in the given precision (with a gradient scaler for fp16).
+
+    Raises
+    ------
+    TrainingError
+        Under a multi-process launcher: folds, not processes, are what this toolkit spreads out.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # else a second run in one process keeps the first's precision
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise TrainingError(
+            "Start one process, without a launcher. To use several GPUs give each its folds: --folds 0,1"
+        )
+    return accelerator
+
+
+def schedule(kind: str, step: int, n_steps: int, n_warmup: int) -> float:
+    """Factor on the learning rate at a step: linear warm-up, then linear or cosine decay to 0, or constant."""
+    if step < n_warmup:
+        return (step + 1) / n_warmup
+    if kind == "constant":
+        return 1.0
+    done = (step - n_warmup) / max(1, n_steps - n_warmup)
+    return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1.0 - done
+
+
+def parameter_groups(model: SequenceClassifier, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW's groups: the head's own learning rate, and no weight decay on biases and norms."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trainable(model).items():
+        is_head = ".score." in name
+        lr = recipe.head.learning_rate if is_head and recipe.head.learning_rate else recipe.train.learning_rate
+        decay = recipe.train.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return [
+        {"params": found, "lr": lr, "initial_lr": lr, "weight_decay": decay} for (lr, decay), found in groups.items()
+    ]
+
+
+def epoch_seed(seed: int, fold: int, epoch: int) -> int:
+    """All randomness derives from (seed, fold, epoch), never from what ran before."""
+    return int(np.random.SeedSequence([seed, fold + 1, epoch]).generate_state(1)[0])
+
+
+def train_fold(
+    model: SequenceClassifier,
+    recipe: Recipe,
+    tokens: Tokens,
+    labels: np.ndarray,
+    weight: np.ndarray,
+    *,
+    fold: int,
+    accelerator: Any,
+    pad_id: int,
+    state_file: Path,
+    metrics_file: Path,
+    progress: Progress,
+    score: Callable[[], float] | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+) -> FoldState:
+    """Train `model` on the given rows, continuing from `state_file` if there is one.
+
+    Parameters
+    ----------
+    tokens, labels : the training rows of this fold; labels of shape (n_rows, n_labels), 0 or 1
+    weight : ndarray of shape (n_labels,), positive weights
+    fold : number of the fold, -1 for a model of all rows
+    score : computes the score of the current weights where `train.select` keeps the best epoch; the best is put back
+    after_epoch : called with each finished epoch, before its state is saved
+
+    Raises
+    ------
+    TrainingError
+        If the loss is not a finite number; names fold, epoch and step.
+    """
+    train, name = recipe.train, "all rows" if fold < 0 else f"fold {fold}"
+    device = next(model.parameters()).device
+    inner = torch.optim.AdamW(parameter_groups(model, recipe), fused=device.type in ("cuda", "cpu"))
+    state, best = FoldState(), None
+    if state_file.is_file():
+        state, best = load_state(state_file, model, inner)
+        if accelerator.scaler is not None and state.scaler:
+            accelerator.scaler.load_state_dict(state.scaler)
+        progress.say(f"{name}: continues after epoch {state.epoch}")
+    optimizer = accelerator.prepare(inner)
+    _keep_epochs(metrics_file, state.epoch)
+    batch_size, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    n_batches = math.ceil(len(tokens) / batch_size)
+    steps_per_epoch = math.ceil(n_batches / accumulate)
+    n_steps = steps_per_epoch * train.num_train_epochs
+    n_warmup = math.ceil(train.warmup_ratio * n_steps)
+    lengths = tokens.lengths
+    targets = torch.as_tensor(labels, dtype=torch.float32)
+    weight_tensor = torch.as_tensor(weight, dtype=torch.float32, device=device)
+
+    for epoch in range(state.epoch + 1, train.num_train_epochs + 1):
+        started = time.monotonic()
+        seed = epoch_seed(train.seed, fold, epoch)
+        torch.manual_seed(seed)
+        batches = shuffled_batches(lengths, batch_size, np.random.default_rng(seed))
+        progress.epoch(name, epoch, train.num_train_epochs, steps_per_epoch)
+        model.train()
+        losses: list[torch.Tensor] = []
+        for index in range(steps_per_epoch):
+            step = (epoch - 1) * steps_per_epoch + index
+            group = batches[index * accumulate : (index + 1) * accumulate]
+            n_rows = sum(len(rows) for rows in group)
+            total = torch.zeros((), device=device)
+            for rows in group:
+                ids, mask = pad([tokens.ids[row] for row in rows], pad_id)
+                state.rows, state.tokens = state.rows + len(rows), state.tokens + int(mask.sum())
+                state.padded_tokens += mask.size
+                with accelerator.autocast():
+                    logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+                loss = bce_loss(logits, targets[rows].to(device), weight_tensor) / n_rows
+                accelerator.backward(loss)
+                total += loss.detach()
+            accelerator.clip_grad_norm_([p for g in inner.param_groups for p in g["params"]], train.max_grad_norm)
+            for parameters in inner.param_groups:
+                factor = schedule(train.lr_scheduler_type, step, n_steps, n_warmup)
+                parameters["lr"] = parameters["initial_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            losses.append(total)
+            look = (index + 1) % CHECK_EVERY == 0 or index + 1 == steps_per_epoch
+            if look:
+                _check_finite(losses, name, epoch, index + 1, recipe)
+            progress.step(float(total) if look else None)
+        seconds = time.monotonic() - started
+        state.epoch, state.seconds = epoch, state.seconds + seconds
+        mean_loss = float(torch.stack(losses).mean())
+        record = {
+            "epoch": epoch,
+            "step": epoch * steps_per_epoch,
+            "loss": round(mean_loss, 6),
+            "learning_rate": max(group["lr"] for group in inner.param_groups),
+            "seconds": round(seconds, 3),
+        }
+        if score is not None:
+            value = score()
+            record["selection_macro_f1"] = value
+            if state.best_score is None or value > state.best_score:
+                state.best_epoch, state.best_score, best = epoch, value, snapshot(model)
+        if after_epoch is not None:
+            after_epoch(epoch)
+        with metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if accelerator.scaler is not None:
+            state.scaler = accelerator.scaler.state_dict()
+        save_state(state_file, model, inner, state, best)
+        progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(tokens) / seconds)
+    if best is not None:
+        restore(model, best)
+    return state
+
+
+def _check_finite(losses: list[torch.Tensor], name: str, epoch: int, step: int, recipe: Recipe) -> None:
+    recent = torch.stack(losses[-CHECK_EVERY:])
+    bad = (~torch.isfinite(recent)).nonzero()
+    if len(bad):
+        first = step - len(recent) + int(bad[0]) + 1
+        raise TrainingError(
+            f"The loss is not a finite number ({name}, epoch {epoch}, step {first}). Lower train.learning_rate "
+            f"(now {recipe.train.learning_rate:g}), or set backbone.dtype: float32. Finished epochs are kept."
+        )
+
+
+def _keep_epochs(metrics_file: Path, last: int) -> None:
+    """Drop lines of epochs that a resume trains again."""
+    if metrics_file.is_file():
+        lines = [line for line in metrics_file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["epoch"] <= last]
+        metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def predict_logits(
+    model: SequenceClassifier, tokens: Tokens, *, batch_size: int, accelerator: Any, pad_id: int
+) -> np.ndarray:
+    """Logits of every row, ndarray of shape (n_rows, n_labels), float32; longest batches first.
+
+    Raises
+    ------
+    TrainingError
+        If a logit is not a finite number.
+    """
+    if not len(tokens):
+        head: Any = model.base.score
+        return np.zeros((0, head.out_features), dtype=np.float32)
+    device = next(model.parameters()).device
+    model.eval()
+    logits: np.ndarray | None = None
+    with torch.no_grad():
+        for rows in sorted_batches(tokens.lengths, batch_size):
+            ids, mask = pad([tokens.ids[row] for row in rows], pad_id)
+            with accelerator.autocast():
+                batch = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+            found = batch.float().cpu().numpy()
+            if logits is None:
+                logits = np.empty((len(tokens), found.shape[1]), dtype=np.float32)
+            logits[rows] = found
+    assert logits is not None
+    if not np.isfinite(logits).all():
+        raise TrainingError("The model answers with values that are not finite numbers. Set backbone.dtype: float32.")
+    return logits

@@ -1,0 +1,82 @@
+"""Progress of folds, epochs and steps: bars on a terminal, one plain line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """Shows how far a run is. Bars on a terminal; in a log file one line per finished epoch.
+
+    Parameters
+    ----------
+    n_folds : folds of this run that are still to be trained
+    show : False says nothing at all (library use)
+    """
+
+    def __init__(self, n_folds: int, show: bool = True) -> None:
+        self.n_folds = n_folds
+        self.done = 0
+        self.started = time.monotonic()
+        self._bars: Any = None
+        self._lines = show and not sys.stderr.isatty()
+        self._wanted = show and sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        if self._wanted:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
+            )  # fmt: skip
+            self._folds = self._bars.add_task("folds", total=self.n_folds, note="")
+            self._steps = self._bars.add_task("steps", total=None, note="")
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def expect(self, n_folds: int) -> None:
+        """So many folds are to be trained from now on."""
+        self.n_folds, self.done, self.started = n_folds, 0, time.monotonic()
+        if self._bars:
+            self._bars.update(self._folds, total=n_folds)
+
+    def say(self, text: str) -> None:
+        """A line above the bars, or in the log."""
+        if self._bars:
+            self._bars.console.print(text, markup=False, highlight=False)
+        elif self._lines:
+            print(text, file=sys.stderr, flush=True)
+
+    def epoch(self, name: str, epoch: int, n_epochs: int, n_steps: int) -> None:
+        """An epoch of `n_steps` optimizer steps begins."""
+        if self._bars:
+            self._bars.reset(self._steps, total=n_steps, description=f"{name}, epoch {epoch}/{n_epochs}", note="")
+
+    def step(self, loss: float | None = None) -> None:
+        if self._bars:
+            note = {} if loss is None else {"note": f"loss {loss:.4f}"}
+            self._bars.update(self._steps, advance=1, **note)
+
+    def epoch_done(self, name: str, epoch: int, n_epochs: int, loss: float, rows_per_second: float) -> None:
+        if self._lines:
+            self.say(f"{name}: epoch {epoch}/{n_epochs}, loss {loss:.4f}, {rows_per_second:.0f} rows/s")
+
+    def fold_done(self, name: str, note: str) -> None:
+        self.done += 1
+        if self._bars:
+            self._bars.update(self._folds, advance=1)
+        minutes = (time.monotonic() - self.started) / 60
+        left = minutes / self.done * (self.n_folds - self.done)
+        self.say(f"{name}: {note} ({self.done} of {self.n_folds}, {minutes:.1f} min, about {left:.1f} min left)")

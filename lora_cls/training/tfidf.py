@@ -1,0 +1,130 @@
+"""Learner for the classical floor: TF-IDF and one logistic regression per label, through the same folds and files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_cls.data import Dataset
+from lora_cls.errors import RunError
+from lora_cls.recipe import Recipe, Tfidf
+from lora_cls.runs import FoldFolder, write_json
+from lora_cls.training.learner import FoldResult
+from lora_cls.training.progress import Progress
+
+PRIOR_LOGIT = 20.0  # for a label that is all 0 or all 1 in a fold: certain, yet finite
+
+
+class TfidfLearner:
+    """Word and character n-grams, and scikit-learn's logistic regression with balanced classes.
+
+    Parameters
+    ----------
+    recipe : with a `tfidf` section
+    train, test, label_names, progress : as for `TransformerLearner`
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        label_names: Sequence[str],
+        train: Dataset | None = None,
+        test: Dataset | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        assert recipe.tfidf is not None
+        self.recipe, self.settings = recipe, recipe.tfidf
+        self.n_labels = len(label_names)
+        self.train, self.test = train, test
+        self.progress = progress or Progress(0, show=False)
+        self.choices: dict[str, Any] = {"device": "cpu"}
+        self.backbone_path: str | None = None
+
+    def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
+        """See `Learner.fit_fold`."""
+        from scipy.sparse import hstack
+        from sklearn.linear_model import LogisticRegression
+
+        assert self.train is not None and self.train.labels is not None
+        folder.path.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        texts, labels = self.train.texts, self.train.labels[train_rows]
+        vectorizers = _vectorizers(self.settings)
+        features = hstack([v.fit_transform([texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
+        coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.zeros(self.n_labels)
+        for j in range(self.n_labels):
+            if labels[:, j].min() == labels[:, j].max():
+                intercept[j] = PRIOR_LOGIT if labels[0, j] else -PRIOR_LOGIT
+                continue
+            model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, solver="liblinear")
+            model.fit(features, labels[:, j])
+            coef[j], intercept[j] = model.coef_[0], model.intercept_[0]
+        _save(folder.model, vectorizers, coef, intercept)
+        train_seconds = time.monotonic() - started
+        # balanced classes shift the logit by log(negatives / positives), as a positive weight does
+        positives = labels.sum(axis=0)
+        odds = (len(labels) - positives) / np.maximum(positives, 1)
+        weight = (
+            np.where((positives > 0) & (odds > 0), odds, 1.0) if self.settings.class_weight else np.ones(self.n_labels)
+        )
+        oof_logits = self.predict(folder, [texts[row] for row in oof_rows])
+        test_logits = self.predict(folder, self.test.texts) if self.test else None
+        seconds = {"train": round(train_seconds, 3), "predict": round(time.monotonic() - started - train_seconds, 3)}
+        info = {
+            "train_rows": len(train_rows),
+            "seconds": seconds,
+            "trainable_parameters": int(coef.size + intercept.size),
+        }
+        return FoldResult(oof_logits, test_logits, weight, info)
+
+    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
+        """See `Learner.predict`. Reads the saved files, so that what is scored is what was saved."""
+        from scipy.sparse import hstack
+
+        vectorizers, coef, intercept = _load(folder.model, self.settings)
+        if not len(texts):
+            return np.zeros((0, self.n_labels), dtype=np.float32)
+        features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
+        return np.asarray(features @ coef.T + intercept, dtype=np.float32)
+
+
+def _vectorizers(settings: Tfidf) -> list[Any]:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    common = {"min_df": settings.min_df, "sublinear_tf": settings.sublinear_tf, "lowercase": True}
+    return [
+        TfidfVectorizer(analyzer="word", ngram_range=settings.word_ngram_range, token_pattern=r"(?u)\b\w+\b", **common),
+        TfidfVectorizer(analyzer="char_wb", ngram_range=settings.char_ngram_range, **common),
+    ]
+
+
+def _save(folder: Path, vectorizers: list[Any], coef: np.ndarray, intercept: np.ndarray) -> None:
+    """Plain files instead of a pickle: the vocabulary as JSON, numbers as safetensors."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    terms = [sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.get) for vectorizer in vectorizers]
+    write_json(folder / "vocabulary.json", {"word": terms[0], "char": terms[1]})
+    arrays = {"coef": coef, "intercept": intercept, "idf_word": vectorizers[0].idf_, "idf_char": vectorizers[1].idf_}
+    save_file(arrays, folder / "weights.safetensors")
+
+
+def _load(folder: Path, settings: Tfidf) -> tuple[list[Any], np.ndarray, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        terms = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        arrays = load_file(folder / "weights.safetensors")
+        vectorizers = _vectorizers(settings)
+        for vectorizer, name in zip(vectorizers, ("word", "char"), strict=True):
+            vectorizer.vocabulary = {term: i for i, term in enumerate(terms[name])}
+            vectorizer.idf_ = arrays[f"idf_{name}"]
+        return vectorizers, arrays["coef"], arrays["intercept"]
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise RunError(f"{folder} is missing or damaged ({error}). Train the fold again.") from error

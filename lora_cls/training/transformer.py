@@ -1,0 +1,195 @@
+"""Learner for transformers: one loaded base, fresh adapters and head for every fold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from lora_cls.data import Dataset, stratified_folds
+from lora_cls.data.tokens import Tokens, encode, pad, pad_token_id
+from lora_cls.evaluation import macro_f1
+from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
+from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.loading import load_base, load_tokenizer
+from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, physical_cores
+from lora_cls.modeling.source import Source, find_source
+from lora_cls.recipe import Recipe
+from lora_cls.runs import FoldFolder, write_array
+from lora_cls.training.learner import FoldResult
+from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
+from lora_cls.training.losses import bce_loss, pos_weight
+from lora_cls.training.progress import Progress
+
+
+class TransformerLearner:
+    """Fine-tunes a recipe's backbone, fold by fold.
+
+    Parameters
+    ----------
+    recipe : with a `backbone`
+    train, test : rows to train on and to answer for; None where only `predict` is wanted
+    label_names : order of the head's outputs
+    choices : measured choices of an earlier start of the same run (`run.json`); measured now where missing
+    backbone : another place of the same base model, as on a machine without a network
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        label_names: Sequence[str],
+        train: Dataset | None = None,
+        test: Dataset | None = None,
+        choices: dict[str, Any] | None = None,
+        backbone: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        assert recipe.backbone is not None
+        self.recipe = recipe
+        self.n_labels = len(label_names)
+        self.train, self.test = train, test
+        self.progress = progress or Progress(0, show=False)
+        self.device = default_device()
+        given = choices or {}
+        threads = recipe.engine.num_threads or given.get("num_threads") or physical_cores()
+        torch.set_num_threads(threads)
+        self.dtype = DTYPES[given["dtype"]] if "dtype" in given else choose_dtype(recipe, self.device)
+        self.choices: dict[str, Any] = {
+            "device": str(self.device),
+            "num_threads": threads,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        if "attn_implementation" in given:
+            self.choices["attn_implementation"] = given["attn_implementation"]
+        self.source: Source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+        self.backbone_path: str | None = self.source.path_or_id
+        self.tokenizer = load_tokenizer(recipe.backbone, self.source)
+        self.pad_id = pad_token_id(self.tokenizer)
+        self.accelerator = make_accelerator(self.dtype, self.device)
+        self.train_tokens = self.encode(train.texts) if train else None
+        self.test_tokens = self.encode(test.texts) if test else None
+        self._model: SequenceClassifier | None = None
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        return encode(self.tokenizer, texts, self.recipe.data.max_length)
+
+    def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
+        """See `Learner.fit_fold`; `fold` is -1 for a model of all rows."""
+        assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
+        folder.path.mkdir(parents=True, exist_ok=True)
+        labels, select = self.train.labels, self.recipe.train.select
+        if fold < 0:
+            select = "last"  # nothing is held out to choose by
+        selection_rows = oof_rows
+        if select == "inner":
+            n_splits = max(2, round(1 / self.recipe.train.inner_fraction))
+            groups = self.train.groups[train_rows]
+            inner = stratified_folds(labels[train_rows], groups, n_splits, self.recipe.train.seed + fold) == 0
+            selection_rows, train_rows = train_rows[inner], train_rows[~inner]
+        weight = pos_weight(labels[train_rows], self.recipe.loss)
+        model = self._fresh_model(fold, train_rows)
+
+        def score() -> float:
+            logits = self._logits(model, self.train_tokens.take(selection_rows))  # type: ignore[union-attr]
+            return macro_f1(labels[selection_rows], (logits > 0).astype(np.int8))
+
+        def keep_epoch(epoch: int) -> None:
+            kept = folder.epoch(epoch)
+            kept.path.mkdir(exist_ok=True)
+            self._save(model, kept)
+            write_array(kept.oof_logits, self._logits(model, self.train_tokens.take(oof_rows)))  # type: ignore[union-attr]
+            if self.test_tokens is not None:
+                write_array(kept.test_logits, self._logits(model, self.test_tokens))
+
+        state = train_fold(
+            model, self.recipe, self.train_tokens.take(train_rows), labels[train_rows], weight,
+            fold=fold, accelerator=self.accelerator, pad_id=self.pad_id, state_file=folder.state,
+            metrics_file=folder.metrics, progress=self.progress,
+            score=score if select in ("inner", "scored_fold") else None,
+            after_epoch=keep_epoch if select == "cross_fitted" else None,
+        )  # fmt: skip
+        self._save(model, folder)
+        started = time.monotonic()
+        oof_logits = self._logits(model, self.train_tokens.take(oof_rows))
+        test_logits = self._logits(model, self.test_tokens) if self.test_tokens is not None else None
+        seconds = time.monotonic() - started
+        info = {
+            "epoch": state.best_epoch or state.epoch,
+            "train_rows": len(train_rows),
+            "processed": {"rows": state.rows, "tokens": state.tokens, "padded_tokens": state.padded_tokens},
+            "seconds": {"train": round(state.seconds, 3), "predict": round(seconds, 3)},
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+        return FoldResult(oof_logits, test_logits, weight, info)
+
+    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
+        """See `Learner.predict`."""
+        model = self._built()
+        load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
+        return self._logits(model, self.encode(texts))
+
+    def _save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
+        save_model(model, folder.adapter if self.recipe.lora else folder.model)
+
+    def _logits(self, model: SequenceClassifier, tokens: Tokens) -> np.ndarray:
+        size = self.recipe.train.per_device_eval_batch_size
+        return predict_logits(model, tokens, batch_size=size, accelerator=self.accelerator, pad_id=self.pad_id)
+
+    def _built(self) -> SequenceClassifier:
+        """The model, loaded on first use: a resume with nothing left to train never loads it."""
+        if self._model is None:
+            recipe = self.recipe
+            assert recipe.backbone is not None
+            # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
+            dtype = self.dtype if recipe.lora else torch.float32
+            attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
+            base = load_base(recipe.backbone, recipe.quantization, dtype, self.device, self.source, attention)
+            self._model = build_model(base, recipe, self.n_labels)
+        return self._model
+
+    def _fresh_model(self, fold: int, train_rows: np.ndarray) -> SequenceClassifier:
+        """A model as it is before training, the same whatever was trained before it."""
+        if self.recipe.lora is None:
+            self._model = None  # full fine-tuning changed the base: load it again
+        model = self._built()
+        if "attn_implementation" not in self.choices:
+            self.choices["attn_implementation"] = self._choose_attention(model, train_rows)
+        reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
+        return model
+
+    def _choose_attention(self, model: SequenceClassifier, rows: np.ndarray) -> str:
+        """The faster of eager attention and PyTorch's fused one, timed on real rows; or what the recipe names."""
+        assert self.recipe.backbone is not None and self.train_tokens is not None
+        current = str(model.base.config._attn_implementation)
+        if self.recipe.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager"):
+            return current
+        size = self.recipe.train.per_device_train_batch_size
+        lengths = self.train_tokens.lengths[rows]
+        typical = rows[np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:size]]
+        ids, mask = (
+            torch.from_numpy(a).to(self.device) for a in pad([self.train_tokens.ids[r] for r in typical], self.pad_id)
+        )
+        times: dict[str, list[float]] = {"sdpa": [], "eager": []}
+        model.train()
+        for _ in range(4):
+            for name in list(times):
+                try:
+                    model.base.set_attn_implementation(name)
+                except (ValueError, ImportError):
+                    del times[name]
+                    continue
+                started = time.perf_counter()
+                with self.accelerator.autocast():
+                    logits = model(ids, mask)
+                bce_loss(logits, torch.zeros_like(logits), torch.ones(self.n_labels, device=self.device)).backward()
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - started)
+        model.zero_grad(set_to_none=True)
+        best = min(times, key=lambda name: median(times[name][1:])) if times else current
+        model.base.set_attn_implementation(best)
+        return best
