@@ -105,10 +105,16 @@ def refit(run: RunPath, train: Train = None) -> None:
 @app.command()
 def tune(
     run: RunPath,
-    strategy: Annotated[Optional[Literal["per_label", "global", "fixed"]], typer.Option()] = None,  # noqa: UP045
+    strategy: Annotated[
+        Optional[Literal["per_label", "global", "fixed"]],  # noqa: UP045
+        typer.Option(help="One threshold per label, one for all, or --default."),
+    ] = None,
     min_positives: Annotated[Optional[int], typer.Option(min=1, help="A label with fewer keeps --default.")] = None,  # noqa: UP045
-    default: Annotated[Optional[float], typer.Option(min=0, max=1)] = None,  # noqa: UP045
-    combine: Annotated[Optional[Literal["mean_proba", "mean_logit", "vote"]], typer.Option()] = None,  # noqa: UP045
+    default: Annotated[Optional[float], typer.Option(min=0, max=1, help="Threshold where none is tuned.")] = None,  # noqa: UP045
+    combine: Annotated[
+        Optional[Literal["mean_proba", "mean_logit", "vote"]],  # noqa: UP045
+        typer.Option(help="How the folds answer together for the test rows."),
+    ] = None,
     at_least_one: Annotated[Optional[bool], typer.Option(help="Give every row at least its best label.")] = None,  # noqa: UP045
 ) -> None:
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
@@ -177,7 +183,9 @@ def main() -> None:
     except LoraClsError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
+        if isinstance(stopped, SystemExit) and stopped.code != 130:
+            raise
         print("\nStopped. Finished epochs are kept: the same command with --resume continues.", file=sys.stderr)
         sys.exit(130)
 

@@ -169,7 +169,7 @@ def cross_validate(
         fold_table, folds = None, None
     data = tables.train
     assert data.labels is not None
-    resumed = resume and path.exists()
+    resumed = resume and RunFolder.begun(path)
     if resumed:
         run = RunFolder(path)
         run.check_resume(recipe, tables.fingerprints())
@@ -188,14 +188,15 @@ def cross_validate(
     with Progress(0, show) as progress:
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
-        if not resumed and path.exists():
-            RunFolder.create(path, recipe, data, fold, {})  # refuses; before minutes of loading
+        if not resumed:
+            RunFolder.refuse_existing(path)  # before minutes of loading
         choices = run.info.get("choices") if resumed else None
         learner = make_learner(recipe, data.label_names, data, tables.test, choices, None, progress)
         if not resumed:
+            learner.prepare()
             info = _info(tables) | {"choices": learner.choices, "backbone_path": learner.backbone_path}
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
-        todo = [k for k in (folds if folds is not None else numbers) if not run.fold(k).finished]
+        todo = [k for k in dict.fromkeys(folds if folds is not None else numbers) if not run.fold(k).finished]
         progress.expect(len(todo))
         for number in todo:
             folder = run.fold(number)
@@ -230,8 +231,14 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
     path = train if train is not None else info["data"]["paths"]["train"]
     if isinstance(path, str) and (path == "DataFrame" or not Path(path).is_file()):
         raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")
-    label_columns = run.label_names  # decided when the run was started, and not again without its test file
-    tables = Tables(load_recipe(recipe, {"data.label_columns": label_columns}), path)
+    # Decided when the run was started, and not again without its test file.
+    decided = {
+        "data.label_columns": run.label_names,
+        "data.text_columns": info["data"]["text_columns"],
+        "data.test": None,
+        "data.sample_submission": None,
+    }
+    tables = Tables(load_recipe(recipe, decided), path)
     if tables.train.fingerprint() != info["data"]["train_sha256"]:
         raise RunError(f"{_name(path)} is not the data that {run.path} was trained on.")
     with Progress(1, show) as progress:
@@ -250,21 +257,26 @@ def choose_epochs(run: RunFolder) -> None:
     macro-F1 is taken at thresholds tuned on those same rows, for each epoch alike.
     """
     numbers, epochs = run.fold_numbers, range(1, run.recipe.train.num_train_epochs + 1)
-    if not run.fold(numbers[0]).epoch(1).path.is_dir() and all(_chosen(run.fold(k)) for k in numbers):
-        return
-    fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
-    by_epoch = np.zeros((len(epochs), *y_true.shape))
-    for i, epoch in enumerate(epochs):
+    chosen = {number: _chosen(run.fold(number)) for number in numbers}
+    if not all(chosen.values()):
+        fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
+        by_epoch = np.zeros((len(epochs), *y_true.shape))
         for number, weight in zip(numbers, weights, strict=True):
-            shape = (int((fold == number).sum()), y_true.shape[1])
-            logits = read_array(run.fold(number).epoch(epoch).oof_logits, shape)
-            by_epoch[i, fold == number] = corrected_probabilities(logits, weight)
-    for number in numbers:
-        others = fold != number
-        truth = y_true[others]
-        scores = [macro_f1(truth, apply_thresholds(s[others], tune_thresholds(truth, s[others]))) for s in by_epoch]
-        best = epochs[int(np.argmax(scores))]
-        _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
+            folder, shape = run.fold(number), (int((fold == number).sum()), y_true.shape[1])
+            if not chosen[number]:  # small, and kept: a fold that is trained again is chosen by the others' curves
+                logits = np.array([read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
+                write_array(folder.epoch_logits, logits)
+            logits = read_array(folder.epoch_logits, (len(epochs), *shape))
+            by_epoch[:, fold == number] = corrected_probabilities(logits, weight)
+        for number in numbers:
+            if not chosen[number]:
+                others = fold != number
+                truth = y_true[others]
+                scores = [
+                    macro_f1(truth, apply_thresholds(s[others], tune_thresholds(truth, s[others]))) for s in by_epoch
+                ]
+                best = epochs[int(np.argmax(scores))]
+                _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
     for number in numbers:  # only now: a stop in between chooses again from the same files
         for epoch in epochs:
             shutil.rmtree(run.fold(number).epoch(epoch).path, ignore_errors=True)

@@ -13,6 +13,7 @@ from lora_cls.analysis.tune import decide
 from lora_cls.data import Columns, load_test, read_sample_submission, write_submission
 from lora_cls.errors import RunError
 from lora_cls.evaluation import corrected_probabilities
+from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder, read_json, write_csv
 from lora_cls.training.learner import make_learner
 
@@ -25,11 +26,19 @@ class Classifier:
     Use `Classifier.load`. Answers are those of all finished folds together, or of the model trained on all rows.
     """
 
-    def __init__(self, run: RunFolder, folders: list[FoldFolder], thresholds: np.ndarray, backbone: str | None) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        folders: list[FoldFolder],
+        thresholds: np.ndarray,
+        prediction: Prediction,
+        backbone: str | None,
+    ) -> None:
         self.run = run
         self.recipe = run.recipe
         self.label_names = run.label_names
         self.thresholds = thresholds
+        self.prediction = prediction
         self._folders = folders
         self._weights = np.array([read_json(folder.info)["pos_weight"] for folder in folders], dtype=np.float64)
         self._learner = make_learner(self.recipe, self.label_names, choices=run.info["choices"], backbone=backbone)
@@ -59,8 +68,9 @@ class Classifier:
             folders = [run.fold(number) for number in run.finished_folds]
             if not folders:
                 raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
-        shipped = read_json(run.path / "thresholds.json")["shipped"]
-        return cls(run, folders, np.array([shipped[name] for name in run.label_names]), backbone)
+        tuned = read_json(run.path / "thresholds.json")
+        shipped = np.array([tuned["shipped"][name] for name in run.label_names])
+        return cls(run, folders, shipped, Prediction(**tuned["prediction"]), backbone)
 
     def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
         """Probabilities (with `prediction.combine: vote` shares of votes), float64.
@@ -84,9 +94,7 @@ class Classifier:
     def _decide(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         texts = [texts] if isinstance(texts, str) else list(texts)
         logits = np.array([self._learner.predict(folder, texts) for folder in self._folders])
-        return decide(
-            corrected_probabilities(logits, self._weights[:, None, :]), self.thresholds, self.recipe.prediction
-        )
+        return decide(corrected_probabilities(logits, self._weights[:, None, :]), self.thresholds, self.prediction)
 
 
 def predict_file(

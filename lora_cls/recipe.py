@@ -6,6 +6,7 @@ recipe are reported at once, each with the path of its field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +112,7 @@ class Lora(BaseModel):
 
             known = {field.name for field in fields(LoraConfig)} - ours
             problems += [
-                f"'{name}' is no field of PEFT's LoraConfig.{did_you_mean(name, known)}"
+                f"'{name}' is no field of PEFT's LoraConfig.{did_you_mean(str(name), known)}"
                 for name in unknown
                 if name not in known
             ]
@@ -171,7 +172,7 @@ class Train(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
-    seed: int = 42
+    seed: int = Field(default=42, ge=0)
     select: Literal["last", "inner", "cross_fitted", "scored_fold"] = "last"
     """Which epoch is kept: the last; the best on a slice of the fold's training rows; the best on the other folds'
     curves; or the best on the very rows that are then scored, which marks every score as optimistic."""
@@ -194,7 +195,7 @@ class CV(Section):
     """Iterative-stratified folds."""
 
     n_splits: int = Field(default=10, ge=2)
-    random_state: int = 42
+    random_state: int = Field(default=42, ge=0)
 
 
 class Thresholds(Section):
@@ -222,6 +223,18 @@ class Engine(Section):
     """CPU threads; null takes the physical cores this process may use."""
 
 
+def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora: bool) -> list[str]:
+    """What is wrong with the presence of sections, whatever is in them."""
+    problems = []
+    if backbone == tfidf:
+        problems.append("give exactly one of 'backbone' (a transformer) and 'tfidf' (the classical baseline).")
+    if quantization and not lora:
+        problems.append("a quantized base cannot be fully fine-tuned: remove 'quantization', or set 'lora'.")
+    if quantization and tfidf:
+        problems.append("'quantization' has no meaning for 'tfidf'.")
+    return problems
+
+
 class Recipe(Section):
     """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given."""
 
@@ -242,13 +255,9 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        problems = []
-        if (self.backbone is None) == (self.tfidf is None):
-            problems.append("give exactly one of 'backbone' (a transformer) and 'tfidf' (the classical baseline).")
-        if self.quantization and self.lora is None:
-            problems.append("a quantized base cannot be fully fine-tuned: remove 'quantization', or set 'lora'.")
-        if self.quantization and self.tfidf:
-            problems.append("'quantization' has no meaning for 'tfidf'.")
+        problems = _combination_problems(
+            *(getattr(self, name) is not None for name in ("backbone", "tfidf", "quantization", "lora"))
+        )
         if problems:
             raise ValueError(" ".join(problems))
         return self
@@ -303,26 +312,23 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML.
-
-    YAML 1.1 takes `1e-4` for a string; numbers are tried first so that it means what it says.
-    """
+    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got '{text}' instead.")
     try:
-        return key.strip(), _number(yaml.safe_load(value))
+        return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from None
 
 
-def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with `1e-4` a number, as in YAML 1.2 and Python; quoted it stays a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
@@ -359,7 +365,7 @@ def load_recipe(
         path = find_recipe(recipe)
         where = str(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise RecipeError(f"{path} is not a readable YAML file: {error}") from None
         if not isinstance(values, dict):
@@ -372,21 +378,45 @@ def load_recipe(
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = _explain(error.errors(), values)
         raise RecipeError(
             f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n" + "\n".join(f"  {line}" for line in lines)
         ) from None
 
 
-def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
-    path = ".".join(location) or "recipe"
-    if problem["type"] == "extra_forbidden":
-        return f"{path}: no such field.{did_you_mean(location[-1], _fields_at(location[:-1]))}"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem.get("input")
-    got = "" if isinstance(given, (dict, BaseModel)) or problem["type"] == "missing" else f" Got {given!r} instead."
-    return f"{path}: {message}{'' if message.endswith('.') else '.'}{got}"
+def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
+    """One line per mistake; pydantic tells one per member of a union, and stops at the first validator of a section."""
+    found = list(found)
+    if any(problem["loc"] == ("lora",) and problem["type"] == "value_error" for problem in found):
+        known = {key: value for key, value in values["lora"].items() if key in Lora.model_fields}
+        try:
+            Lora.model_validate(known)
+        except ValidationError as error:
+            found += [problem | {"loc": ("lora", *problem["loc"])} for problem in error.errors()]
+    lines: dict[str, list[str]] = {}
+    got: dict[str, str] = {}
+    for problem in found:
+        location = [str(part) for part in problem["loc"]]
+        if problem["type"] == "extra_forbidden":
+            guess = did_you_mean(location[-1], _fields_at(location[:-1]))
+            lines[".".join(location)] = [f"no such field.{guess}"]
+            continue
+        path = ".".join(part for i, part in enumerate(location) if part in _fields_at(location[:i])) or "recipe"
+        lines.setdefault(path, []).append(problem["msg"].removeprefix("Value error, ").rstrip("."))
+        given = problem.get("input")
+        if not isinstance(given, (dict, BaseModel)) and problem["type"] != "missing":
+            got.setdefault(path, f" Got {given!r} instead.")
+    if "recipe" not in lines:
+        backbone, tfidf, quantization = (values.get(name) is not None for name in ("backbone", "tfidf", "quantization"))
+        combined = _combination_problems(
+            backbone, tfidf, quantization, "lora" not in values or values["lora"] is not None
+        )
+        if combined:
+            lines["recipe"] = [" ".join(combined).rstrip(".")]
+    return [
+        f"{path}: {'; or: '.join(messages)}{'' if messages[0].endswith(('.', '?')) else '.'}{got.get(path, '')}"
+        for path, messages in lines.items()
+    ]
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ from lora_cls.recipe import Recipe, flatten, load_recipe
 
 def write_bytes(file: Path, content: bytes) -> None:
     """Write a whole file or nothing."""
-    scratch = file.with_name(f".{file.name}.tmp")
+    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # two processes may train folds of one run
     scratch.write_bytes(content)
     os.replace(scratch, file)
 
@@ -73,6 +73,13 @@ def read_csv(file: Path, **options: Any) -> pd.DataFrame:
         raise RunError(f"{file} is damaged: {error}") from None
 
 
+def _integers(file: Path, table: pd.DataFrame, names: list[str]) -> dict[str, np.ndarray]:
+    try:
+        return {name: table[name].to_numpy(np.int64) for name in names}
+    except (KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{file} is damaged: {error}") from None
+
+
 def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Raises RunError if the file is missing, damaged, or of another shape."""
     try:
@@ -85,7 +92,15 @@ def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
         ) from None
     if array.shape != shape:
         raise RunError(f"{file} must have the shape {shape}. Got {array.shape} instead.")
+    if not np.isfinite(array).all():
+        raise RunError(
+            f"{file} is damaged (numbers that are not finite). Remove {file.parent}/fold.json and run again with "
+            "--resume."
+        )
     return array
+
+
+UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
 
 @dataclass(frozen=True)
@@ -120,8 +135,21 @@ class FoldFolder:
         return self.path / "test_logits.npy"
 
     @property
+    def epoch_logits(self) -> Path:
+        """Out-of-fold logits of every epoch, where `select: cross_fitted` chose among them."""
+        return self.path / "epoch_logits.npy"
+
+    @property
     def info(self) -> Path:
         return self.path / "fold.json"
+
+    def pos_weight(self, n_labels: int) -> np.ndarray:
+        """Positive weights, ndarray of shape (n_labels,). Raises RunError if `fold.json` does not hold them."""
+        info = read_json(self.info)
+        weight = np.asarray(info.get("pos_weight") if isinstance(info, dict) else None, dtype=np.float64)
+        if weight.shape != (n_labels,):
+            raise RunError(f"{self.info} is damaged. Remove it and run again with --resume.")
+        return weight
 
     def epoch(self, epoch: int) -> FoldFolder:
         """Where `select: cross_fitted` keeps an epoch until every fold is done."""
@@ -158,12 +186,12 @@ class RunFolder:
         sample: pd.DataFrame | None = None,
     ) -> RunFolder:
         """Make a new run folder; `recipe.yaml`, which marks it as one, is written last."""
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
-            raise RunError(
-                f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
-                "an existing run is never overwritten."
-            )
-        path.mkdir(parents=True, exist_ok=True)
+        cls.refuse_existing(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path} cannot be made: {error.strerror}.") from error
+        write_bytes(path / UNFINISHED, b"")
         assert train.labels is not None
         write_json(path / "labels.json", {"task": recipe.task, "labels": train.label_names})
         write_csv(path / "folds.csv", pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
@@ -177,7 +205,25 @@ class RunFolder:
         write_bytes(
             path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode()
         )
+        (path / UNFINISHED).unlink()
         return cls(path)
+
+    @staticmethod
+    def begun(path: Path) -> bool:
+        """Whether there is anything to resume: neither an empty folder nor one that `create` was stopped in."""
+        return path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / UNFINISHED).exists()))
+
+    @classmethod
+    def refuse_existing(cls, path: Path) -> None:
+        """Raise RunError unless `create` may write into `path`."""
+        if cls.begun(path):
+            raise RunError(
+                f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
+                "an existing run is never overwritten."
+            )
+        parent = next(parent for parent in path.absolute().parents if parent.exists())
+        if not parent.is_dir():
+            raise RunError(f"{path} cannot be made: {parent} is a file.")
 
     @property
     def recipe_file(self) -> Path:
@@ -202,12 +248,15 @@ class RunFolder:
     @property
     def folds(self) -> pd.DataFrame:
         """Columns id, fold, group; the training rows in their order."""
-        return read_csv(self.path / "folds.csv")
+        table = read_csv(self.path / "folds.csv")
+        return table.assign(**_integers(self.path / "folds.csv", table, ["fold", "group"]))
 
     @property
     def y_true(self) -> np.ndarray:
         """Training labels, ndarray of shape (n_samples, n_labels), int8."""
-        return read_csv(self.path / "train_labels.csv")[self.label_names].to_numpy(np.int8)
+        file = self.path / "train_labels.csv"
+        columns = _integers(file, read_csv(file), self.label_names)
+        return np.column_stack([columns[name] for name in self.label_names]).astype(np.int8)
 
     def fold(self, number: int) -> FoldFolder:
         return FoldFolder(self.path / f"fold-{number:02d}")
@@ -262,9 +311,7 @@ class RunFolder:
 
     def pos_weights(self) -> np.ndarray:
         """Positive weights of the finished folds, ndarray of shape (n_folds, n_labels)."""
-        return np.array(
-            [read_json(self.fold(number).info)["pos_weight"] for number in self.finished_folds], dtype=np.float64
-        )
+        return np.array([self.fold(number).pos_weight(len(self.label_names)) for number in self.finished_folds])
 
     def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:
         """Refuse to continue with another recipe or other data.

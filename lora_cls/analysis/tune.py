@@ -72,7 +72,11 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         "rows_scored": len(rows),
         "rows": len(run.folds),
     }
-    kept: dict[str, Any] = {"settings": settings, "shipped": dict(zip(names, shipped.tolist(), strict=True))}
+    kept: dict[str, Any] = {
+        "settings": settings,
+        "prediction": prediction.model_dump(),
+        "shipped": dict(zip(names, shipped.tolist(), strict=True)),
+    }
     if len(finished) > 1:
         fitted = cross_fit_thresholds(y_true, y_score, fold, **settings, at_least_one=prediction.at_least_one)
         metrics["cross_fitted"] = _scores(y_true, fitted.y_pred, y_score, names, shipped, groups)

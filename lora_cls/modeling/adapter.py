@@ -56,9 +56,20 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
         If a named module or layer does not exist; names the nearest.
     """
     if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
+        try:
+            re.compile(lora.target_modules)
+        except re.error as error:
+            raise BackboneError(
+                f"lora.target_modules: '{lora.target_modules}' is no regular expression: {error}"
+            ) from None
+        if lora.layers_to_transform is not None:
+            raise BackboneError(
+                "lora.layers_to_transform does nothing beside a regular expression: name the layers in target_modules."
+            )
         return lora.target_modules
     path, layers = find_layers(base)
-    inside = {name: module for name, module in layers[0].named_modules() if name}
+    # over all layers: in hybrid models (LFM 2) some hold attention and others a convolution
+    inside = {name: module for layer in layers for name, module in layer.named_modules() if name}
     linear = [
         name for name, module in inside.items() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
@@ -97,8 +108,9 @@ def build_model(base: Any, recipe: Recipe, n_labels: int) -> SequenceClassifier:
         from peft import LoraConfig, get_peft_model
 
         given = recipe.lora.model_dump(exclude={"layers_to_transform"})
-        config = LoraConfig(**given | {"target_modules": target_pattern(base, recipe.lora)}, modules_to_save=[HEAD])
+        pattern = target_pattern(base, recipe.lora)
         try:
+            config = LoraConfig(**given | {"target_modules": pattern}, modules_to_save=[HEAD])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
                 backbone = get_peft_model(base, config)
@@ -116,9 +128,13 @@ def reset_model(model: SequenceClassifier, recipe: Recipe, seed: int) -> None:
     """
     torch.manual_seed(seed)
     if recipe.lora is not None:
+        model.restore_initial()  # what PEFT's reset leaves: DoRA's magnitudes, biases of the base
         for module in model.base.modules():
             if hasattr(module, "reset_lora_parameters"):
-                module.reset_lora_parameters("default", recipe.lora.init_lora_weights)
+                if recipe.lora.init_lora_weights == "orthogonal":
+                    module.orthogonal_init("default")
+                else:
+                    module.reset_lora_parameters("default", recipe.lora.init_lora_weights)
     reset_head(trainable_head(model))
 
 
@@ -137,7 +153,7 @@ def save_model(model: SequenceClassifier, folder: Path) -> None:
     scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
     base = model.base
-    if model.backbone is base:
+    if not model.has_adapter:
         head: nn.Module = getattr(base, HEAD)
         delattr(base, HEAD)  # so that the folder is a plain model that opens anywhere without unknown keys
         try:
@@ -164,7 +180,7 @@ def load_model_weights(model: SequenceClassifier, folder: Path) -> None:
         If a file is missing or damaged, or if any key is missing, unknown or of another shape: never only a warning.
     """
     base: Any = model.base
-    if model.backbone is base:
+    if not model.has_adapter:
         state = _read(folder / "model.safetensors") | _read(folder / HEAD_FILE)
         expected = {k: v for k, v in base.state_dict().items() if k in state or not _is_tied(base, k)}
     else:
@@ -173,7 +189,7 @@ def load_model_weights(model: SequenceClassifier, folder: Path) -> None:
         state = _read(folder / "adapter_model.safetensors")
         expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
     _check_keys(folder, state, expected)
-    if model.backbone is base:
+    if not model.has_adapter:
         base.load_state_dict(state, strict=False)
     else:
         from peft import set_peft_model_state_dict

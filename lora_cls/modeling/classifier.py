@@ -49,12 +49,29 @@ class SequenceClassifier(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
+        self._initial = (
+            {n: p.detach().to("cpu", copy=True) for n, p in self.named_parameters() if p.requires_grad}
+            if self.has_adapter
+            else {}
+        )
+
+    @property
+    def has_adapter(self) -> bool:
+        """False for full fine-tuning."""
+        return hasattr(self.backbone, "get_base_model")
 
     @property
     def base(self) -> Any:
         """The transformer itself, adapters injected where there are any."""
         backbone: Any = self.backbone
-        return backbone.get_base_model() if hasattr(backbone, "get_base_model") else backbone
+        return backbone.get_base_model() if self.has_adapter else backbone
+
+    def restore_initial(self) -> None:
+        """Put every trained parameter back to its value when the model was built; nothing for full fine-tuning."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name in self._initial:
+                    parameter.copy_(self._initial[name])
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits, Tensor of shape (n_rows, n_labels), float32."""

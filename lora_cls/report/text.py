@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_cls.checking import Check
 from lora_cls.errors import shorten
 from lora_cls.report.card import score_sentence
 from lora_cls.runs import RunFolder, read_json
+
+if TYPE_CHECKING:
+    from lora_cls.checking import Check
 
 
 def print_run(run: RunFolder) -> None:
@@ -42,7 +44,8 @@ def print_run(run: RunFolder) -> None:
     say(cost + ".")
     unfinished = metrics["n_splits"] - len(metrics["folds_finished"])
     if unfinished:
-        say(f"{unfinished} folds are left: the same command with --resume and without --folds trains them.")
+        left = "1 fold is" if unfinished == 1 else f"{unfinished} folds are"
+        say(f"{left} left: the same command with --resume and without --folds trains what is missing.")
     say("")
     names = ("metrics.json", "thresholds.json", "oof_proba.csv", "test_proba.csv", "submission.csv", "README.md")
     what = ("scores", "thresholds", "out-of-fold", "test", "submission", "model card")

@@ -95,11 +95,15 @@ def load_state(
         with safe_open(file, framework="pt") as opened:
             progress = FoldState(**json.loads(opened.metadata()["progress"]))
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no iteration of its own)
-        restore(model, _under(tensors, "model/"))
+        found = _under(tensors, "model/")
+        expected = {name: parameter.shape for name, parameter in trainable(model).items()}
+        if {name: tensor.shape for name, tensor in found.items()} != expected:  # copying would broadcast some shapes
+            raise RuntimeError("its parameters are others")
+        restore(model, found)
         for name, parameter in trainable(model).items():
-            found = {key.split("/")[1]: value for key, value in tensors.items() if _is_moment(key, name)}
+            moments = {key.split("/")[1]: value for key, value in tensors.items() if _is_moment(key, name)}
             # `step` stays a CPU scalar for AdamW; moments live beside their parameter
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in found.items()}
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
     except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise RunError(
             f"{file} is damaged or belongs to another model ({error}). Remove it to train the fold again."

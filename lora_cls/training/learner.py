@@ -40,6 +40,11 @@ class Learner(Protocol):
     backbone_path: str | None
     """Where the base model was loaded from: a folder or a hub id; None without one."""
 
+    def prepare(self) -> None:
+        """Load and measure all that does not depend on the fold, so that what cannot work fails before a run folder
+        exists; completes `choices`."""
+        ...
+
     def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
         """Train on `train_rows` and save the model in `folder`; answer for `oof_rows` and the test rows."""
         ...

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_cls.data.tokens import Tokens, pad, shuffled_batches, sorted_batches
+from lora_cls.data.tokens import Tokens, shuffled_batches, sorted_batches
 from lora_cls.errors import TrainingError
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
@@ -140,7 +140,7 @@ def train_fold(
             n_rows = sum(len(rows) for rows in group)
             total = torch.zeros((), device=device)
             for rows in group:
-                ids, mask = pad([tokens.ids[row] for row in rows], pad_id)
+                ids, mask = tokens.batch(rows, pad_id)
                 state.rows, state.tokens = state.rows + len(rows), state.tokens + int(mask.sum())
                 state.padded_tokens += mask.size
                 with accelerator.autocast():
@@ -182,6 +182,7 @@ def train_fold(
             state.scaler = accelerator.scaler.state_dict()
         save_state(state_file, model, inner, state, best)
         progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(tokens) / seconds)
+    accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
     if best is not None:
         restore(model, best)
     return state
@@ -224,7 +225,7 @@ def predict_logits(
     logits: np.ndarray | None = None
     with torch.no_grad():
         for rows in sorted_batches(tokens.lengths, batch_size):
-            ids, mask = pad([tokens.ids[row] for row in rows], pad_id)
+            ids, mask = tokens.batch(rows, pad_id)
             with accelerator.autocast():
                 batch = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
             found = batch.float().cpu().numpy()

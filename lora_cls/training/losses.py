@@ -32,7 +32,7 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     """
     n_labels = labels.shape[1]
     if isinstance(loss.pos_weight, list):
-        if len(loss.pos_weight) != n_labels or min(loss.pos_weight) <= 0:
+        if len(loss.pos_weight) != n_labels or not all(0 < weight < np.inf for weight in loss.pos_weight):
             raise RecipeError(
                 f"loss.pos_weight must hold {n_labels} numbers above 0, one per label. Got {loss.pos_weight} instead."
             )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora_cls.data import Dataset
-from lora_cls.errors import RunError
+from lora_cls.errors import DataError, RunError
 from lora_cls.recipe import Recipe, Tfidf
 from lora_cls.runs import FoldFolder, write_json
 from lora_cls.training.learner import FoldResult
@@ -45,6 +45,9 @@ class TfidfLearner:
         self.choices: dict[str, Any] = {"device": "cpu"}
         self.backbone_path: str | None = None
 
+    def prepare(self) -> None:
+        """See `Learner.prepare`; nothing is to be loaded."""
+
     def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
         """See `Learner.fit_fold`."""
         from scipy.sparse import hstack
@@ -55,7 +58,7 @@ class TfidfLearner:
         started = time.monotonic()
         texts, labels = self.train.texts, self.train.labels[train_rows]
         vectorizers = _vectorizers(self.settings)
-        features = hstack([v.fit_transform([texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
+        features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
         coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.zeros(self.n_labels)
         for j in range(self.n_labels):
             if labels[:, j].min() == labels[:, j].max():
@@ -101,6 +104,17 @@ def _vectorizers(settings: Tfidf) -> list[Any]:
         TfidfVectorizer(analyzer="word", ngram_range=settings.word_ngram_range, token_pattern=r"(?u)\b\w+\b", **common),
         TfidfVectorizer(analyzer="char_wb", ngram_range=settings.char_ngram_range, **common),
     ]
+
+
+def _fit(vectorizer: Any, texts: list[str]) -> Any:
+    """Features of the texts; where no term is frequent enough (scripts without spaces), every term counts."""
+    try:
+        return vectorizer.fit_transform(texts)
+    except ValueError:
+        try:
+            return vectorizer.set_params(min_df=1).fit_transform(texts)
+        except ValueError as error:
+            raise DataError(f"tfidf: the training texts hold no {vectorizer.analyzer} n-grams: {error}") from None
 
 
 def _save(folder: Path, vectorizers: list[Any], coef: np.ndarray, intercept: np.ndarray) -> None:

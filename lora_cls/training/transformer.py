@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from lora_cls.data import Dataset, stratified_folds
-from lora_cls.data.tokens import Tokens, encode, pad, pad_token_id
+from lora_cls.data.tokens import Tokens, encode, pad_token_id
 from lora_cls.evaluation import macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
-from lora_cls.modeling.loading import load_base, load_tokenizer
+from lora_cls.modeling.loading import check_positions, load_base, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, physical_cores
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
@@ -73,9 +73,18 @@ class TransformerLearner:
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
         self._model: SequenceClassifier | None = None
+        self._trained = False
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         return encode(self.tokenizer, texts, self.recipe.data.max_length)
+
+    def prepare(self) -> None:
+        """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
+        assert self.train is not None and self.train.labels is not None
+        pos_weight(self.train.labels, self.recipe.loss)
+        model = self._built()
+        if "attn_implementation" not in self.choices:
+            self.choices["attn_implementation"] = self._choose_attention(model, np.arange(len(self.train)))
 
     def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
         """See `Learner.fit_fold`; `fold` is -1 for a model of all rows."""
@@ -148,14 +157,16 @@ class TransformerLearner:
             dtype = self.dtype if recipe.lora else torch.float32
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
             base = load_base(recipe.backbone, recipe.quantization, dtype, self.device, self.source, attention)
+            check_positions(base, recipe.data.max_length)
             self._model = build_model(base, recipe, self.n_labels)
         return self._model
 
     def _fresh_model(self, fold: int, train_rows: np.ndarray) -> SequenceClassifier:
         """A model as it is before training, the same whatever was trained before it."""
-        if self.recipe.lora is None:
+        if self.recipe.lora is None and self._trained:
             self._model = None  # full fine-tuning changed the base: load it again
         model = self._built()
+        self._trained = True
         if "attn_implementation" not in self.choices:
             self.choices["attn_implementation"] = self._choose_attention(model, train_rows)
         reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
@@ -170,9 +181,7 @@ class TransformerLearner:
         size = self.recipe.train.per_device_train_batch_size
         lengths = self.train_tokens.lengths[rows]
         typical = rows[np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:size]]
-        ids, mask = (
-            torch.from_numpy(a).to(self.device) for a in pad([self.train_tokens.ids[r] for r in typical], self.pad_id)
-        )
+        ids, mask = (torch.from_numpy(a).to(self.device) for a in self.train_tokens.batch(typical, self.pad_id))
         times: dict[str, list[float]] = {"sdpa": [], "eager": []}
         model.train()
         for _ in range(4):

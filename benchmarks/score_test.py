@@ -1,0 +1,88 @@
+"""How well the cross-fitted score foretells the score on a test file, for each way of combining the folds.
+
+    python -m benchmarks.score_test RUN... --labels test.csv
+
+The label file has the run's test ids and its 0/1 columns; it was never seen by the run. Prints a Markdown table: the
+cross-fitted macro-F1, the test macro-F1 under each way of combining, their difference with its bootstrap interval
+(two independent sets of rows, models held fixed), minutes and peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from lora_cls.analysis.tune import decide
+from lora_cls.data import read_table
+from lora_cls.evaluation import (
+    Interval,
+    apply_thresholds,
+    bootstrap_macro_f1,
+    bootstrap_unpaired_difference,
+    corrected_probabilities,
+    cross_fit_thresholds,
+    macro_f1,
+    tune_thresholds,
+)
+from lora_cls.recipe import Prediction
+from lora_cls.runs import RunFolder
+
+WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
+
+
+def score(run: RunFolder, labels: Path) -> list[str]:
+    """Rows of the table for one run."""
+    names = run.label_names
+    table = read_table(labels).set_index("id").loc[run.test_ids]
+    y_test = table[names].astype(float).to_numpy(np.int8)
+    rows, logits = run.oof_logits()
+    fold, weights = run.folds["fold"].to_numpy()[rows], run.pos_weights()
+    y_true, groups = run.y_true[rows], run.folds["group"].to_numpy()[rows]
+    y_score = np.empty(logits.shape)
+    for number, weight in zip(run.finished_folds, weights, strict=True):
+        y_score[fold == number] = corrected_probabilities(logits[fold == number], weight)
+    fitted = cross_fit_thresholds(y_true, y_score, fold).y_pred
+    own = bootstrap_macro_f1(y_true, fitted, groups)
+    thresholds = tune_thresholds(y_true, y_score)
+    test_logits = run.test_logits()
+    assert test_logits is not None
+    per_fold = corrected_probabilities(test_logits, weights[:, None, :])
+    test_groups = np.arange(len(y_test))
+    info = run.info
+    minutes = sum(info["seconds"].values()) / 60
+    memory = info["peak_memory_bytes"] / 2**30
+    lines = []
+    for way in WAYS:
+        if way == "each fold alone":
+            # What the cross-fitted score describes: one fold's model; averaged here over the folds.
+            scores = [macro_f1(y_test, apply_thresholds(scores, thresholds)) for scores in per_fold]
+            test, gap = f"{np.mean(scores):.4f} (sd {np.std(scores):.4f})", f"{np.mean(scores) - own.estimate:+.4f}"
+        else:
+            y_pred = decide(per_fold, thresholds, Prediction(combine=way))[1]
+            test = _cell(bootstrap_macro_f1(y_test, y_pred, test_groups))
+            gap = _cell(bootstrap_unpaired_difference(y_test, y_pred, test_groups, y_true, fitted, groups), "+")
+        start = f"| {run.path.name} ({len(run.finished_folds)} folds) | {_cell(own)}"
+        lines.append(f"{start} | {way} | {test} | {gap} | {minutes:.1f} | {memory:.2f} |")
+    return lines
+
+
+def _cell(interval: Interval, sign: str = "") -> str:
+    return f"{interval.estimate:{sign}.4f} [{interval.low:{sign}.4f}, {interval.high:{sign}.4f}]"
+
+
+def main() -> None:
+    """Parse, score every run, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--labels", required=True, type=Path)
+    given = parser.parse_args()
+    print("| run | cross-fitted macro-F1 | folds combined by | test macro-F1 | test minus cross-fitted | min | GiB |")
+    print("|---|---|---|---|---|---|---|")
+    for path in given.runs:
+        print("\n".join(score(RunFolder(path), given.labels)))
+
+
+if __name__ == "__main__":
+    main()

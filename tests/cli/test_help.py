@@ -1,0 +1,116 @@
+"""The command line answers at once where no model is needed, and its help is plain."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "pandas", "numpy", "sklearn", "scipy", "yaml", "pydantic")
+
+
+def heavy_modules_after(code):
+    """Names of heavy libraries imported by a piece of Python in a fresh process, and its standard output."""
+    ending = f"\nimport json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, check=True)
+    return json.loads(done.stderr.splitlines()[-1]), done.stdout
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Exit code, stdout and stderr of `lora-cls` with these arguments."""
+    from lora_cls import cli
+
+    monkeypatch.setattr(sys, "argv", ["lora-cls", *map(str, arguments)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as error:
+        code = error.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_imports_nothing_heavy():
+    """--help lists the commands without a second of imports."""
+    heavy, out = heavy_modules_after(
+        "from lora_cls.cli import main\nimport sys\nsys.argv = ['lora-cls', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as error:\n    assert not error.code"
+    )
+    assert heavy == []
+    for command in ("run", "check", "predict", "refit", "tune", "recipes"):
+        assert command in out
+
+
+def test_import_is_instant():
+    """`import lora_cls` loads no library, and its public names still all exist."""
+    heavy, _ = heavy_modules_after("import lora_cls")
+    assert heavy == []
+
+
+def test_recipe_and_thresholds_need_no_torch():
+    """Loading a recipe and tuning thresholds from Python imports neither torch nor transformers."""
+    heavy, _ = heavy_modules_after(
+        "import lora_cls\nlora_cls.load_recipe('gemma-3-270m')\nlora_cls.tune_thresholds([[1], [0]], [[0.9], [0.1]])"
+    )
+    assert not {"torch", "transformers", "peft"} & set(heavy)
+
+
+def test_public_names():
+    """Every name in `__all__` can be imported, and a wrong one says so."""
+    import lora_cls
+
+    for name in lora_cls.__all__:
+        assert getattr(lora_cls, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'trainn'"):
+        _ = lora_cls.trainn
+
+
+@pytest.mark.parametrize("command", ["run", "check", "predict", "refit", "tune", "recipes"])
+def test_help_of_each_command(command, monkeypatch, capsys):
+    """Every command explains itself and each of its options."""
+    code, out, _ = call(monkeypatch, capsys, command, "--help")
+    assert code == 0
+    assert f"lora-cls {command}" in out
+    import typer
+
+    from lora_cls.cli import app
+
+    options = typer.main.get_command(app).commands[command].params
+    assert [option.name for option in options if not getattr(option, "help", None)] == []
+
+
+def test_recipes(monkeypatch, capsys):
+    """`recipes` lists every shipped recipe with what it needs."""
+    from lora_cls.recipe import shipped_recipes
+
+    code, out, _ = call(monkeypatch, capsys, "recipes")
+    assert code == 0
+    lines = dict(line.split(maxsplit=1) for line in out.splitlines())
+    assert set(lines) == set(shipped_recipes())
+    assert "memory" in lines["gemma-3-270m"]
+
+
+def test_recipes_show(monkeypatch, capsys):
+    """`recipes show` prints a recipe as written, comment included, so that it can be saved and changed."""
+    from lora_cls.recipe import shipped_recipes
+
+    code, out, _ = call(monkeypatch, capsys, "recipes", "show", "tfidf-logreg")
+    assert code == 0
+    assert out == shipped_recipes()["tfidf-logreg"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", [["recipes", "show"], ["run"], ["check"]])
+def test_unknown_recipe(command, monkeypatch, capsys):
+    """A mistyped recipe name gets the nearest, exit code 2 and no traceback."""
+    code, out, err = call(monkeypatch, capsys, *command, "gemma-3-270")
+    assert code == 2
+    assert out == ""
+    assert err.startswith("Error: No recipe 'gemma-3-270'")
+    assert "Did you mean 'gemma-3-270m'?" in err
+
+
+def test_option_that_does_not_exist(monkeypatch, capsys):
+    """A mistyped option is refused with exit code 2."""
+    code, _, err = call(monkeypatch, capsys, "run", "tfidf-logreg", "--trian", "x.csv")
+    assert code == 2
+    assert "--trian" in err

@@ -1,0 +1,234 @@
+"""Tiny models of real architectures, made in the test session, and a small table whose labels can be learned.
+
+Nothing here touches the network: the hub is switched off before transformers is imported.
+"""
+
+import os
+import sys
+import tempfile
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+_cache = tempfile.TemporaryDirectory(prefix="lora_cls-tests-")
+os.environ["LORA_CLS_CACHE"] = _cache.name
+
+import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
+import pytest  # noqa: E402
+
+THREADS = 1  # models this small gain nothing from a second thread, and on a busy machine wait for it: 5 times slower
+KINDS = ("bert", "roberta", "llama", "gemma3", "qwen2", "gpt2")
+LABELS = ("joy", "anger", "fear")
+WORDS = {
+    "joy": ("happy", "lovely", "great", "delighted", "smiling", "wonderful"),
+    "anger": ("angry", "furious", "annoyed", "hate", "outrageous", "insulted"),
+    "fear": ("afraid", "scared", "worried", "terrified", "danger", "trembling"),
+}
+FILLER = (
+    *("the", "a", "my", "our", "this", "that", "we", "they", "you", "it", "was", "is", "had", "came", "went", "saw"),
+    *("told", "again", "before", "because", "while", "still", "never", "always", "maybe", "today", "about", "with"),
+    *("from", "into", "over", "train", "dog", "house", "morning", "letter", "friend", "week", "ticket", "garden"),
+)
+
+
+def pytest_sessionfinish():
+    """Remove the cache folder of this session."""
+    _cache.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """The same number of threads in every test: a learner sets its own, and another gives other last digits."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(THREADS)
+
+
+def make_emotion_table(n_rows: int, seed: int = 0) -> pd.DataFrame:
+    """A table of `id`, `text` and three 0/1 columns that keywords in the text decide; every sixth row has no label.
+
+    The first text is long (over 60 words), the second is one word; texts are distinct.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n_rows):
+        labels = np.zeros(len(LABELS), dtype=int)
+        if i % 6 != 5:
+            labels[i % 3] = 1
+            labels[rng.integers(3)] |= int(rng.random() < 0.3)
+        words = [rng.choice(WORDS[name]) for name, on in zip(LABELS, labels, strict=True) if on for _ in range(3)]
+        words += list(rng.choice(FILLER, size=70 if i == 0 else int(rng.integers(2, 16))))
+        text = " ".join(str(word) for word in rng.permutation(words)) + f" {i}"
+        rows.append((f"row{i:03d}", "happy" if i == 1 else text, *((1, 0, 0) if i == 1 else labels)))
+    return pd.DataFrame(rows, columns=["id", "text", *LABELS])
+
+
+@pytest.fixture(scope="session")
+def emotion_table():
+    """Factory `emotion_table(n_rows, seed=0)`; see `make_emotion_table`."""
+    return make_emotion_table
+
+
+def _wordpiece():
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(_corpus(), trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=ids
+    )
+    return tokenizer
+
+
+def _byte_bpe(special, single):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    used = [name for name in special if name in single.split()]
+    if used:
+        ids = [(name, tokenizer.token_to_id(name)) for name in used]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
+    return tokenizer
+
+
+def _corpus():
+    table = make_emotion_table(120, seed=7)
+    return [*table["text"], *(" ".join(words) for words in WORDS.values()), " ".join(FILLER)] * 2
+
+
+def _make_tokenizer(kind):
+    from transformers import PreTrainedTokenizerFast
+
+    if kind == "bert":
+        tokenizer, names = _wordpiece(), {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+    elif kind == "roberta":
+        tokenizer = _byte_bpe(["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "<s> $A </s>")
+        names = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    elif kind == "llama":  # no pad token
+        tokenizer = _byte_bpe(["<unk>", "<s>", "</s>"], "<s> $A")
+        names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    elif kind == "gemma3":
+        tokenizer = _byte_bpe(["<pad>", "<eos>", "<bos>", "<unk>"], "<bos> $A")
+        names = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"}
+    elif kind == "qwen2":  # pads with its eos
+        tokenizer = _byte_bpe(["<|endoftext|>"], "$A")
+        names = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}
+    else:  # gpt2: no pad token
+        tokenizer = _byte_bpe(["<|endoftext|>"], "$A")
+        names = {"bos": "<|endoftext|>", "eos": "<|endoftext|>", "unk": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        padding_side="left" if kind == "gemma3" else "right",
+        model_max_length=128,
+        **{f"{name}_token": value for name, value in names.items()},
+    )
+
+
+def _make_model(kind, vocab_size):
+    import torch
+    from transformers import (
+        AutoModel,
+        BertConfig,
+        Gemma3TextConfig,
+        GPT2Config,
+        LlamaConfig,
+        Qwen2Config,
+        RobertaConfig,
+    )
+
+    # A hidden size of 64 is one quantization block; wide initial weights let attention matter in the output.
+    common = {
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.1,
+    }
+    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    if kind == "bert":
+        config = BertConfig(**common, **no_dropout, pad_token_id=0)
+    elif kind == "roberta":
+        common["max_position_embeddings"] = 130
+        config = RobertaConfig(
+            **common, **no_dropout, type_vocab_size=1, bos_token_id=0, pad_token_id=1, eos_token_id=2
+        )
+    elif kind == "llama":
+        config = LlamaConfig(**common, num_key_value_heads=2, bos_token_id=1, eos_token_id=2)
+    elif kind == "gemma3":
+        config = Gemma3TextConfig(
+            **common, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"], pad_token_id=0, eos_token_id=1, bos_token_id=2,
+        )  # fmt: skip
+    elif kind == "qwen2":
+        config = Qwen2Config(**common, num_key_value_heads=2, eos_token_id=0, pad_token_id=0, bos_token_id=None)
+    else:
+        config = GPT2Config(
+            vocab_size=vocab_size, n_embd=64, n_inner=128, n_layer=2, n_head=4, n_positions=128, initializer_range=0.1,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+    torch.manual_seed(KINDS.index(kind))
+    return AutoModel.from_config(config)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Factory `tiny_model(kind)`: path (str) of a saved random model with its tokenizer, for `backbone.name_or_path`.
+
+    Two layers, hidden size 64, vocabulary of about 400, fp32, no dropout. Tokenizers of `llama` and `gpt2` have no pad
+    token, that of `gemma3` pads left.
+    """
+    made = {}
+
+    def make(kind):
+        if kind not in KINDS:
+            raise ValueError(f"no tiny model '{kind}': {', '.join(KINDS)}")
+        if kind not in made:
+            import torch
+
+            torch.set_num_threads(THREADS)
+            folder = tmp_path_factory.mktemp("models") / kind
+            tokenizer = _make_tokenizer(kind)
+            _make_model(kind, len(tokenizer)).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            made[kind] = str(folder)
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_model):
+    """Factory `tiny_recipe(kind, **overrides)`: a small recipe on a tiny model; `.` is written `__`.
+
+    `tiny_recipe("llama", lora__r=4, quantization={"load_in_4bit": True})`. Encoders pool by mean, decoders by the last
+    token; fp32, two epochs of batches of 8.
+    """
+    from lora_cls.recipe import load_recipe
+
+    def make(kind, **overrides):
+        values = {
+            "backbone": {"name_or_path": tiny_model(kind), "dtype": "float32", "attn_implementation": "sdpa"},
+            "head": {"pooling": "mean" if kind in ("bert", "roberta") else "last_token", "learning_rate": 1e-2},
+            "lora": {"r": 4, "lora_alpha": 8},
+            "data": {"max_length": 48},
+            "train": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
+            "cv": {"n_splits": 2},
+            "engine": {"num_threads": THREADS},
+        }
+        return load_recipe(values, {key.replace("__", "."): value for key, value in overrides.items()})
+
+    return make

@@ -1,0 +1,260 @@
+"""Recipes: mistakes reported together and by name, overrides that mean what they say, shipped files that load."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_cls.errors import RecipeError
+from lora_cls.recipe import Recipe, flatten, load_recipe, parse_override, shipped_recipes
+
+BACKBONE = {"backbone": {"name_or_path": "org/model"}}
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+def message(values, overrides=()):
+    with pytest.raises(RecipeError) as error:
+        load_recipe(values, overrides)
+    return str(error.value)
+
+
+def test_all_mistakes_at_once():
+    """Three mistakes in three sections come in one error, each with the path of its field and the value received."""
+    text = message(
+        {**BACKBONE, "train": {"learning_rat": 1e-4, "num_train_epochs": 0}, "cv": {"n_splits": "ten"}, "looss": {}}
+    )
+    assert "4 mistakes" in text
+    assert "train.learning_rat: no such field. Did you mean 'learning_rate'?" in text
+    assert re.search(r"train\.num_train_epochs: .*greater than or equal to 1.* Got 0 instead", text)
+    assert re.search(r"cv\.n_splits: .*integer.* Got 'ten' instead", text)
+    assert "looss: no such field. Did you mean 'loss'?" in text
+
+
+def test_fields_and_their_combination_at_once():
+    """A wrong field does not hide that the backbone is missing: both are reported in the first try."""
+    text = message({"train": {"seeed": 1}})
+    assert "train.seeed" in text
+    assert "exactly one of 'backbone'" in text
+
+
+def test_one_mistake_is_counted_once():
+    """A field that takes a word or a list gives one line per mistake, with the field's own path."""
+    text = message({**BACKBONE, "loss": {"pos_weight": "heavy"}, "lora": {"target_modules": 5}})
+    assert "2 mistakes" in text
+    paths = [line.split(":")[0].strip() for line in text.splitlines()[1:]]
+    assert sorted(paths) == ["lora.target_modules", "loss.pos_weight"]
+
+
+def test_every_mistake_within_lora():
+    """A name unknown to PEFT does not hide a value out of range beside it."""
+    text = message({**BACKBONE, "lora": {"r": 0, "lora_dropuot": 0.1}})
+    assert "lora_dropuot" in text
+    assert "lora.r" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("backbone.dtype", "bf16"),
+        ("data.text_columns", "text"),
+        ("data.max_length", 2),
+        ("train.learning_rate", -1),
+        ("train.select", "best"),
+        ("head.pooling", "max"),
+        ("loss.pos_weight", [1, "x"]),
+        ("thresholds.default", 2),
+        ("prediction.at_least_one", "perhaps"),
+        ("lora", 8),
+        ("cv", [10]),
+    ],
+)
+def test_wrong_type_or_value(field, value):
+    """A value of the wrong type or outside its range names its field."""
+    assert field in message(BACKBONE, {field: value})
+
+
+def test_unknown_field_far_from_all():
+    """A name like none of ours is refused without a silly guess."""
+    text = message({**BACKBONE, "zzzz": 1})
+    assert "zzzz: no such field." in text
+    assert "Did you mean" not in text
+
+
+def test_overrides():
+    """--set reaches nested fields, lists and numbers written as 1e-4, and makes sections that the recipe lacks."""
+    recipe = load_recipe(
+        BACKBONE,
+        [
+            "train.learning_rate=1e-4", "lora.r=8", "lora.target_modules=[q_proj, v_proj]", "data.text_columns=[a, b]",
+            "quantization.load_in_4bit=true", "data.id_column=tweet", "loss.pos_weight=[1, 2.5, 1e1]",
+        ],
+    )  # fmt: skip
+    assert recipe.train.learning_rate == 1e-4
+    assert recipe.lora.r == 8
+    assert recipe.lora.target_modules == ["q_proj", "v_proj"]
+    assert recipe.data.text_columns == ["a", "b"]
+    assert recipe.data.id_column == "tweet"
+    assert recipe.quantization.load_in_4bit
+    assert recipe.loss.pos_weight == [1.0, 2.5, 10.0]
+
+
+def test_number_as_in_yaml_1_1(tmp_path):
+    """A recipe file may write 1e-4, which YAML 1.1 calls a text."""
+    file = tmp_path / "r.yaml"
+    file.write_text("backbone: {name_or_path: org/model}\ntrain: {learning_rate: 1e-4}\n")
+    assert load_recipe(file).train.learning_rate == 1e-4
+
+
+def test_quoted_override_stays_text():
+    """A value in quotes is a text even if it looks like a number, as a commit or a column name may."""
+    assert parse_override('backbone.revision="1e5"') == ("backbone.revision", "1e5")
+
+
+def test_full_fine_tuning():
+    """lora=null trains every weight; the default is LoRA on all linear layers."""
+    assert load_recipe(BACKBONE).lora.target_modules == "all-linear"
+    assert load_recipe(BACKBONE, ["lora=null"]).lora is None
+    assert load_recipe({**BACKBONE, "lora": None}, ["lora.r=4"]).lora.r == 4
+
+
+@pytest.mark.parametrize("text", ["lora.r", "=8", " = 8"])
+def test_override_without_key_or_value(text):
+    """--set without a key and '=' says how it is written, and repeats what it got."""
+    with pytest.raises(RecipeError, match=re.escape("--set takes key=value, for example --set lora.r=8.")):
+        load_recipe(BACKBONE, [text])
+
+
+def test_override_that_is_no_yaml():
+    """--set with an unclosed bracket names the key."""
+    with pytest.raises(RecipeError, match=r"--set data\.text_columns"):
+        load_recipe(BACKBONE, ["data.text_columns=[a"])
+
+
+def test_override_of_unknown_field():
+    """A mistyped key of --set is refused like one in the file."""
+    assert "train.lerning_rate: no such field. Did you mean 'learning_rate'?" in message(
+        BACKBONE, ["train.lerning_rate=1"]
+    )
+
+
+def test_overrides_leave_the_given_mapping_alone():
+    """Loading a recipe with overrides does not change the mapping or the recipe it was made from."""
+    values = {**BACKBONE, "train": {"seed": 1}}
+    recipe = load_recipe(values, ["train.seed=2", "lora.r=2"])
+    assert values == {**BACKBONE, "train": {"seed": 1}}
+    assert load_recipe(recipe, {"train.seed": 3}).train.seed == 3
+    assert recipe.train.seed == 2
+
+
+@pytest.mark.parametrize("values", [{}, {**BACKBONE, "tfidf": {}}])
+def test_backbone_or_tfidf(values):
+    """A recipe needs exactly one of backbone and tfidf."""
+    assert "exactly one of 'backbone'" in message(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({**BACKBONE, "lora": None, "quantization": {"load_in_4bit": True}}, "cannot be fully fine-tuned"),
+        ({"tfidf": {}, "quantization": {"load_in_4bit": True}}, "no meaning for 'tfidf'"),
+        ({**BACKBONE, "quantization": {}}, "exactly one of load_in_4bit and load_in_8bit"),
+        ({**BACKBONE, "quantization": {"load_in_4bit": True, "load_in_8bit": True}}, "exactly one of load_in_4bit"),
+    ],
+)
+def test_quantization_needs_sense(values, words):
+    """Quantization goes with LoRA on a backbone, in one width."""
+    assert words in message(values)
+
+
+def test_unknown_peft_field():
+    """A mistyped LoraConfig field gets PEFT's nearest name; a genuine one passes and is kept."""
+    assert "'use_rs_lora' is no field of PEFT's LoraConfig. Did you mean 'use_rslora'?" in message(
+        {**BACKBONE, "lora": {"use_rs_lora": True}}
+    )
+    recipe = load_recipe({**BACKBONE, "lora": {"use_rslora": True}})
+    assert recipe.to_dict()["lora"]["use_rslora"] is True
+
+
+@pytest.mark.parametrize("name", ["modules_to_save", "task_type", "inference_mode", "peft_type"])
+def test_peft_fields_that_are_ours(name):
+    """PEFT fields that carry the head or the task cannot be set: a checkpoint without its head would follow."""
+    assert f"{name} is set by lora_cls itself" in message({**BACKBONE, "lora": {name: ["lm_head"]}})
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_remote_code_needs_a_pinned_revision(revision):
+    """Code from a repository runs only at a pinned revision."""
+    values = {"backbone": {"name_or_path": "org/model", "trust_remote_code": True, "revision": revision}}
+    assert "pin revision to a commit" in message(values)
+    assert load_recipe(values, {"backbone.revision": "0" * 40}).backbone.trust_remote_code
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_shipped_recipe(file):
+    """Every shipped recipe loads by its name, and opens with its launch command and the memory that it needs."""
+    assert shipped_recipes()[file.stem] == file
+    assert isinstance(load_recipe(file.stem), Recipe)
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert re.match(rf"# lora-cls run {re.escape(file.stem)}( --train \S+ --test \S+)? +\(.+\)$", first)
+    assert re.search(r"\d ?[GM]B of (GPU )?memory|no model to download", first)
+
+
+def test_names_of_shipped_recipes_are_unique():
+    """Two files of one name in different folders would hide one of them."""
+    assert RECIPES
+    assert len(shipped_recipes()) == len(RECIPES)
+
+
+def test_python_objects_are_refused(tmp_path):
+    """A recipe is data: a YAML tag that would run Python is an error, and nothing runs."""
+    file, made = tmp_path / "r.yaml", tmp_path / "made"
+    file.write_text(f"backbone: !!python/object/apply:os.mkdir ['{made}']\n")
+    with pytest.raises(RecipeError, match=r"r\.yaml is not a readable YAML file"):
+        load_recipe(file)
+    with pytest.raises(RecipeError, match="not a YAML value"):
+        load_recipe(BACKBONE, [f"train.seed=!!python/object/apply:os.mkdir ['{made}']"])
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("content", [b"- a\n- b\n", b"", b"just words", b"a: [1", b"a: \xe9\n"])
+def test_file_that_holds_no_recipe(tmp_path, content):
+    """A file that is no mapping, no YAML or no UTF-8 is named."""
+    file = tmp_path / "r.yaml"
+    file.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("values", [{**BACKBONE, 1: 2}, {**BACKBONE, "lora": {1: 2}}, {**BACKBONE, "cv": {2: 3}}])
+def test_key_that_is_no_text(values):
+    """A number in the place of a field name is a mistake like any other."""
+    assert "1 mistake" in message(values)
+
+
+def test_unknown_name_suggests_the_nearest():
+    """A mistyped recipe name gets the nearest shipped one."""
+    with pytest.raises(RecipeError, match=r"No recipe 'tfidf-logrge'.*Did you mean 'tfidf-logreg'\?"):
+        load_recipe("tfidf-logrge")
+
+
+@pytest.mark.parametrize("name", ["minilm-l6", "gemma-3-270m", "tfidf-logreg"])
+def test_resolved_recipe_reads_back(name):
+    """What a run folder keeps as recipe.yaml loads to the same recipe, defaults included."""
+    recipe = load_recipe(name, ["lora.use_rslora=true"] if name == "gemma-3-270m" else ())
+    assert load_recipe(recipe.to_dict()) == recipe
+
+
+def test_identity():
+    """Engine settings and file places do not belong to the identity of a run; every other field does."""
+    recipe = load_recipe(BACKBONE)
+    same = load_recipe(recipe, {"engine.num_threads": 3, "data.train": "elsewhere.csv", "data.folds": "f.csv"})
+    other = load_recipe(recipe, {"data.on_missing": "drop"})
+    assert flatten(same.identity()) == flatten(recipe.identity())
+    assert flatten(other.identity()) != flatten(recipe.identity())
+
+
+def test_recipe_is_read_only():
+    """A loaded recipe cannot be changed behind the back of the run that it describes."""
+    recipe = load_recipe(BACKBONE)
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.seed = 1

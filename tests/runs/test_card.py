@@ -1,0 +1,106 @@
+"""The README of a run: its snippet loads a fold with transformers and PEFT alone, and answers as we do."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from lora_cls.report.card import score_sentence
+
+TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
+KINDS = ["bert", "llama", "gemma3"]
+
+RUN_SNIPPETS = """
+import contextlib, json, os, sys
+sys.modules["lora_cls"] = None  # any import of it fails
+
+import torch
+torch.set_num_threads(1)
+answers = {}
+with contextlib.redirect_stdout(sys.stderr):
+    for kind, (folder, code) in json.loads(sys.stdin.read()).items():
+        os.chdir(folder)
+        names = {}
+        exec(code, names)
+        answers[kind] = names["logits"](TEXTS).tolist()
+print(json.dumps(answers))
+"""
+
+
+def blocks(run):
+    """The Python blocks of a run's README."""
+    return re.findall(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def snippet_logits(finished):
+    """Logits of two texts by each README's snippet, run in a process that cannot import lora_cls."""
+    tasks = {kind: (str(finished(kind).path), blocks(finished(kind))[0]) for kind in KINDS}
+    code = RUN_SNIPPETS.replace("TEXTS", repr(TEXTS))
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(tasks), capture_output=True, text=True, env=os.environ.copy()
+    )
+    assert done.returncode == 0, done.stderr
+    return {kind: np.array(answer) for kind, answer in json.loads(done.stdout.splitlines()[-1]).items()}
+
+
+# fp32, but llama's base is bf16. Measured: 0, 2e-7 (we pad right, gemma3's tokenizer left) and 0.
+@pytest.mark.parametrize(("kind", "tolerance"), [("bert", 1e-6), ("gemma3", 1e-5), ("llama", 1e-3)])
+def test_snippet_gives_the_same_logits(finished, snippet_logits, kind, tolerance):
+    """The snippet's logits of a long and a short text, padded together, are those of our own learner."""
+    from lora_cls.training.learner import make_learner
+
+    run = finished(kind)
+    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    ours = learner.predict(run.fold(0), TEXTS)
+    difference = np.abs(snippet_logits[kind] - ours).max()
+    print(f"largest difference of {kind}: {difference:.2e}")
+    assert difference <= tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_snippet_prints(finished, kind):
+    """Every Python block of a README compiles, and none of the first needs lora_cls."""
+    first, second = blocks(finished(kind))
+    compile(second, "README.md", "exec")
+    assert "lora_cls" not in first
+    assert "from lora_cls import Classifier" in second
+
+
+def test_second_snippet(finished, monkeypatch, capsys):
+    """The README's lines with Classifier run in the run folder as printed."""
+    run = finished("tfidf")
+    monkeypatch.chdir(run.path)
+    (code,) = blocks(run)
+    exec(code, {})
+    assert len(capsys.readouterr().out.strip("[] \n").split()) == 3
+
+
+@pytest.mark.parametrize("kind", ["tfidf", *KINDS])
+def test_card_says_the_score(finished, kind):
+    """The card holds the score of metrics.json, its interval, what the interval leaves out, and every label."""
+    run = finished(kind)
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    text = (run.path / "README.md").read_text()
+    assert score_sentence(metrics) in text
+    assert f"Macro-F1 {metrics['cross_fitted']['macro_f1']:.4f} (95 % interval" in text
+    assert "leave out the variance of training" in text
+    for row in metrics["cross_fitted"]["per_label"]:
+        assert f"| {row['label']} | {row['support']} | {row['threshold']:.3f} |" in text
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_adapter_opens_anywhere(finished, kind):
+    """adapter/ holds plain PEFT files with the head inside and no frozen weights."""
+    from safetensors import safe_open
+
+    folder = finished(kind).fold(0).adapter
+    assert sorted(path.name for path in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    with safe_open(folder / "adapter_model.safetensors", "np") as file:
+        names = list(file.keys())
+    assert any("score" in name for name in names)
+    assert all("lora_" in name or "score" in name for name in names)

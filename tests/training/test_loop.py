@@ -1,0 +1,489 @@
+"""The loop of one fold: what is random derives from the seed, the fold and the epoch, and from nothing else."""
+
+import gc
+import json
+import math
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from lora_cls.data import load_train
+from lora_cls.data.tokens import encode, pad_token_id, shuffled_batches, sorted_batches
+from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
+from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
+from lora_cls.modeling.loading import load_base, load_tokenizer
+from lora_cls.runs import FoldFolder
+from lora_cls.training.checkpoint import snapshot, trainable
+from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
+from lora_cls.training.progress import Progress
+from lora_cls.training.transformer import TransformerLearner
+
+CPU = torch.device("cpu")
+
+
+class Setup:
+    """A fresh model and the rows that train it."""
+
+    def __init__(self, recipe, table, folder):
+        self.recipe, self.folder = recipe, folder
+        self.model = build_model(load_base(recipe.backbone, None, torch.float32, CPU), recipe, 3)
+        reset_model(self.model, recipe, 0)
+        tokenizer = load_tokenizer(recipe.backbone)
+        self.pad_id = pad_token_id(tokenizer)
+        self.tokens = encode(tokenizer, list(table["text"]), recipe.data.max_length)
+        self.labels = table[["joy", "anger", "fear"]].to_numpy(copy=True)
+        self.accelerator = make_accelerator(torch.float32, CPU)
+        self.state_file, self.metrics_file = folder / "state.safetensors", folder / "metrics.jsonl"
+
+    def train(self, fold=1, progress=None, **options):
+        return train_fold(
+            self.model, self.recipe, self.tokens, self.labels, np.array([1.0, 2.0, 3.0]), fold=fold,
+            accelerator=self.accelerator, pad_id=self.pad_id, state_file=self.state_file,
+            metrics_file=self.metrics_file, progress=progress or Progress(0, show=False), **options,
+        )  # fmt: skip
+
+    @property
+    def records(self):
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def logits(self):
+        return predict_logits(self.model, self.tokens, batch_size=8, accelerator=self.accelerator, pad_id=self.pad_id)
+
+
+@pytest.fixture
+def setup(tiny_recipe, emotion_table, tmp_path):
+    """`setup(kind, name, **overrides)`: a `Setup` in a folder of its own, on 24 rows."""
+
+    def make(kind="llama", name="a", **overrides):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Setup(tiny_recipe(kind, **overrides), emotion_table(24), tmp_path / name)
+
+    return make
+
+
+# Schedule, seeds, batches
+
+
+def test_schedule_by_hand():
+    """Warm-up rises to 1, the decay ends just above 0, and a constant stays."""
+    linear = [schedule("linear", step, 10, 2) for step in range(10)]
+    assert linear == pytest.approx([0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125])
+    cosine = [schedule("cosine", step, 10, 2) for step in range(10)]
+    assert cosine == pytest.approx([0.5, 1.0] + [0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)])
+    assert [schedule("constant", step, 4, 2) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+    assert [schedule("linear", step, 1, 0) for step in range(1)] == [1.0]
+
+
+def test_schedule_in_training(setup):
+    """The rate that a step really used is the schedule's, over all epochs and with the head's own peak."""
+    rates = []
+
+    class Watch(Progress):
+        def step(self, loss=None):
+            rates.append(sorted({group["lr"] for group in optimizer.param_groups}))
+
+    run = setup(train__warmup_ratio=0.3, train__lr_scheduler_type="linear")
+    made = torch.optim.AdamW.__init__
+    optimizer = None
+
+    def remember(self, *args, **options):
+        nonlocal optimizer
+        optimizer = self
+        made(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "__init__", remember)
+        run.train(progress=Watch(0, show=False))
+    factors = [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]  # 3 steps an epoch, 2 epochs, 2 of warm-up
+    assert rates == [pytest.approx([5e-3 * factor, 1e-2 * factor]) for factor in factors]
+    assert [record["step"] for record in run.records] == [3, 6]
+
+
+def test_epoch_seeds_differ():
+    """Every run seed, fold (also the model of all rows, -1) and epoch draws other numbers, always the same ones."""
+    seeds = [epoch_seed(seed, fold, epoch) for seed in (0, 42) for fold in (-1, 0, 1, 9) for epoch in (0, 1, 2, 3)]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [epoch_seed(seed, fold, epoch) for seed in (0, 42) for fold in (-1, 0, 1, 9) for epoch in range(4)]
+
+
+def test_negative_seed(tiny_recipe):
+    """numpy takes no negative seeds: refused as the recipe is read, not in the first fold."""
+    with pytest.raises(RecipeError, match=r"train\.seed"):
+        tiny_recipe("llama", train__seed=-1)
+
+
+def test_shuffled_batches():
+    """Every row once, by the generator alone, other batches in another epoch, and far less padding than at random."""
+    lengths = np.random.default_rng(0).integers(3, 120, size=1003)
+    batches = shuffled_batches(lengths, 8, np.random.default_rng(5))
+    assert sorted(np.concatenate(batches)) == list(range(1003))
+    assert sorted(map(len, batches)) == [3] + [8] * 125
+    again = shuffled_batches(lengths, 8, np.random.default_rng(5))
+    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+    other = shuffled_batches(lengths, 8, np.random.default_rng(6))
+    assert {frozenset(batch) for batch in batches}.isdisjoint({frozenset(batch) for batch in other})
+
+    def padding(batches):
+        return sum(lengths[batch].max() * len(batch) for batch in batches) / lengths.sum() - 1
+
+    order = np.random.default_rng(1).permutation(1003)
+    assert padding(batches) < 0.1 < 0.5 < padding([order[i : i + 8] for i in range(0, 1003, 8)])
+    means = [lengths[batch].mean() for batch in batches]  # no epoch that runs from short to long
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_sorted_batches_and_row_order(setup):
+    """Answers come back in the order of the rows, though the longest are asked first; none of none."""
+    lengths = np.array([3, 9, 1, 9, 4])
+    assert [batch.tolist() for batch in sorted_batches(lengths, 2)] == [[1, 3], [4, 0], [2]]
+    run = setup()
+    logits = run.logits()
+    shuffled = run.tokens.take([5, 3, 20])
+    found = predict_logits(run.model, shuffled, batch_size=8, accelerator=run.accelerator, pad_id=run.pad_id)
+    np.testing.assert_allclose(found, logits[[5, 3, 20]], atol=1e-5)
+    none = predict_logits(run.model, run.tokens.take([]), batch_size=8, accelerator=run.accelerator, pad_id=0)
+    assert none.shape == (0, 3) and none.dtype == np.float32
+
+
+# Learning
+
+
+FAST = {"lora": {"r": 8, "lora_alpha": 32}, "train__learning_rate": 1e-2, "head__learning_rate": 3e-2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("bert", {"lora": None, "train__learning_rate": 2e-3}),
+        ("llama", FAST),
+        ("gemma3", {**FAST, "quantization": {"load_in_4bit": True}, "backbone__dtype": "bfloat16"}),
+    ],
+)
+def test_learns_keywords(kind, overrides, tiny_recipe, emotion_table, tmp_path):
+    """Full fine-tuning, LoRA and QLoRA rank rows never trained on by keywords; the saved model answers the same."""
+    recipe = tiny_recipe(kind, train__num_train_epochs=6, head__pooling="mean", **overrides)
+    data = load_train(recipe.data, emotion_table(120))
+    learner = TransformerLearner(recipe, data.label_names, data)
+    result = learner.fit_fold(0, np.arange(90), np.arange(90, 120), FoldFolder(tmp_path / "fold-00"))
+    assert roc_auc_score(data.labels[90:], result.oof_logits) > 0.85
+    reloaded = learner.predict(FoldFolder(tmp_path / "fold-00"), data.texts[90:])
+    np.testing.assert_array_equal(reloaded, result.oof_logits)
+
+
+def test_head_learning_rate_is_the_heads_alone(setup):
+    """Adapters move by `train.learning_rate` and the head by its own: AdamW's first step is as long as the rate."""
+    run = setup(
+        head__learning_rate=1e-2, train__learning_rate=1e-4, train__warmup_ratio=0, train__num_train_epochs=1,
+        train__per_device_train_batch_size=24, train__lr_scheduler_type="constant", train__weight_decay=0.1,
+    )  # fmt: skip
+    head = {id(parameter) for parameter in trainable_head(run.model).parameters()}
+    rates = {id(p): group["lr"] for group in parameter_groups(run.model, run.recipe) for p in group["params"]}
+    assert len(rates) == len(trainable(run.model)) > len(head) == 2
+    assert {rates[i] for i in head} == {1e-2}
+    assert {rate for i, rate in rates.items() if i not in head} == {1e-4}
+    before = snapshot(run.model)
+    run.train()
+    moved = {name: float((value - before[name]).abs().max()) for name, value in snapshot(run.model).items()}
+    assert all(moved[name] == pytest.approx(1e-2, rel=0.05) for name in moved if ".score." in name)
+    assert all(moved[name] <= 1.2e-4 for name in moved if ".score." not in name)
+    assert any(moved[name] > 0.5e-4 for name in moved if "lora_B" in name)
+
+
+def test_no_weight_decay_on_biases_and_norms(setup):
+    """Weight decay is for matrices only."""
+    run = setup("bert", lora=None, train__weight_decay=0.1, head__learning_rate=None)
+    decay = {id(p): g["weight_decay"] for g in parameter_groups(run.model, run.recipe) for p in g["params"]}
+    for name, parameter in trainable(run.model).items():
+        assert decay[id(parameter)] == (0.0 if "LayerNorm" in name or name.endswith("bias") else 0.1), name
+
+
+def test_gradient_checkpointing(setup):
+    """With checkpointing the adapters train as without it: same losses, same weights to rounding."""
+    plain, less_memory = setup(name="plain"), setup(name="ckpt", train__gradient_checkpointing=True)
+    assert less_memory.model.base.is_gradient_checkpointing
+    before = snapshot(less_memory.model)
+    plain.train()
+    less_memory.train()
+    after = snapshot(less_memory.model)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    assert [r["loss"] for r in less_memory.records] == pytest.approx([r["loss"] for r in plain.records], abs=1e-5)
+    for name, value in snapshot(plain.model).items():
+        torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-5)
+
+
+# Failing
+
+
+def test_loss_that_becomes_nan(setup):
+    """A learning rate that explodes stops the fold with fold, epoch and step, and keeps the finished epochs."""
+    run = setup(train__learning_rate=1e30, train__warmup_ratio=0, train__max_grad_norm=1e9)
+    with pytest.raises(TrainingError, match=r"not a finite number \(fold 3, epoch 1, step [23]\).*1e\+30"):
+        run.train(fold=3)
+    assert not run.state_file.exists()
+
+
+def test_loss_that_is_nan_in_a_later_epoch(setup):
+    """The state of the epoch before stays on disk; the model of all rows is called by its name."""
+    run = setup()
+
+    def poison(epoch):
+        if epoch == 2:
+            raise AssertionError("epoch 2 must not finish")
+
+    class Poison(Progress):
+        def epoch(self, name, epoch, n_epochs, n_steps):
+            if epoch == 2:
+                with torch.no_grad():
+                    trainable_head(run.model).weight.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"\(all rows, epoch 2, step 1\)"):
+        run.train(fold=-1, progress=Poison(0, show=False), after_epoch=poison)
+    assert run.state_file.is_file()
+    assert [record["epoch"] for record in run.records] == [1]
+
+
+def test_answers_that_are_not_finite(setup):
+    """NaN logits are never written down as predictions."""
+    run = setup()
+    with torch.no_grad():
+        trainable_head(run.model).bias[1] = float("nan")
+    with pytest.raises(TrainingError, match="not finite"):
+        run.logits()
+
+
+# Resuming
+
+
+class KilledError(Exception):
+    pass
+
+
+class Kill(Progress):
+    """Stops training in the middle of an epoch."""
+
+    def __init__(self, at_epoch, at_step):
+        super().__init__(0, show=False)
+        self.now, self.steps, self.at = 0, 0, (at_epoch, at_step)
+
+    def epoch(self, name, epoch, n_epochs, n_steps):
+        self.now, self.steps = epoch, 0
+
+    def step(self, loss=None):
+        self.steps += 1
+        if (self.now, self.steps) == self.at:
+            raise KilledError
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [("llama", {"lora": {"r": 4, "lora_dropout": 0.2}, "head__dropout": 0.1}), ("bert", {"lora": None})],
+)
+def test_resume_is_bit_identical(kind, overrides, setup):
+    """Killed in the middle of epoch 3 and continued: the weights of a run that was never stopped, to the bit."""
+    whole = setup(kind, "whole", train__num_train_epochs=3, **overrides)
+    expected = whole.train()
+    stopped = setup(kind, "stopped", train__num_train_epochs=3, **overrides)
+    with pytest.raises(KilledError):
+        stopped.train(progress=Kill(3, 2))
+    continued = setup(kind, "stopped", train__num_train_epochs=3, **overrides)
+    torch.manual_seed(999)  # whatever happened in between
+    state = continued.train()
+    found, weights = snapshot(continued.model), snapshot(whole.model)
+    assert [name for name in weights if not torch.equal(found[name], weights[name])] == []
+    np.testing.assert_array_equal(continued.logits(), whole.logits())
+    keys = ("epoch", "step", "loss", "learning_rate")
+    assert [[r[k] for k in keys] for r in continued.records] == [[r[k] for k in keys] for r in whole.records]
+    assert (state.epoch, state.rows, state.tokens) == (expected.epoch, expected.rows, expected.tokens) == (
+        3, 72, expected.tokens,
+    )  # fmt: skip
+
+
+def test_nothing_is_trained_twice(setup):
+    """Continuing a finished fold changes no weight."""
+    run = setup()
+    run.train()
+    before = snapshot(run.model)
+    again = setup()
+    again.train()
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(again.model).items())
+    assert [record["epoch"] for record in again.records] == [1, 2]
+
+
+def test_the_best_epoch_is_put_back_after_a_resume(setup):
+    """Where scores choose, the weights of the best epoch return, though it was trained before the kill."""
+    scores = {1: 0.9, 2: 0.5, 3: 0.7}
+    run = setup(train__num_train_epochs=3)
+    kept = {}
+
+    def score_of(run, calls):
+        def score():
+            calls.append(0)
+            epoch = len(run.records) + 1 if run.metrics_file.exists() else 1
+            kept.setdefault(epoch, snapshot(run.model))
+            return scores[epoch]
+
+        return score
+
+    with pytest.raises(KilledError):
+        run.train(progress=Kill(2, 3), score=score_of(run, []))
+    continued, calls = setup(train__num_train_epochs=3), []
+    state = continued.train(score=score_of(continued, calls))
+    assert (state.best_epoch, state.best_score, state.epoch) == (1, 0.9, 3)
+    assert len(calls) == 2
+    found = snapshot(continued.model)
+    assert all(torch.equal(found[name], kept[1][name]) for name in found)
+    assert not all(torch.equal(found[name], kept[3][name]) for name in found)
+    assert [record["selection_macro_f1"] for record in continued.records] == [0.9, 0.5, 0.7]
+
+
+def test_damaged_state_is_refused(setup):
+    """A truncated or foreign state file is an error that says what to remove."""
+    run = setup()
+    run.train()
+    whole = run.state_file.read_bytes()
+    for content in (b"", whole[:50], whole[: len(whole) // 2], whole[:-5]):
+        run.state_file.write_bytes(content)
+        with pytest.raises(RunError, match=r"state\.safetensors is damaged.*Remove it"):
+            setup().train()
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"lora": {"r": 8}}, {"lora": {"r": 4}}, {"lora": {"r": 4, "target_modules": ["q_proj"]}}]
+)
+def test_state_of_another_model_is_refused(overrides, setup):
+    """A state of other adapters is never loaded in part, nor stretched from rank 1 to rank 4 by broadcasting."""
+    setup(lora={"r": 1 if overrides["lora"] == {"r": 4} else 4}).train()
+    with pytest.raises(RunError, match="damaged or belongs to another model"):
+        setup(**overrides).train()
+
+
+# Folds
+
+
+def two_folds(recipe, data, folder, only_second, test=None):
+    learner = TransformerLearner(recipe, data.label_names, data, test)
+    rows = np.arange(len(data))
+    results = {}
+    for fold in (1,) if only_second else (0, 1):
+        name = FoldFolder(folder / f"fold-{fold:02d}")
+        results[fold] = learner.fit_fold(fold, rows[rows % 2 != fold], rows[rows % 2 == fold], name)
+    return learner, results
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides"),
+    [
+        ("llama", {"lora": {"r": 4, "lora_dropout": 0.1}}),
+        ("bert", {"lora": None}),
+        ("bert", {"lora": {"r": 4, "use_dora": True}}),
+        ("bert", {"lora": {"r": 4, "bias": "lora_only"}}),
+        ("gemma3", {"quantization": {"load_in_4bit": True}, "backbone__dtype": "bfloat16"}),
+    ],
+)
+def test_a_fold_does_not_depend_on_the_folds_before(kind, overrides, tiny_recipe, emotion_table, tmp_path):
+    """Fold 1 alone answers bit for bit as fold 1 after fold 0."""
+    recipe = tiny_recipe(kind, **overrides)
+    data = load_train(recipe.data, emotion_table(24))
+    _, alone = two_folds(recipe, data, tmp_path / "alone", only_second=True, test=data)
+    _, after = two_folds(recipe, data, tmp_path / "after", only_second=False, test=data)
+    np.testing.assert_array_equal(alone[1].oof_logits, after[1].oof_logits)
+    np.testing.assert_array_equal(alone[1].test_logits, after[1].test_logits)
+    assert not np.array_equal(after[0].test_logits, after[1].test_logits)
+
+
+def test_predicting_between_folds_changes_nothing(tiny_recipe, emotion_table, tmp_path):
+    """Answers asked of fold 0 again after fold 1 was trained are still fold 0's."""
+    recipe = tiny_recipe("llama")
+    data = load_train(recipe.data, emotion_table(24))
+    learner, results = two_folds(recipe, data, tmp_path, only_second=False)
+    texts = [data.texts[i] for i in range(0, 24, 2)]
+    np.testing.assert_array_equal(learner.predict(FoldFolder(tmp_path / "fold-00"), texts), results[0].oof_logits)
+
+
+def test_memory_of_a_finished_fold_is_freed(tiny_recipe, emotion_table, tmp_path):
+    """Full fine-tuning of K folds holds one model and one optimizer, not K of each."""
+    recipe = tiny_recipe("bert", lora=None, train__num_train_epochs=1)
+    data = load_train(recipe.data, emotion_table(12))
+    learner = TransformerLearner(recipe, data.label_names, data)
+    rows = np.arange(12)
+    learner.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "fold-00"))
+    first = weakref.ref(learner._model.base.embeddings.word_embeddings.weight)
+    learner.fit_fold(1, rows[6:], rows[:6], FoldFolder(tmp_path / "fold-01"))
+    gc.collect()
+    assert first() is None
+
+
+def test_attention_is_measured_once_and_kept(tiny_recipe, emotion_table, tmp_path):
+    """`auto` picks eager or sdpa on real rows; the choice is noted for a resume, and measuring leaves no trace."""
+    recipe = tiny_recipe("llama", backbone__attn_implementation="auto", train__num_train_epochs=1)
+    data = load_train(recipe.data, emotion_table(12))
+    rows = np.arange(12)
+    learner = TransformerLearner(recipe, data.label_names, data)
+    assert "attn_implementation" not in learner.choices
+    result = learner.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "a"))
+    choice = learner.choices["attn_implementation"]
+    assert choice in ("eager", "sdpa")
+    assert learner._model.base.config._attn_implementation == choice
+    resumed = TransformerLearner(recipe, data.label_names, data, choices=learner.choices)
+    again = resumed.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "b"))
+    np.testing.assert_array_equal(again.oof_logits, result.oof_logits)
+
+
+def test_cross_fitted_keeps_every_epoch(tiny_recipe, emotion_table, tmp_path):
+    """With `select: cross_fitted` every epoch's model and answers are kept; the last is that of `last`."""
+    recipe = tiny_recipe("llama", train__select="cross_fitted")
+    data = load_train(recipe.data, emotion_table(12))
+    rows, folder = np.arange(12), FoldFolder(tmp_path / "fold-00")
+    learner = TransformerLearner(recipe, data.label_names, data, data)
+    result = learner.fit_fold(0, rows[:8], rows[8:], folder)
+    by_epoch = [np.load(folder.epoch(epoch).oof_logits) for epoch in (1, 2)]
+    np.testing.assert_array_equal(by_epoch[1], result.oof_logits)
+    assert not np.array_equal(by_epoch[0], by_epoch[1])
+    texts = [data.texts[i] for i in rows[8:]]
+    np.testing.assert_array_equal(learner.predict(folder.epoch(1), texts), by_epoch[0])
+    assert np.load(folder.epoch(1).test_logits).shape == (12, 3)
+
+
+def test_inner_selection_never_sees_the_scored_rows(tiny_recipe, emotion_table, tmp_path):
+    """`select: inner` holds back training rows: labels of the out-of-fold rows change nothing, and no group is cut."""
+    recipe = tiny_recipe("llama", train__select="inner", train__inner_fraction=0.25)
+    table = emotion_table(24)
+    table.loc[4:7, "text"] = "angry and afraid of the same words"
+    table.loc[4:7, ["joy", "anger", "fear"]] = [0, 1, 1]
+    rows = np.arange(24)
+    logits = []
+    for name in ("a", "b"):
+        data = load_train(recipe.data, table)
+        learner = TransformerLearner(recipe, data.label_names, data)
+        result = learner.fit_fold(0, rows[:18], rows[18:], FoldFolder(tmp_path / name))
+        assert 8 <= result.info["train_rows"] < 18
+        logits.append(result.oof_logits)
+        table.loc[18:, ["joy", "anger", "fear"]] = 1 - table.loc[18:, ["joy", "anger", "fear"]]
+    np.testing.assert_array_equal(*logits)
+
+
+def test_half_precision_needs_a_gpu(tiny_recipe, emotion_table):
+    """float16 on a CPU is refused with the setting to change."""
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("for CPUs")
+    recipe = tiny_recipe("llama", backbone__dtype="float16")
+    data = load_train(recipe.data, emotion_table(12))
+    with pytest.raises(LoraClsError, match=r"backbone\.dtype: float16.*Use auto"):
+        TransformerLearner(recipe, data.label_names, data)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+def test_texts_that_fill_every_position(kind, setup):
+    """Texts cut at the last position of a model train and answer; padding to round lengths never goes beyond it."""
+    run = setup(kind, data__max_length=128, train__num_train_epochs=1, train__per_device_train_batch_size=24)
+    tokenizer = load_tokenizer(run.recipe.backbone)
+    run.tokens = encode(tokenizer, ["happy " * 300] * 2 + ["dog"] * 22, 128)
+    run.train()
+    assert run.tokens.lengths.max() == 128
+    shorter = encode(tokenizer, ["happy " * 300, "dog"], 125)
+    ids, mask = shorter.batch(np.array([0, 1]), run.pad_id)
+    assert ids.shape == (2, 125) and mask.sum(1).tolist() == shorter.lengths.tolist() and mask[:, 0].tolist() == [1, 1]
+    assert np.isfinite(run.logits()).all()

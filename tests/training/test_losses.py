@@ -1,0 +1,122 @@
+"""Positive weights by hand, the loss against PyTorch's own, and gradient accumulation that changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lora_cls.data.tokens import Tokens
+from lora_cls.errors import RecipeError
+from lora_cls.modeling.adapter import build_model, reset_model
+from lora_cls.modeling.loading import load_base
+from lora_cls.recipe import Loss, load_recipe
+from lora_cls.training.loop import make_accelerator, train_fold
+from lora_cls.training.losses import bce_loss, pos_weight
+from lora_cls.training.progress import Progress
+
+CPU = torch.device("cpu")
+# 10 rows: 5, 2, 1, 0 and 10 positives
+LABELS = np.array([[i < 5, i < 2, i == 9, False, True] for i in range(10)], dtype=np.int8)
+
+
+def test_balanced_is_negatives_over_positives_of_each_label():
+    """Each label by itself, never across labels; without positives 1, without negatives a small positive number."""
+    weights = pos_weight(LABELS, Loss(pos_weight="balanced"))
+    assert weights.tolist() == [1.0, 4.0, 9.0, 1.0, 0.01]
+    assert weights.dtype == np.float64
+
+
+def test_balanced_gives_both_sides_of_a_label_the_same_weight():
+    """At logit 0 the weighted loss of a label's positives equals that of its negatives."""
+    weights = torch.as_tensor(pos_weight(LABELS[:, :3], Loss()))
+    zero, labels = torch.zeros(3, dtype=torch.float64), torch.as_tensor(LABELS[:, :3], dtype=torch.float64)
+    loss = F.binary_cross_entropy_with_logits(zero.expand(10, 3), labels, pos_weight=weights, reduction="none")
+    torch.testing.assert_close((loss * labels).sum(0), (loss * (1 - labels)).sum(0))
+
+
+def test_other_ways():
+    """The square root, none, a list as it stands, and the cap for computed weights."""
+    assert pos_weight(LABELS, Loss(pos_weight="sqrt")).tolist() == [1.0, 2.0, 3.0, 1.0, 0.01]
+    assert pos_weight(LABELS, Loss(pos_weight="none")).tolist() == [1.0] * 5
+    assert pos_weight(LABELS, Loss(pos_weight=[1, 2, 3, 4, 500], max_pos_weight=10)).tolist() == [1, 2, 3, 4, 500]
+    assert pos_weight(LABELS, Loss(max_pos_weight=5)).tolist() == [1.0, 4.0, 5.0, 1.0, 0.2]
+    rare = np.zeros((100_001, 1), dtype=np.int8)
+    rare[0] = 1
+    assert pos_weight(rare, Loss()).tolist() == [100.0]
+
+
+def test_many_rows_do_not_overflow():
+    """Labels are int8: more than 127 positives are still counted."""
+    labels = np.ones((1000, 1), dtype=np.int8)
+    labels[:200] = 0
+    assert pos_weight(labels, Loss()).tolist() == [0.25]
+
+
+@pytest.mark.parametrize("given", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [], [1, 1, 0, 1, 1], [1, 1, -2, 1, 1]])
+def test_wrong_lists(given):
+    """A list of another length, or with numbers that are no weights, is named with what was given."""
+    with pytest.raises(RecipeError, match=r"loss\.pos_weight must hold 5 numbers above 0.*Got \["):
+        pos_weight(LABELS, Loss(pos_weight=given))
+
+
+def test_a_weight_that_is_no_number():
+    """NaN or infinity in a list would make every loss NaN: refused before training."""
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(RecipeError, match=r"loss\.pos_weight"):
+            pos_weight(LABELS, load_recipe({"tfidf": {}, "loss": {"pos_weight": [1, 1, value, 1, 1]}}).loss)
+
+
+def test_loss_is_pytorchs():
+    """Divided by the rows, the loss is the mean of PyTorch's; in batches it adds up to the same."""
+    torch.manual_seed(0)
+    logits, targets, weight = torch.randn(7, 3), torch.randint(0, 2, (7, 3)).float(), torch.tensor([1.0, 4.0, 0.5])
+    expected = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
+    torch.testing.assert_close(bce_loss(logits, targets, weight) / 7, expected)
+    parts = bce_loss(logits[:5], targets[:5], weight) + bce_loss(logits[5:], targets[5:], weight)
+    torch.testing.assert_close(parts / 7, expected)
+
+
+class Recorder:
+    """An accelerator that notes the gradients of every step."""
+
+    def __init__(self, accelerator):
+        self.accelerator, self.steps = accelerator, []
+
+    def __getattr__(self, name):
+        return getattr(self.accelerator, name)
+
+    def clip_grad_norm_(self, parameters, max_norm):
+        parameters = list(parameters)
+        self.steps.append([parameter.grad.clone() for parameter in parameters])
+        return self.accelerator.clip_grad_norm_(parameters, max_norm)
+
+
+@pytest.mark.parametrize("n_rows", [16, 13])
+def test_accumulation_equals_a_large_batch(n_rows, tiny_recipe, tmp_path):
+    """Two batches of 8 give the gradients of one of 16, also where the last batch is short."""
+    rng = np.random.default_rng(0)
+    tokens = Tokens([rng.integers(5, 300, size=n) for n in rng.integers(3, 30, n_rows)], np.zeros(n_rows, dtype=bool))
+    labels = rng.integers(0, 2, (n_rows, 3))
+    gradients = []
+    for batch_size, accumulate in ((8, 2), (16, 1)):
+        recipe = tiny_recipe(
+            "llama",
+            train__per_device_train_batch_size=batch_size,
+            train__gradient_accumulation_steps=accumulate,
+            train__num_train_epochs=1,
+        )
+        model = build_model(load_base(recipe.backbone, None, torch.float32, CPU), recipe, 3)
+        reset_model(model, recipe, 0)
+        recorder = Recorder(make_accelerator(torch.float32, CPU))
+        name = f"{batch_size}"
+        train_fold(
+            model, recipe, tokens, labels, np.array([1.0, 3.0, 0.5]), fold=0, accelerator=recorder, pad_id=0,
+            state_file=tmp_path / f"{name}.safetensors", metrics_file=tmp_path / f"{name}.jsonl",
+            progress=Progress(0, show=False),
+        )  # fmt: skip
+        assert len(recorder.steps) == 1
+        gradients.append(recorder.steps[0])
+    small, large = gradients
+    assert sum(float(gradient.norm()) for gradient in large) > 0
+    for found, expected in zip(small, large, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,128 @@
+"""The classical floor: saved without a pickle, reloaded exactly, and finite whatever the labels."""
+
+import numpy as np
+import pytest
+
+from lora_cls.data import load_train
+from lora_cls.errors import RunError
+from lora_cls.evaluation import corrected_probabilities
+from lora_cls.recipe import load_recipe
+from lora_cls.runs import FoldFolder
+from lora_cls.training.learner import make_learner
+
+
+@pytest.fixture
+def fitted(emotion_table, tmp_path):
+    """`fitted(change=None, **tfidf)`: learner, data, result and folder of a fold of 40 training rows and 20 others."""
+
+    def make(change=None, **tfidf):
+        recipe = load_recipe({"tfidf": tfidf})
+        table = emotion_table(60)
+        if change is not None:
+            change(table)
+        data = load_train(recipe.data, table)
+        folder = FoldFolder(tmp_path / "f")
+        learner = make_learner(recipe, data.label_names, data, data.subset(range(5)))
+        return learner, data, learner.fit_fold(0, np.arange(40), np.arange(40, 60), folder), folder
+
+    return make
+
+
+def test_learns_keywords(fitted):
+    """Labels that keywords decide are found in rows never trained on."""
+    _, data, result, _ = fitted()
+    assert result.oof_logits.shape == (20, 3) and result.test_logits.shape == (5, 3)
+    assert result.oof_logits.dtype == np.float32
+    assert ((result.oof_logits > 0) == data.labels[40:]).mean() > 0.9
+
+
+def test_reloaded_logits_are_the_same(fitted):
+    """Another learner, which never saw the data, answers bit for bit the same from the saved files."""
+    learner, data, result, folder = fitted()
+    fresh = make_learner(learner.recipe, data.label_names)
+    np.testing.assert_array_equal(fresh.predict(folder, data.texts[40:]), result.oof_logits)
+    assert {file.name for file in folder.model.iterdir()} == {"vocabulary.json", "weights.safetensors"}
+
+
+def test_saved_features_are_scikit_learns(fitted):
+    """Vocabulary and weights from the files give the features of vectorizers fitted anew."""
+    from scipy.sparse import hstack
+
+    from lora_cls.training.tfidf import _load, _vectorizers
+
+    learner, data, result, folder = fitted(sublinear_tf=False, min_df=1)
+    _, coef, intercept = _load(folder.model, learner.settings)
+    fitted_anew = [v.fit(data.texts[:40]) for v in _vectorizers(learner.settings)]
+    features = hstack([v.transform(data.texts[40:]) for v in fitted_anew]).tocsr()
+    np.testing.assert_allclose(features @ coef.T + intercept, result.oof_logits, rtol=1e-5, atol=1e-6)
+
+
+def test_labels_that_never_vary(fitted):
+    """A label that is all 0, or all 1, in the training rows gets finite logits of that sign, and probabilities."""
+
+    def change(table):
+        table.loc[:39, "joy"] = 0
+        table.loc[:39, "fear"] = 1
+
+    _, _, result, _ = fitted(change)
+    assert np.isfinite(result.oof_logits).all()
+    assert (result.oof_logits[:, 0] < -5).all() and (result.oof_logits[:, 2] > 5).all()
+    assert (result.pos_weight > 0).all()
+    proba = corrected_probabilities(result.oof_logits, result.pos_weight)
+    assert np.isfinite(proba).all() and (proba[:, 0] < 0.01).all() and (proba[:, 2] > 0.99).all()
+
+
+def test_balanced_shift_is_recorded(fitted):
+    """`pos_weight` is negatives / positives of the training rows where classes are balanced, else 1."""
+    _, data, result, _ = fitted()
+    positives = data.labels[:40].sum(axis=0)
+    assert result.pos_weight.tolist() == ((40 - positives) / positives).tolist()
+    _, _, result, _ = fitted(class_weight=None)
+    assert result.pos_weight.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_empty_and_unknown_texts(fitted):
+    """No text, an empty text and a text of unknown signs: an empty answer, and finite ones."""
+    learner, _, _, folder = fitted()
+    assert learner.predict(folder, []).shape == (0, 3)
+    assert np.isfinite(learner.predict(folder, ["", "\u4e16\u754c"])).all()
+
+
+def test_damaged_files(fitted):
+    """Missing or damaged files are an error that names the folder."""
+    learner, _, _, folder = fitted()
+    for name in ("vocabulary.json", "weights.safetensors"):
+        whole = (folder.model / name).read_bytes()
+        (folder.model / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(RunError, match=r"model is missing or damaged"):
+            learner.predict(folder, ["happy"])
+        (folder.model / name).unlink()
+        with pytest.raises(RunError, match=r"model is missing or damaged"):
+            learner.predict(folder, ["happy"])
+        (folder.model / name).write_bytes(whole)
+
+
+def test_vocabulary_that_does_not_fit_the_weights(fitted):
+    """A vocabulary of another fold is refused, not multiplied with the wrong columns."""
+    import json
+
+    learner, _, _, folder = fitted()
+    file = folder.model / "vocabulary.json"
+    terms = json.loads(file.read_text(encoding="utf-8"))
+    terms["char"] = terms["char"][:-1]
+    file.write_text(json.dumps(terms), encoding="utf-8")
+    with pytest.raises(RunError):
+        learner.predict(folder, ["happy"])
+
+
+def test_texts_without_a_word(emotion_table, tmp_path):
+    """Training texts that leave no term at all are an error that says so, not a traceback of scikit-learn."""
+    from lora_cls.errors import LoraClsError
+
+    recipe = load_recipe({"tfidf": {"min_df": 2}})
+    table = emotion_table(12)
+    table["text"] = ["?" * (i + 1) for i in range(12)]
+    data = load_train(recipe.data, table)
+    learner = make_learner(recipe, data.label_names, data)
+    with pytest.raises(LoraClsError, match="word n-grams"):
+        learner.fit_fold(0, np.arange(8), np.arange(8, 12), FoldFolder(tmp_path / "f"))
