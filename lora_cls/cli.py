@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -178,6 +179,7 @@ def main() -> None:
     from lora_cls.errors import LoraClsError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels at import
     try:
         app()
     except LoraClsError as error:

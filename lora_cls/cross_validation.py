@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import shutil
 import sys
@@ -26,6 +27,7 @@ from lora_cls.data import (
     read_sample_submission,
     read_table,
     stratified_folds,
+    table_path,
 )
 from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
@@ -37,7 +39,6 @@ from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_ar
 from lora_cls.training.learner import FoldResult, make_learner
 from lora_cls.training.progress import Progress
 
-SAMPLE = Path(__file__).parent / "sample"
 SMOKE_ROWS, SMOKE_TEST_ROWS = 96, 32
 VERSIONS = (
     "lora_cls",
@@ -59,9 +60,13 @@ class Tables:
         self, recipe: Recipe, train: Table | None = None, test: Table | None = None, sample: Table | None = None
     ) -> None:
         data = recipe.data
-        train = _locate(data.train if train is None else train)
-        test = _locate(data.test if test is None else test)
-        sample = _locate(data.sample_submission if sample is None else sample)
+        if train is not None and (data.train or "").startswith("sample:"):
+            data = data.model_copy(
+                update={"test": None, "sample_submission": None}
+            )  # the sample's test is another data's
+        train = data.train if train is None else train
+        test = data.test if test is None else test
+        sample = data.sample_submission if sample is None else sample
         if train is None:
             raise RecipeError("No training data: give --train FILE, or data.train in the recipe.")
         self.paths = {"train": _name(train), "test": _name(test), "sample_submission": _name(sample)}
@@ -88,6 +93,7 @@ class Tables:
         return {
             "train_sha256": self.train.fingerprint(),
             "test_sha256": self.test.fingerprint() if self.test else None,
+            "sample_submission_sha256": None if self.sample is None else _fingerprint(self.sample),
         }
 
     def smoke(self) -> None:
@@ -105,11 +111,8 @@ class Tables:
             self.sample = self.sample[self.sample[id_name].astype(str).isin(self.test.ids)].reset_index(drop=True)
 
 
-def _locate(table: Table | None) -> Table | None:
-    """`sample:train.csv` is a file of the sample that comes with the package."""
-    if isinstance(table, str) and table.startswith("sample:"):
-        return SAMPLE / table.removeprefix("sample:")
-    return table
+def _fingerprint(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def _name(table: Table | None) -> str | None:
@@ -159,7 +162,7 @@ def cross_validate(
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
     tables = Tables(recipe, train, test, sample_submission)
-    fold_table = _locate(recipe.data.folds if fold_table is None else fold_table)
+    fold_table = recipe.data.folds if fold_table is None else fold_table
     if smoke:
         tables.smoke()
         recipe = load_recipe(
@@ -229,7 +232,7 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
     """
     info, recipe = run.info, run.recipe
     path = train if train is not None else info["data"]["paths"]["train"]
-    if isinstance(path, str) and (path == "DataFrame" or not Path(path).is_file()):
+    if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
         raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")
     # Decided when the run was started, and not again without its test file.
     decided = {

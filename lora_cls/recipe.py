@@ -323,7 +323,14 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with `1e-4` a number, as in YAML 1.2 and Python; quoted it stays a text."""
+    """YAML's safe loader, with `1e-4` a number, as in YAML 1.2 and Python; and a field given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -66,7 +66,7 @@ def read_json(file: Path) -> Any:
 def read_csv(file: Path, **options: Any) -> pd.DataFrame:
     """Exact floats, ids as text. Raises RunError if the file is missing or damaged."""
     try:
-        return pd.read_csv(file, dtype={"id": str}, keep_default_na=False, float_precision="round_trip", **options)
+        return pd.read_csv(file, dtype={"id": str}, keep_default_na=False, **EXACT_FLOATS, **options)
     except FileNotFoundError:
         raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
     except (ValueError, pd.errors.ParserError) as error:
@@ -100,6 +100,8 @@ def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+# pandas 3 reads floats back exactly by itself, and warns when asked to.
+EXACT_FLOATS: dict[str, Any] = {"float_precision": "round_trip"} if int(pd.__version__.split(".")[0]) < 3 else {}
 UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
 

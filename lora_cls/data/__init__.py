@@ -9,7 +9,7 @@ from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
 from lora_cls.data.folds import fold_notes, read_folds, stratified_folds
 from lora_cls.data.submission import read_sample_submission, write_submission
 from lora_cls.data.summary import summarize
-from lora_cls.data.table import Source, read_table
+from lora_cls.data.table import Source, read_table, table_path
 
 __all__ = [
     "Columns",
@@ -24,6 +24,7 @@ __all__ = [
     "resolve_columns",
     "stratified_folds",
     "summarize",
+    "table_path",
     "text_key",
     "write_submission",
 ]

@@ -24,8 +24,15 @@ Source: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
 FILE_LINE = "file line"
 """Name of the index of a table read from a text file: the line on which each row starts (quoted texts span lines)."""
 
+SAMPLE = Path(__file__).parent.parent / "sample"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
 _LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+def table_path(source: str | os.PathLike[str]) -> Path:
+    """The file that a name stands for; `sample:train.csv` is a file of the sample that comes with the package."""
+    text = str(source)
+    return SAMPLE / text.removeprefix("sample:") if text.startswith("sample:") else Path(text).expanduser()
 
 
 def read_table(source: Source, *, name: str = "the DataFrame") -> pd.DataFrame:
@@ -34,7 +41,8 @@ def read_table(source: Source, *, name: str = "the DataFrame") -> pd.DataFrame:
     Parameters
     ----------
     source : path or DataFrame
-        A path with one of the suffixes in `SUFFIXES`. Text files are UTF-8, with or without a byte order mark.
+        A path, or `sample:NAME` (see `table_path`),
+        with one of the suffixes in `SUFFIXES`. Text files are UTF-8, with or without a byte order mark.
     name : str
         What messages call a table given as a DataFrame; files go by their path.
 
@@ -56,7 +64,7 @@ def read_table(source: Source, *, name: str = "the DataFrame") -> pd.DataFrame:
         frame = _plain_index(source)
         frame.columns = pd.Index(_checked_names([str(column) for column in frame.columns], where))
     else:
-        path = Path(source).expanduser()
+        path = table_path(source)
         where = str(path)
         suffix = _suffix(path)
         _check_exists(path)

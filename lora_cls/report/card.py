@@ -8,7 +8,7 @@ from lora_cls.recipe import Recipe
 from lora_cls.runs import RunFolder, write_bytes
 
 POOLING = {
-    "last_token": """index = (mask * torch.arange(mask.shape[1])).argmax(1)  # the last real token
+    "last_token": """index = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)  # the last real token
     pooled = hidden[torch.arange(len(hidden)), index].float()""",
     "cls": """index = mask.argmax(1)  # the first real token
     pooled = hidden[torch.arange(len(hidden)), index].float()""",
@@ -142,10 +142,11 @@ def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> s
             'base.score.load_state_dict({key.removeprefix("score."): value for key, value in weights.items()})',
             "model = base.eval()",
         ]
-    autocast = f'torch.autocast("{choices["device"].split(":")[0]}", dtype=torch.{dtype}, enabled={dtype != "float32"})'
+    autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
     return f"""{chr(10).join(imports)}
 
 tokenizer = AutoTokenizer.from_pretrained({path!r}{tokenizer_options})
+tokenizer.padding_side = "right"
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 {chr(10).join(load)}
 
@@ -153,6 +154,7 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 @torch.no_grad()
 def logits(texts):
     batch = tokenizer(texts, padding=True, truncation=True, max_length={recipe.data.max_length}, return_tensors="pt")
+    batch = batch.to(base.device)
     mask = batch["attention_mask"]
     with {autocast}:
         hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state

@@ -22,7 +22,7 @@ def print_run(run: RunFolder) -> None:
     scores = metrics.get("cross_fitted") or metrics["untuned"]
     table = Table(title="Out of fold, per label")
     table.add_column("label")
-    for column in ("rows", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
+    for column in ("positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
         table.add_column(column, justify="right")
     for row in scores["per_label"]:
         values = [row[key] for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")]

@@ -36,7 +36,7 @@ class Progress:
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
             )  # fmt: skip
             self._folds = self._bars.add_task("folds", total=self.n_folds, note="")
-            self._steps = self._bars.add_task("steps", total=None, note="")
+            self._steps: Any = None
             self._bars.start()
         return self
 
@@ -62,6 +62,8 @@ class Progress:
     def epoch(self, name: str, epoch: int, n_epochs: int, n_steps: int) -> None:
         """An epoch of `n_steps` optimizer steps begins."""
         if self._bars:
+            if self._steps is None:  # a learner without epochs shows no bar for them
+                self._steps = self._bars.add_task("", note="")
             self._bars.reset(self._steps, total=n_steps, description=f"{name}, epoch {epoch}/{n_epochs}", note="")
 
     def step(self, loss: float | None = None) -> None:

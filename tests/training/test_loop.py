@@ -301,6 +301,20 @@ def test_resume_is_bit_identical(kind, overrides, setup):
     )  # fmt: skip
 
 
+def test_metrics_of_an_epoch_that_was_not_saved(setup):
+    """Killed between the metrics of epoch 2 and its state, a line half written: each epoch has one line in the end."""
+    whole = setup(name="whole")
+    whole.train()
+    run = setup()
+    with pytest.raises(KilledError):
+        run.train(progress=Kill(2, 3))
+    with run.metrics_file.open("a") as file:
+        file.write(json.dumps({**run.records[0], "epoch": 2, "loss": 99.0}) + '\n{"epoch": 3, "lo')
+    setup().train()
+    assert [record["epoch"] for record in run.records] == [1, 2]
+    assert [record["loss"] for record in run.records] == [record["loss"] for record in whole.records]
+
+
 def test_nothing_is_trained_twice(setup):
     """Continuing a finished fold changes no weight."""
     run = setup()
