@@ -87,7 +87,8 @@ class Lora(BaseModel):
     """`all-linear` (every linear layer of the transformer blocks), a list of module names, or a regular expression."""
     layers_to_transform: list[int] | None = None
     """Indices of the layers that get adapters; null is all."""
-    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True
+    init_lora_weights: Literal[True, "gaussian"] = True
+    """PEFT's other ways change the base's weights, or ignore the precision of adapters."""
 
     @model_validator(mode="before")
     @classmethod

@@ -131,10 +131,7 @@ def reset_model(model: SequenceClassifier, recipe: Recipe, seed: int) -> None:
         model.restore_initial()  # what PEFT's reset leaves: DoRA's magnitudes, biases of the base
         for module in model.base.modules():
             if hasattr(module, "reset_lora_parameters"):
-                if recipe.lora.init_lora_weights == "orthogonal":
-                    module.orthogonal_init("default")
-                else:
-                    module.reset_lora_parameters("default", recipe.lora.init_lora_weights)
+                module.reset_lora_parameters("default", recipe.lora.init_lora_weights)
     reset_head(trainable_head(model))
 
 

@@ -102,8 +102,11 @@ def load_state(
         restore(model, found)
         for name, parameter in trainable(model).items():
             moments = {key.split("/")[1]: value for key, value in tensors.items() if _is_moment(key, name)}
-            # `step` stays a CPU scalar for AdamW; moments live beside their parameter
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in moments.items()}
+            # Moments live beside their parameter, and so does `step` where AdamW is fused; else it is a CPU scalar.
+            fused = optimizer.defaults["fused"]
+            optimizer.state[parameter] = {
+                k: v.to(parameter.device) if fused or k != "step" else v for k, v in moments.items()
+            }
     except (SafetensorError, KeyError, TypeError, RuntimeError, OSError) as error:
         raise RunError(
             f"{file} is damaged or belongs to another model ({error}). Remove it to train the fold again."

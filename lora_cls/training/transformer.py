@@ -100,6 +100,7 @@ class TransformerLearner:
             inner = stratified_folds(labels[train_rows], groups, n_splits, self.recipe.train.seed + fold) == 0
             selection_rows, train_rows = train_rows[inner], train_rows[~inner]
         weight = pos_weight(labels[train_rows], self.recipe.loss)
+        self.accelerator = make_accelerator(self.dtype, self.device)  # a gradient scaler of its own
         model = self._fresh_model(fold, train_rows)
 
         def score() -> float:
@@ -139,6 +140,7 @@ class TransformerLearner:
         """See `Learner.predict`."""
         model = self._built()
         load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
+        self._trained = True  # the base is no longer the pretrained one
         return self._logits(model, self.encode(texts))
 
     def _save(self, model: SequenceClassifier, folder: FoldFolder) -> None:

@@ -306,10 +306,12 @@ def test_a_base_without_a_list_of_layers(tiny_recipe):
 
 
 @pytest.mark.parametrize("init", get_args(Lora.model_fields["init_lora_weights"].annotation))
-def test_reset_starts_from_the_seed_alone(init, tiny_recipe, build, perturb, ask, random_rows):
+@pytest.mark.parametrize("base", [{}, {"backbone__dtype": "bfloat16"}, {**CASES["gemma3 4-bit LoRA"][1]}])
+def test_reset_starts_from_the_seed_alone(init, base, tiny_recipe, build, perturb, ask, random_rows):
     """Whatever start the recipe names, a reset gives the very weights of a fresh build; another seed gives others."""
-    recipe, rows = tiny_recipe("llama", lora={"r": 4, "init_lora_weights": init}), random_rows([5, 9])
+    recipe, rows = tiny_recipe("llama", lora={"r": 4, "init_lora_weights": init}, **base), random_rows([5, 9])
     model = build(recipe, seed=3)
+    assert {parameter.dtype for parameter in trainable(model).values()} == {torch.float32}
     before, first = {k: v.detach().clone() for k, v in trainable(model).items()}, ask(model, rows)
     perturb(model)
     assert not np.array_equal(ask(model, rows), first)

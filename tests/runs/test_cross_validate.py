@@ -324,7 +324,6 @@ def test_epoch_chosen_by_the_other_folds(small_recipe, train, test, tmp_path, mo
         ("bert", {"lora_bias": True}),
         ("llama", {"use_rslora": True}),
         ("llama", {"init_lora_weights": "gaussian"}),
-        ("llama", {"init_lora_weights": "orthogonal"}),
         ("llama", {"rank_pattern": {"q_proj": 2}}),
     ],
 )

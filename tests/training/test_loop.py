@@ -16,7 +16,7 @@ from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.runs import FoldFolder
-from lora_cls.training.checkpoint import snapshot, trainable
+from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
 from lora_cls.training.progress import Progress
 from lora_cls.training.transformer import TransformerLearner
@@ -353,6 +353,23 @@ def test_the_best_epoch_is_put_back_after_a_resume(setup):
     assert [record["selection_macro_f1"] for record in continued.records] == [0.9, 0.5, 0.7]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_optimizer_state_returns_to_its_device(setup):
+    """A fused AdamW on a GPU keeps its step counters there: after a resume they are where they were."""
+    run = setup()
+    run.model.cuda()
+    run.accelerator = make_accelerator(torch.float32, torch.device("cuda"))
+    with pytest.raises(KilledError):
+        run.train(progress=Kill(2, 2))
+    continued = setup()
+    continued.model.cuda()
+    continued.accelerator = make_accelerator(torch.float32, torch.device("cuda"))
+    assert continued.train().epoch == 2
+    optimizer = torch.optim.AdamW(trainable(continued.model).values(), fused=True)
+    load_state(continued.state_file, continued.model, optimizer)
+    assert {value.device.type for state in optimizer.state.values() for value in state.values()} == {"cuda"}
+
+
 def test_damaged_state_is_refused(setup):
     """A truncated or foreign state file is an error that says what to remove."""
     run = setup()
@@ -415,6 +432,19 @@ def test_predicting_between_folds_changes_nothing(tiny_recipe, emotion_table, tm
     learner, results = two_folds(recipe, data, tmp_path, only_second=False)
     texts = [data.texts[i] for i in range(0, 24, 2)]
     np.testing.assert_array_equal(learner.predict(FoldFolder(tmp_path / "fold-00"), texts), results[0].oof_logits)
+
+
+@pytest.mark.parametrize(("kind", "overrides"), [("llama", {}), ("bert", {"lora": None})])
+def test_training_after_predicting_starts_afresh(kind, overrides, tiny_recipe, emotion_table, tmp_path):
+    """A learner that first answered with fold 0's weights trains fold 1 as one that never loaded them."""
+    recipe = tiny_recipe(kind, **overrides)
+    data = load_train(recipe.data, emotion_table(24))
+    _, results = two_folds(recipe, data, tmp_path / "first", only_second=False)
+    learner = TransformerLearner(recipe, data.label_names, data)
+    learner.predict(FoldFolder(tmp_path / "first" / "fold-00"), data.texts[:2])
+    rows = np.arange(24)
+    again = learner.fit_fold(1, rows[rows % 2 == 0], rows[rows % 2 == 1], FoldFolder(tmp_path / "again"))
+    np.testing.assert_array_equal(again.oof_logits, results[1].oof_logits)
 
 
 def test_memory_of_a_finished_fold_is_freed(tiny_recipe, emotion_table, tmp_path):
