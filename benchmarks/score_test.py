@@ -35,17 +35,15 @@ WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
 def score(run: RunFolder, labels: Path) -> list[str]:
     """Rows of the table for one run."""
     names = run.label_names
-    table = read_table(labels).set_index("id").loc[run.test_ids]
+    table = read_table(labels).set_index(run.info["data"]["test_id_column"] or "id").loc[run.test_ids]
     y_test = table[names].astype(float).to_numpy(np.int8)
-    rows, logits = run.oof_logits()
+    rows, y_score = run.oof_proba()
     fold, weights = run.folds["fold"].to_numpy()[rows], run.pos_weights()
     y_true, groups = run.y_true[rows], run.folds["group"].to_numpy()[rows]
-    y_score = np.empty(logits.shape)
-    for number, weight in zip(run.finished_folds, weights, strict=True):
-        y_score[fold == number] = corrected_probabilities(logits[fold == number], weight)
-    fitted = cross_fit_thresholds(y_true, y_score, fold).y_pred
+    settings = run.recipe.thresholds.model_dump(exclude={"objective"})
+    fitted = cross_fit_thresholds(y_true, y_score, fold, **settings).y_pred
     own = bootstrap_macro_f1(y_true, fitted, groups)
-    thresholds = tune_thresholds(y_true, y_score)
+    thresholds = tune_thresholds(y_true, y_score, **settings)
     test_logits = run.test_logits()
     assert test_logits is not None
     per_fold = corrected_probabilities(test_logits, weights[:, None, :])
@@ -65,6 +63,8 @@ def score(run: RunFolder, labels: Path) -> list[str]:
             gap = _cell(bootstrap_unpaired_difference(y_test, y_pred, test_groups, y_true, fitted, groups), "+")
         start = f"| {run.path.name} ({len(run.finished_folds)} folds) | {_cell(own)}"
         lines.append(f"{start} | {way} | {test} | {gap} | {minutes:.1f} | {memory:.2f} |")
+    if run.recipe.train.select == "scored_fold":
+        lines = [line.replace(f"| {run.path.name} (", f"| {run.path.name} OPTIMISTIC (") for line in lines]
     return lines
 
 

@@ -88,7 +88,9 @@ def predict(
     """Answer for new texts with the models of a run."""
     from lora_cls.prediction import predict_file
 
-    folder = predict_file(run, input, out, sample_submission=sample_submission, backbone=backbone, models=models)
+    folder = predict_file(
+        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True
+    )
     print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
 
 
@@ -188,8 +190,21 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
         if isinstance(stopped, SystemExit) and stopped.code != 130:
             raise
-        print("\nStopped. Finished epochs are kept: the same command with --resume continues.", file=sys.stderr)
+        if "run" in sys.argv[1:2]:
+            print("\nStopped. Finished epochs are kept: the same command with --resume continues.", file=sys.stderr)
+        elif "refit" in sys.argv[1:2]:
+            print("\nStopped. Finished epochs are kept: the same command continues.", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here for its sake
+            raise
+        print(
+            "Error: the GPU's memory is full. In a new run with another --out lower train.per_device_train_batch_size "
+            "and raise train.gradient_accumulation_steps, set train.gradient_checkpointing=true, or lower "
+            "data.max_length.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from lora_cls.data import (
 )
 from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
+from lora_cls.data.table import as_id
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import apply_thresholds, corrected_probabilities, macro_f1, tune_thresholds
 from lora_cls.recipe import Recipe, load_recipe
@@ -71,6 +73,7 @@ class Tables:
             raise RecipeError("No training data: give --train FILE, or data.train in the recipe.")
         self.paths = {"train": _name(train), "test": _name(test), "sample_submission": _name(sample)}
         self.sample = None if sample is None else read_table(sample)
+        test = None if test is None else read_table(test, name="the test DataFrame")
         self.train: Dataset = load_train(data, train, test, self.sample)
         self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
         if self.test is not None and self.sample is not None:
@@ -108,7 +111,7 @@ class Tables:
             self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
         if self.sample is not None and self.test is not None:
             id_name = sample_id_column(self.sample, self.id_name)
-            self.sample = self.sample[self.sample[id_name].astype(str).isin(self.test.ids)].reset_index(drop=True)
+            self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
 
 
 def _fingerprint(table: pd.DataFrame) -> str:
@@ -204,12 +207,11 @@ def cross_validate(
         for number in todo:
             folder = run.fold(number)
             result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
-            if run.info["choices"] != learner.choices:
-                run.update_info(choices=learner.choices)
             _complete(folder, result)
             _account(run)
             score = macro_f1(data.labels[fold == number], (result.oof_logits > 0).astype(np.int8))
-            progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned")
+            optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
+            progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned{optimistic}")
         if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
             choose_epochs(run)
         metrics = tune(run)
@@ -245,10 +247,17 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
     if tables.train.fingerprint() != info["data"]["train_sha256"]:
         raise RunError(f"{_name(path)} is not the data that {run.path} was trained on.")
     with Progress(1, show) as progress:
+        if run.refit.finished:
+            progress.say(f"{run.refit.path} is finished already.")
+            return run.refit
+        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
+        n_epochs = None  # all epochs; or as many as the folds kept where they chose
+        if recipe.train.select != "last" and chosen:
+            n_epochs = round(median(chosen))
+            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
         learner = make_learner(recipe, run.label_names, tables.train, None, info["choices"], None, progress)
-        if not run.refit.finished:
-            rows = np.arange(len(tables.train))
-            _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit))
+        rows = np.arange(len(tables.train))
+        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
         progress.fold_done("all rows", "done")
     return run.refit
 
@@ -331,7 +340,11 @@ def _info(tables: Tables) -> dict[str, Any]:
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions,
-        "machine": {"platform": platform.platform(), "processor": platform.processor() or platform.machine()},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "gpu": _gpu_name(),
+        },
         "data": {
             "paths": tables.paths,
             "id_column": columns.id if columns else None,
@@ -342,6 +355,11 @@ def _info(tables: Tables) -> dict[str, Any]:
         }
         | tables.fingerprints(),
     }
+
+
+def _gpu_name() -> str | None:
+    torch = sys.modules.get("torch")  # loaded by a transformer's learner; the classical baseline needs none
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _account(run: RunFolder) -> None:

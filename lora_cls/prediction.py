@@ -16,6 +16,7 @@ from lora_cls.evaluation import corrected_probabilities
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder, read_json, write_csv
 from lora_cls.training.learner import make_learner
+from lora_cls.training.progress import Progress
 
 Models = Literal["folds", "refit"]
 
@@ -33,24 +34,30 @@ class Classifier:
         thresholds: np.ndarray,
         prediction: Prediction,
         backbone: str | None,
+        show: bool,
     ) -> None:
         self.run = run
         self.recipe = run.recipe
         self.label_names = run.label_names
         self.thresholds = thresholds
-        self.prediction = prediction
+        # one model has no votes to count
+        self.prediction = prediction if len(folders) > 1 else prediction.model_copy(update={"combine": "mean_proba"})
+        self._show = show
         self._folders = folders
         self._weights = np.array([read_json(folder.info)["pos_weight"] for folder in folders], dtype=np.float64)
         self._learner = make_learner(self.recipe, self.label_names, choices=run.info["choices"], backbone=backbone)
 
     @classmethod
-    def load(cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds") -> Classifier:
+    def load(
+        cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds", show: bool = False
+    ) -> Classifier:
         """Open a run folder.
 
         Parameters
         ----------
         backbone : where the same base model lies on this machine, if elsewhere (a folder, hub id or package)
         models : `folds`, all finished folds combined; or `refit`, the one model of all rows
+        show : progress on stderr
 
         Raises
         ------
@@ -70,7 +77,7 @@ class Classifier:
                 raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
         tuned = read_json(run.path / "thresholds.json")
         shipped = np.array([tuned["shipped"][name] for name in run.label_names])
-        return cls(run, folders, shipped, Prediction(**tuned["prediction"]), backbone)
+        return cls(run, folders, shipped, Prediction(**tuned["prediction"]), backbone, show)
 
     def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
         """Probabilities (with `prediction.combine: vote` shares of votes), float64.
@@ -93,7 +100,11 @@ class Classifier:
 
     def _decide(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         texts = [texts] if isinstance(texts, str) else list(texts)
-        logits = np.array([self._learner.predict(folder, texts) for folder in self._folders])
+        logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
+        with Progress(len(self._folders), self._show) as progress:
+            for i, folder in enumerate(self._folders):
+                logits[i] = self._learner.predict(folder, texts)
+                progress.fold_done(folder.path.name, f"{len(texts)} rows")
         return decide(corrected_probabilities(logits, self._weights[:, None, :]), self.thresholds, self.prediction)
 
 
@@ -105,6 +116,7 @@ def predict_file(
     sample_submission: str | Path | pd.DataFrame | None = None,
     backbone: str | None = None,
     models: Models = "folds",
+    show: bool = False,
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
 
@@ -138,9 +150,12 @@ def predict_file(
         if sample_submission is None
         else read_sample_submission(sample_submission, test.ids, run.label_names, id_name)
     )
-    classifier = Classifier.load(run, backbone=backbone, models=models)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
+    except OSError as error:
+        raise RunError(f"{folder} cannot be made ({error.strerror}): choose another with --out.") from error
+    classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
     y_score, y_pred = classifier._decide(test.texts)
-    folder.mkdir(parents=True, exist_ok=True)
     scores = {label: y_score[:, j] for j, label in enumerate(run.label_names)}
     write_csv(folder / "test_proba.csv", pd.DataFrame({"id": test.ids} | scores))
     write_submission(folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample)

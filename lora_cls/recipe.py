@@ -212,7 +212,9 @@ class Thresholds(Section):
 class Prediction(Section):
     """How the folds' models answer together for rows that none of them saw."""
 
-    combine: Literal["mean_proba", "mean_logit", "vote"] = "mean_proba"
+    combine: Literal["mean_proba", "mean_logit", "vote"] = "mean_logit"
+    """Probability of the mean logit, mean probability, or one vote per fold. Measured: means of probabilities are less
+    extreme than one fold's, so thresholds carry over worse the fewer folds there are (`benchmarks/results/`)."""
     at_least_one: bool = False
     """Give every row at least its best label (the one furthest above, or least below, its threshold)."""
 

@@ -27,7 +27,8 @@ import pandas as pd
 import yaml
 
 from lora_cls.data import Dataset
-from lora_cls.errors import RunError, shorten
+from lora_cls.errors import RunError
+from lora_cls.evaluation import corrected_probabilities
 from lora_cls.recipe import Recipe, flatten, load_recipe
 
 
@@ -311,6 +312,14 @@ class RunFolder:
         shape = (len(ids), len(self.label_names))
         return np.array([read_array(self.fold(number).test_logits, shape) for number in self.finished_folds])
 
+    def oof_proba(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows as in `oof_logits`, and their probabilities, ndarray of shape (n_predicted, n_labels), float64."""
+        rows, logits = self.oof_logits()
+        fold, y_score = self.folds["fold"].to_numpy()[rows], np.empty(logits.shape, dtype=np.float64)
+        for number, weight in zip(self.finished_folds, self.pos_weights(), strict=True):
+            y_score[fold == number] = corrected_probabilities(logits[fold == number], weight)
+        return rows, y_score
+
     def pos_weights(self) -> np.ndarray:
         """Positive weights of the finished folds, ndarray of shape (n_folds, n_labels)."""
         return np.array([self.fold(number).pos_weight(len(self.label_names)) for number in self.finished_folds])
@@ -338,6 +347,6 @@ class RunFolder:
         if differences:
             raise RunError(
                 f"{self.path} was started with something else and is not continued:\n  "
-                + "\n  ".join(shorten([d], 1) for d in differences)
+                + "\n  ".join(differences)
                 + "\nGive the same recipe and data, or start a new run with another --out."
             )

@@ -53,13 +53,10 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     finished, names = run.finished_folds, run.label_names
     if not finished:
         raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
-    rows, logits = run.oof_logits()
+    (rows, logits), (_, y_score) = run.oof_logits(), run.oof_proba()
     folds, weights = run.folds.iloc[rows], run.pos_weights()
     fold, groups = folds["fold"].to_numpy(), folds["group"].to_numpy()
     y_true = run.y_true[rows]
-    y_score = np.empty(logits.shape, dtype=np.float64)
-    for number, weight in zip(finished, weights, strict=True):
-        y_score[fold == number] = corrected_probabilities(logits[fold == number], weight)
     settings: dict[str, Any] = {
         "strategy": thresholds.strategy, "min_positives": thresholds.min_positives, "default": thresholds.default,
     }  # fmt: skip
@@ -67,6 +64,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     optimistic = recipe.train.select == "scored_fold"
     metrics: dict[str, Any] = {
         "optimistic": optimistic,
+        "epochs_pending": recipe.train.select == "cross_fitted" and len(finished) < len(run.fold_numbers),
         "folds_finished": finished,
         "n_splits": len(run.fold_numbers),
         "rows_scored": len(rows),
@@ -79,12 +77,14 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     }
     if len(finished) > 1:
         fitted = cross_fit_thresholds(y_true, y_score, fold, **settings, at_least_one=prediction.at_least_one)
-        metrics["cross_fitted"] = _scores(y_true, fitted.y_pred, y_score, names, shipped, groups)
+        metrics["cross_fitted"] = {"optimistic": optimistic} | _scores(
+            y_true, fitted.y_pred, y_score, names, shipped, groups
+        )
         kept["folds"] = {
             int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()
         }
     untuned = (logits > 0).astype(np.int8)
-    metrics["untuned"] = _scores(y_true, untuned, y_score, names, None, groups)
+    metrics["untuned"] = {"optimistic": optimistic} | _scores(y_true, untuned, y_score, names, None, groups)
     metrics["note"] = LEFT_OUT
     write_csv(run.path / "oof_proba.csv", _table(folds["id"].tolist(), y_score, names))
     write_json(run.path / "thresholds.json", kept)

@@ -95,11 +95,11 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
     return rf"{re.escape(path)}\.{number}\.({'|'.join(re.escape(name) for name in wanted)})"
 
 
-def build_model(base: Any, recipe: Recipe, n_labels: int) -> SequenceClassifier:
+def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | None = None) -> SequenceClassifier:
     """Attach head and adapters to a loaded base.
 
     With `lora: null` every parameter is trained in fp32; else the base stays frozen as it was loaded, and adapters and
-    head are fp32.
+    head are fp32. `dtype` is the 16-bit precision to compute in, see `SequenceClassifier`.
     """
     attach_head(base, n_labels)
     if recipe.lora is None:
@@ -118,7 +118,7 @@ def build_model(base: Any, recipe: Recipe, n_labels: int) -> SequenceClassifier:
             raise BackboneError(f"lora: {error}") from error
     if recipe.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return SequenceClassifier(backbone, recipe.head.pooling, recipe.head.dropout)
+    return SequenceClassifier(backbone, recipe.head.pooling, recipe.head.dropout, dtype)
 
 
 def reset_model(model: SequenceClassifier, recipe: Recipe, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,10 +43,14 @@ class SequenceClassifier(nn.Module):
     backbone : the bare transformer, or a PeftModel around it
     pooling : see `pool`
     dropout : on the pooled vector, in training
+    dtype : 16-bit precision to compute in under autocast; None computes in the weights' own
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self, backbone: nn.Module, pooling: str, dropout: float = 0.0, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.backbone = backbone
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
@@ -75,7 +80,10 @@ class SequenceClassifier(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits, Tensor of shape (n_rows, n_labels), float32."""
-        hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        # Accelerate's own autocast follows the precision of the last Accelerator made in the process, not the model's
+        mixed = torch.autocast(input_ids.device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
+        with mixed:
+            hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled = self.dropout(pool(hidden, attention_mask, self.pooling))
         with torch.autocast(pooled.device.type, enabled=False):  # the head stays in fp32 whatever the base computes in
             return getattr(self.base, HEAD)(pooled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import Any
 
@@ -76,6 +77,30 @@ def load_base(
         base.to(device)
     base.config.use_cache = False
     return base.eval().requires_grad_(False)
+
+
+def load_config(backbone: Backbone, source: Source) -> Any:
+    """The configuration of a backbone (a `PretrainedConfig`)."""
+    from transformers import AutoConfig
+
+    return _from_hub(
+        source,
+        lambda: AutoConfig.from_pretrained(
+            source.path_or_id, revision=source.revision, trust_remote_code=backbone.trust_remote_code
+        ),
+    )
+
+
+def base_fingerprint(base: nn.Module) -> str:
+    """SHA-256 over the small parameters of a base and the start of its large ones, in the dtype they have.
+
+    Tells another base of the same shape (instruction-tuned for plain, another revision) from the one trained on.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(base.named_parameters()):
+        values = parameter.detach().flatten()[:4096].cpu().contiguous()
+        digest.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:

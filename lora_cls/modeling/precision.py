@@ -1,32 +1,51 @@
 """What this device does well, measured: the precision of the computation and the number of threads.
 
-The choices are frozen in a run's `run.json`, so that a resumed run computes with the same ones.
+Measured once per machine and kept in the cache folder, so that the same recipe computes the same way every time; frozen
+in a run's `run.json` too, so that a resume does wherever the cache is gone.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
 
+import psutil
 import torch
 
 from lora_cls.errors import BackboneError
+from lora_cls.modeling.source import cache_folder
 from lora_cls.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+NO_FP16 = ("gemma2", "gemma3", "gemma3_text", "deberta-v2", "t5", "mt5")  # overflow in fp16
 WORTHWHILE = 1.2  # 16-bit must beat 32-bit by this factor on a CPU: below it, exactness is the better bargain
 
 
 def physical_cores() -> int:
     """Cores this process may use, counting hyper-threads once where the system tells."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        import psutil
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
-        return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
-    except ImportError:
-        return usable
+
+def measured_once(key: str, measure: Callable[[], str]) -> str:
+    """The answer of `measure` on this machine: from the cache folder, or measured now and kept there."""
+    file = cache_folder() / "choices.json"
+    key = f"{platform.node()} torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {key}"
+    known: dict[str, str] = {}
+    with suppress(OSError, ValueError):  # nothing measured yet, or a damaged file: measured again
+        known = dict(json.loads(file.read_text(encoding="utf-8")))
+    if key not in known:
+        known[key] = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_name(f".choices.{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(known, indent=2), encoding="utf-8")
+        os.replace(scratch, file)
+    return known[key]
 
 
 def default_device() -> torch.device:
@@ -38,8 +57,12 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def choose_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
+def choose_dtype(recipe: Recipe, device: torch.device, model_type: str) -> torch.dtype:
     """The precision a recipe asks for, or the measured best for `auto`.
+
+    Parameters
+    ----------
+    model_type : of the backbone's configuration; some overflow in fp16
 
     Raises
     ------
@@ -53,10 +76,16 @@ def choose_dtype(recipe: Recipe, device: torch.device) -> torch.dtype:
     if asked != "auto":
         return DTYPES[asked]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _seconds(torch.float32) > WORTHWHILE * _seconds(torch.bfloat16):
-        return torch.bfloat16
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        return torch.float32 if model_type in NO_FP16 else torch.float16
+    if device.type == "cpu":
+        return DTYPES[measured_once(f"dtype {torch.get_num_threads()} threads", _best_on_cpu)]
     return torch.float32
+
+
+def _best_on_cpu() -> str:
+    return "bfloat16" if _seconds(torch.float32) > WORTHWHILE * _seconds(torch.bfloat16) else "float32"
 
 
 def _seconds(dtype: torch.dtype) -> float:

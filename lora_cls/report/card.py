@@ -33,7 +33,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
         "",
         score_sentence(metrics),
         "",
-        "| label | support | threshold | precision | recall | F1 | ROC-AUC |",
+        "| label | support | shipped threshold | precision | recall | F1 | ROC-AUC |",
         "|---|---|---|---|---|---|---|",
     ]
     scores = metrics.get("cross_fitted") or metrics["untuned"]
@@ -83,6 +83,8 @@ def score_sentence(metrics: dict[str, Any]) -> str:
     finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
+    if metrics["epochs_pending"]:
+        sentence += " Of the last epoch so far: epochs are chosen when all folds are done."
     if metrics["optimistic"]:
         sentence += " OPTIMISTIC: the epoch was chosen on the rows that are scored (train.select: scored_fold)."
     return sentence
@@ -122,7 +124,7 @@ def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> s
         options.append(f"quantization_config=BitsAndBytesConfig({given})")
     else:
         imports.append("from transformers import AutoModel, AutoTokenizer")
-    head = f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {n_labels})"
+    head = f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {n_labels}).to(base.device)"
     if recipe.lora:
         imports.append("from peft import PeftModel")
         load = [

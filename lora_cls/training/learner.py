@@ -45,8 +45,18 @@ class Learner(Protocol):
         exists; completes `choices`."""
         ...
 
-    def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
-        """Train on `train_rows` and save the model in `folder`; answer for `oof_rows` and the test rows."""
+    def fit_fold(
+        self,
+        fold: int,
+        train_rows: np.ndarray,
+        oof_rows: np.ndarray,
+        folder: FoldFolder,
+        n_epochs: int | None = None,
+    ) -> FoldResult:
+        """Train on `train_rows` and save the model in `folder`; answer for `oof_rows` and the test rows.
+
+        `fold` is -1 for a model of all rows, which stops after `n_epochs` of the recipe's schedule.
+        """
         ...
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:

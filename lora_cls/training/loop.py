@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -90,6 +90,7 @@ def train_fold(
     progress: Progress,
     score: Callable[[], float] | None = None,
     after_epoch: Callable[[int], None] | None = None,
+    n_epochs: int | None = None,
 ) -> FoldState:
     """Train `model` on the given rows, continuing from `state_file` if there is one.
 
@@ -100,6 +101,7 @@ def train_fold(
     fold : number of the fold, -1 for a model of all rows
     score : computes the score of the current weights where `train.select` keeps the best epoch; the best is put back
     after_epoch : called with each finished epoch, before its state is saved
+    n_epochs : stop after so many epochs of the recipe's schedule; all of them where None
 
     Raises
     ------
@@ -126,7 +128,7 @@ def train_fold(
     targets = torch.as_tensor(labels, dtype=torch.float32)
     weight_tensor = torch.as_tensor(weight, dtype=torch.float32, device=device)
 
-    for epoch in range(state.epoch + 1, train.num_train_epochs + 1):
+    for epoch in range(state.epoch + 1, (n_epochs or train.num_train_epochs) + 1):
         started = time.monotonic()
         seed = epoch_seed(train.seed, fold, epoch)
         torch.manual_seed(seed)
@@ -143,8 +145,7 @@ def train_fold(
                 ids, mask = tokens.batch(rows, pad_id)
                 state.rows, state.tokens = state.rows + len(rows), state.tokens + int(mask.sum())
                 state.padded_tokens += mask.size
-                with accelerator.autocast():
-                    logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+                logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
                 loss = bce_loss(logits, targets[rows].to(device), weight_tensor) / n_rows
                 accelerator.backward(loss)
                 total += loss.detach()
@@ -169,6 +170,8 @@ def train_fold(
             "learning_rate": max(group["lr"] for group in inner.param_groups),
             "seconds": round(seconds, 3),
         }
+        if not all(torch.isfinite(parameter).all() for parameter in trainable(model).values()):
+            _not_finite("The weights are", f"{name}, epoch {epoch}, step {steps_per_epoch}", recipe)
         if score is not None:
             value = score()
             record["selection_macro_f1"] = value
@@ -193,10 +196,14 @@ def _check_finite(losses: list[torch.Tensor], name: str, epoch: int, step: int, 
     bad = (~torch.isfinite(recent)).nonzero()
     if len(bad):
         first = step - len(recent) + int(bad[0]) + 1
-        raise TrainingError(
-            f"The loss is not a finite number ({name}, epoch {epoch}, step {first}). Lower train.learning_rate "
-            f"(now {recipe.train.learning_rate:g}), or set backbone.dtype: float32. Finished epochs are kept."
-        )
+        _not_finite("The loss is", f"{name}, epoch {epoch}, step {first}", recipe)
+
+
+def _not_finite(what: str, where: str, recipe: Recipe) -> NoReturn:
+    raise TrainingError(
+        f"{what} not a finite number ({where}). Lower train.learning_rate (now {recipe.train.learning_rate:g}) or set "
+        "backbone.dtype: float32, in a new run with another --out."
+    )
 
 
 def _keep_epochs(metrics_file: Path, last: int) -> None:
@@ -207,9 +214,7 @@ def _keep_epochs(metrics_file: Path, last: int) -> None:
         metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
-def predict_logits(
-    model: SequenceClassifier, tokens: Tokens, *, batch_size: int, accelerator: Any, pad_id: int
-) -> np.ndarray:
+def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batch_size: int, pad_id: int) -> np.ndarray:
     """Logits of every row, ndarray of shape (n_rows, n_labels), float32; longest batches first.
 
     Raises
@@ -226,9 +231,7 @@ def predict_logits(
     with torch.no_grad():
         for rows in sorted_batches(tokens.lengths, batch_size):
             ids, mask = tokens.batch(rows, pad_id)
-            with accelerator.autocast():
-                batch = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-            found = batch.float().cpu().numpy()
+            found = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).cpu().numpy()
             if logits is None:
                 logits = np.empty((len(tokens), found.shape[1]), dtype=np.float32)
             logits[rows] = found

@@ -48,7 +48,14 @@ class TfidfLearner:
     def prepare(self) -> None:
         """See `Learner.prepare`; nothing is to be loaded."""
 
-    def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
+    def fit_fold(
+        self,
+        fold: int,
+        train_rows: np.ndarray,
+        oof_rows: np.ndarray,
+        folder: FoldFolder,
+        n_epochs: int | None = None,
+    ) -> FoldResult:
         """See `Learner.fit_fold`."""
         from scipy.sparse import hstack
         from sklearn.linear_model import LogisticRegression

@@ -12,11 +12,12 @@ import torch
 
 from lora_cls.data import Dataset, stratified_folds
 from lora_cls.data.tokens import Tokens, encode, pad_token_id
+from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
-from lora_cls.modeling.loading import check_positions, load_base, load_tokenizer
-from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, physical_cores
+from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
+from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, write_array
@@ -55,21 +56,27 @@ class TransformerLearner:
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
         given = choices or {}
-        threads = recipe.engine.num_threads or given.get("num_threads") or physical_cores()
+        self.source: Source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+        self.backbone_path: str | None = self.source.path_or_id
+        threads = given.get("num_threads") if train else None  # as frozen; answering needs no equal last digits
+        threads = threads or recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
-        self.dtype = DTYPES[given["dtype"]] if "dtype" in given else choose_dtype(recipe, self.device)
+        if train and given.get("device", self.device.type) != self.device.type:
+            raise TrainingError(
+                f"The run was started on {given['device']} and this machine has {self.device.type}: its folds would "
+                "not compare. Continue on such a device, or start a new run with another --out."
+            )
+        self.dtype = self._choose_dtype(given.get("dtype"))
         self.choices: dict[str, Any] = {
-            "device": str(self.device),
+            "device": self.device.type,
             "num_threads": threads,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        if "attn_implementation" in given:
-            self.choices["attn_implementation"] = given["attn_implementation"]
-        self.source: Source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
-        self.backbone_path: str | None = self.source.path_or_id
+        self.choices |= {key: given[key] for key in ("attn_implementation", "base_sha256") if key in given}
+        # bytes of the base can only be compared in the precision that they were noted in
+        self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
         self.pad_id = pad_token_id(self.tokenizer)
-        self.accelerator = make_accelerator(self.dtype, self.device)
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
         self._model: SequenceClassifier | None = None
@@ -82,12 +89,17 @@ class TransformerLearner:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
         assert self.train is not None and self.train.labels is not None
         pos_weight(self.train.labels, self.recipe.loss)
-        model = self._built()
-        if "attn_implementation" not in self.choices:
-            self.choices["attn_implementation"] = self._choose_attention(model, np.arange(len(self.train)))
+        self._built()
 
-    def fit_fold(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray, folder: FoldFolder) -> FoldResult:
-        """See `Learner.fit_fold`; `fold` is -1 for a model of all rows."""
+    def fit_fold(
+        self,
+        fold: int,
+        train_rows: np.ndarray,
+        oof_rows: np.ndarray,
+        folder: FoldFolder,
+        n_epochs: int | None = None,
+    ) -> FoldResult:
+        """See `Learner.fit_fold`."""
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
         folder.path.mkdir(parents=True, exist_ok=True)
         labels, select = self.train.labels, self.recipe.train.select
@@ -100,8 +112,8 @@ class TransformerLearner:
             inner = stratified_folds(labels[train_rows], groups, n_splits, self.recipe.train.seed + fold) == 0
             selection_rows, train_rows = train_rows[inner], train_rows[~inner]
         weight = pos_weight(labels[train_rows], self.recipe.loss)
-        self.accelerator = make_accelerator(self.dtype, self.device)  # a gradient scaler of its own
-        model = self._fresh_model(fold, train_rows)
+        accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
+        model = self._fresh_model(fold)
 
         def score() -> float:
             logits = self._logits(model, self.train_tokens.take(selection_rows))  # type: ignore[union-attr]
@@ -117,10 +129,10 @@ class TransformerLearner:
 
         state = train_fold(
             model, self.recipe, self.train_tokens.take(train_rows), labels[train_rows], weight,
-            fold=fold, accelerator=self.accelerator, pad_id=self.pad_id, state_file=folder.state,
+            fold=fold, accelerator=accelerator, pad_id=self.pad_id, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.progress,
             score=score if select in ("inner", "scored_fold") else None,
-            after_epoch=keep_epoch if select == "cross_fitted" else None,
+            after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs,
         )  # fmt: skip
         self._save(model, folder)
         started = time.monotonic()
@@ -148,7 +160,15 @@ class TransformerLearner:
 
     def _logits(self, model: SequenceClassifier, tokens: Tokens) -> np.ndarray:
         size = self.recipe.train.per_device_eval_batch_size
-        return predict_logits(model, tokens, batch_size=size, accelerator=self.accelerator, pad_id=self.pad_id)
+        return predict_logits(model, tokens, batch_size=size, pad_id=self.pad_id)
+
+    def _choose_dtype(self, frozen: str | None) -> torch.dtype:
+        assert self.recipe.backbone is not None
+        if frozen == "float16" and self.device.type != "cuda":
+            return torch.float32  # a model trained in fp16 on a GPU answers on a CPU
+        if frozen is not None:
+            return DTYPES[frozen]
+        return choose_dtype(self.recipe, self.device, load_config(self.recipe.backbone, self.source).model_type)
 
     def _built(self) -> SequenceClassifier:
         """The model, loaded on first use: a resume with nothing left to train never loads it."""
@@ -160,47 +180,61 @@ class TransformerLearner:
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
             base = load_base(recipe.backbone, recipe.quantization, dtype, self.device, self.source, attention)
             check_positions(base, recipe.data.max_length)
-            self._model = build_model(base, recipe, self.n_labels)
+            self._check_base(base_fingerprint(base))
+            mixed = None if self.dtype == torch.float32 else self.dtype
+            self._model = build_model(base, recipe, self.n_labels, mixed)
+            if "attn_implementation" not in self.choices:
+                self.choices["attn_implementation"] = self._choose_attention(self._model)
         return self._model
 
-    def _fresh_model(self, fold: int, train_rows: np.ndarray) -> SequenceClassifier:
+    def _check_base(self, found: str) -> None:
+        """Refuse a base that has the right shape and other weights."""
+        if self._same_precision and self.choices.setdefault("base_sha256", found) != found:
+            raise BackboneError(
+                f"{self.source.path_or_id} is not the base that this run was trained on: its weights differ. "
+                "Give the same model in the same revision and quantization."
+            )
+
+    def _fresh_model(self, fold: int) -> SequenceClassifier:
         """A model as it is before training, the same whatever was trained before it."""
         if self.recipe.lora is None and self._trained:
             self._model = None  # full fine-tuning changed the base: load it again
         model = self._built()
         self._trained = True
-        if "attn_implementation" not in self.choices:
-            self.choices["attn_implementation"] = self._choose_attention(model, train_rows)
         reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
         return model
 
-    def _choose_attention(self, model: SequenceClassifier, rows: np.ndarray) -> str:
+    def _choose_attention(self, model: SequenceClassifier) -> str:
         """The faster of eager attention and PyTorch's fused one, timed on real rows; or what the recipe names."""
-        assert self.recipe.backbone is not None and self.train_tokens is not None
+        assert self.recipe.backbone is not None
         current = str(model.base.config._attn_implementation)
-        if self.recipe.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager"):
+        if self.recipe.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager") or not self.train:
             return current
         size = self.recipe.train.per_device_train_batch_size
-        lengths = self.train_tokens.lengths[rows]
-        typical = rows[np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:size]]
+        key = f"attention {self.source.path_or_id} {self.recipe.quantization} {self.choices} batch {size}"
+        best = measured_once(key, lambda: self._faster_attention(model, size))
+        model.base.set_attn_implementation(best)
+        return best
+
+    def _faster_attention(self, model: SequenceClassifier, size: int) -> str:
+        assert self.train_tokens is not None
+        lengths = self.train_tokens.lengths
+        typical = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:size]
         ids, mask = (torch.from_numpy(a).to(self.device) for a in self.train_tokens.batch(typical, self.pad_id))
         times: dict[str, list[float]] = {"sdpa": [], "eager": []}
         model.train()
-        for _ in range(4):
+        for _ in range(5):
             for name in list(times):
                 try:
                     model.base.set_attn_implementation(name)
-                except (ValueError, ImportError):
-                    del times[name]
-                    continue
-                started = time.perf_counter()
-                with self.accelerator.autocast():
+                    started = time.perf_counter()
                     logits = model(ids, mask)
-                bce_loss(logits, torch.zeros_like(logits), torch.ones(self.n_labels, device=self.device)).backward()
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()
-                times[name].append(time.perf_counter() - started)
+                    targets, ones = torch.zeros_like(logits), torch.ones(self.n_labels, device=self.device)
+                    bce_loss(logits, targets, ones).backward()
+                    if self.device.type == "cuda":
+                        torch.cuda.synchronize()
+                    times[name].append(time.perf_counter() - started)
+                except (ValueError, ImportError, torch.OutOfMemoryError):
+                    del times[name]
         model.zero_grad(set_to_none=True)
-        best = min(times, key=lambda name: median(times[name][1:])) if times else current
-        model.base.set_attn_implementation(best)
-        return best
+        return min(times, key=lambda name: median(times[name][1:])) if times else "eager"

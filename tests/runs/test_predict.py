@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lora_cls.cross_validation import cross_validate, refit
 from lora_cls.errors import BackboneError, DataError, RunError
@@ -79,8 +80,18 @@ def test_moved_backbone(finished, small_recipe, train, test, tmp_path, tiny_mode
 
 def test_another_backbone(finished, tiny_model):
     """A base of another architecture is refused, never half loaded."""
-    with pytest.raises(RunError, match="does not fit this model"):
+    with pytest.raises(BackboneError, match="not the base that this run was trained on"):
         Classifier.load(finished("llama"), backbone=tiny_model("gpt2")).predict_proba("a text")
+
+
+def test_same_shape_other_weights(finished, tiny_model, tmp_path):
+    """An instruction-tuned base in place of the plain one fits every key, and is still refused."""
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "other")
+    weights = load_file(folder / "model.safetensors")
+    weights["norm.weight"] = weights["norm.weight"] * 1.01
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BackboneError, match="its weights differ"):
+        Classifier.load(finished("llama"), backbone=str(folder)).predict_proba("a text")
 
 
 @pytest.mark.parametrize("kind", ["tfidf", "llama", "bert"])

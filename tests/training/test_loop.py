@@ -50,7 +50,7 @@ class Setup:
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def logits(self):
-        return predict_logits(self.model, self.tokens, batch_size=8, accelerator=self.accelerator, pad_id=self.pad_id)
+        return predict_logits(self.model, self.tokens, batch_size=8, pad_id=self.pad_id)
 
 
 @pytest.fixture
@@ -142,9 +142,9 @@ def test_sorted_batches_and_row_order(setup):
     run = setup()
     logits = run.logits()
     shuffled = run.tokens.take([5, 3, 20])
-    found = predict_logits(run.model, shuffled, batch_size=8, accelerator=run.accelerator, pad_id=run.pad_id)
+    found = predict_logits(run.model, shuffled, batch_size=8, pad_id=run.pad_id)
     np.testing.assert_allclose(found, logits[[5, 3, 20]], atol=1e-5)
-    none = predict_logits(run.model, run.tokens.take([]), batch_size=8, accelerator=run.accelerator, pad_id=0)
+    none = predict_logits(run.model, run.tokens.take([]), batch_size=8, pad_id=0)
     assert none.shape == (0, 3) and none.dtype == np.float32
 
 
