@@ -182,12 +182,23 @@ class Train(Section):
 
 
 class Loss(Section):
-    """Binary cross-entropy with one positive weight per label."""
+    """One binary loss per label, with one positive weight per label. Papers: see `lora_cls.training.losses`."""
 
-    name: Literal["bce"] = "bce"
-    pos_weight: Literal["balanced", "sqrt", "none"] | list[float] = "balanced"
-    """Negatives / positives within each label of the fold's training rows (`balanced`), its square root, none, or
-    one number per label."""
+    name: Literal["bce", "focal", "asymmetric"] = "bce"
+    focal_gamma: float = Field(default=2.0, ge=0)
+    """`focal`: how much examples that are right already count less; 0 is cross-entropy."""
+    gamma_positive: float = Field(default=0.0, ge=0)
+    """`asymmetric`: the same for positives ..."""
+    gamma_negative: float = Field(default=4.0, ge=0)
+    """... and for negatives ..."""
+    probability_margin: float = Field(default=0.05, ge=0, lt=1)
+    """... and negatives below this probability count nothing."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Targets 0 and 1 become s/2 and 1 - s/2."""
+    pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[float] = "balanced"
+    """Negatives / positives within each label of the fold's training rows (`balanced`), its square root, the ratio of
+    effective numbers, none, or one number per label."""
+    effective_number_beta: float = Field(default=0.999, gt=0, lt=1)
     max_pos_weight: float = Field(default=100.0, ge=1)
     """Cap for computed weights: one example of a very rare label must not drown all others."""
 

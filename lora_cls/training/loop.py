@@ -18,7 +18,7 @@ from lora_cls.errors import TrainingError
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
-from lora_cls.training.losses import bce_loss
+from lora_cls.training.losses import training_loss
 from lora_cls.training.progress import Progress
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
@@ -146,7 +146,7 @@ def train_fold(
                 state.rows, state.tokens = state.rows + len(rows), state.tokens + int(mask.sum())
                 state.padded_tokens += mask.size
                 logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-                loss = bce_loss(logits, targets[rows].to(device), weight_tensor) / n_rows
+                loss = training_loss(logits, targets[rows].to(device), weight_tensor, recipe.loss) / n_rows
                 accelerator.backward(loss)
                 total += loss.detach()
             accelerator.clip_grad_norm_([p for g in inner.param_groups for p in g["params"]], train.max_grad_norm)

@@ -14,8 +14,10 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     """One positive weight per label, from the rows that train.
 
     `balanced` is negatives / positives within each label, as in the documentation of
-    `torch.nn.BCEWithLogitsLoss`: positives and negatives of a label then weigh the same. Computed weights are capped
-    at `loss.max_pos_weight`; a label without positives, whose loss no weight changes, gets 1.
+    `torch.nn.BCEWithLogitsLoss`: positives and negatives of a label then weigh the same; `sqrt` is its square root.
+    `effective_number` takes effective instead of real counts, (1 - beta^n) / (1 - beta): Cui et al. 2019,
+    "Class-balanced loss based on effective number of samples". Computed weights are capped at `loss.max_pos_weight`; a
+    label without positives, whose loss no weight changes, gets 1.
 
     Parameters
     ----------
@@ -42,18 +44,42 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     if loss.pos_weight == "none":
         return np.ones(n_labels)
     weights = np.sqrt(balanced) if loss.pos_weight == "sqrt" else balanced
+    if loss.pos_weight == "effective_number":
+        beta = loss.effective_number_beta
+        effective = (1 - beta ** (len(labels) - positives)) / np.maximum(1 - beta**positives, 1 - beta)
+        weights = np.where(positives > 0, effective, 1.0)
     # A label without negatives would get weight 0, whose logarithm corrects nothing; cap both ways.
     return np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight)
 
 
-def bce_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted binary cross-entropy, summed over rows, averaged over labels.
+def training_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """The recipe's loss, summed over rows, averaged over labels.
 
     Summed over rows so that gradient accumulation over batches of different size divides once by all rows of a step.
+
+    - `bce`: cross-entropy, as `torch.nn.BCEWithLogitsLoss`.
+    - `focal`: cross-entropy times (1 - p of the truth)^gamma. Lin et al. 2017, "Focal loss for dense object detection".
+    - `asymmetric`: focal with a gamma each for positives and negatives, and the probability of negatives lowered by a
+      margin. Ridnik et al. 2021, "Asymmetric loss for multi-label classification".
+    - label smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision".
+
+    The correction of probabilities by the positive weight is exact for `bce`, and approximate for the others.
 
     Parameters
     ----------
     logits, targets : Tensor of shape (n_rows, n_labels), float32
-    weight : Tensor of shape (n_labels,), the positive weights
+    weight : Tensor of shape (n_labels,), factors on the positives' terms
     """
-    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="sum") / logits.shape[1]
+    if loss.label_smoothing:
+        targets = targets * (1 - loss.label_smoothing) + loss.label_smoothing / 2
+    if loss.name == "bce":
+        terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+        return terms.sum() / logits.shape[1]
+    p, log_p, log_q = torch.sigmoid(logits), F.logsigmoid(logits), F.logsigmoid(-logits)
+    if loss.name == "focal":
+        positive, negative = (1 - p) ** loss.focal_gamma * log_p, p**loss.focal_gamma * log_q
+    else:
+        lowered = (p - loss.probability_margin).clamp(min=0)
+        positive = (1 - p) ** loss.gamma_positive * log_p
+        negative = lowered**loss.gamma_negative * torch.log1p(-lowered.clamp(max=1 - 1e-6))
+    return -(weight * targets * positive + (1 - targets) * negative).sum() / logits.shape[1]

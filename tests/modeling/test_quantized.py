@@ -15,8 +15,9 @@ from lora_cls.data.tokens import pad
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.precision import DTYPES
+from lora_cls.recipe import Loss
 from lora_cls.training.checkpoint import trainable
-from lora_cls.training.losses import bce_loss
+from lora_cls.training.losses import training_loss
 
 CPU = torch.device("cpu")
 CASES = [
@@ -76,7 +77,7 @@ def gradients(model):
     model.train()
     model.zero_grad()
     targets = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    bce_loss(logits_of(model), targets, torch.ones(3)).backward()
+    training_loss(logits_of(model), targets, torch.ones(3), Loss()).backward()
     return {name: parameter.grad.clone() for name, parameter in trainable(model).items()}
 
 

@@ -1,5 +1,7 @@
 """Positive weights by hand, the loss against PyTorch's own, and gradient accumulation that changes nothing."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import bce_loss, pos_weight
+from lora_cls.training.losses import pos_weight, training_loss
 from lora_cls.training.progress import Progress
 
 CPU = torch.device("cpu")
@@ -71,9 +73,57 @@ def test_loss_is_pytorchs():
     torch.manual_seed(0)
     logits, targets, weight = torch.randn(7, 3), torch.randint(0, 2, (7, 3)).float(), torch.tensor([1.0, 4.0, 0.5])
     expected = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight)
-    torch.testing.assert_close(bce_loss(logits, targets, weight) / 7, expected)
-    parts = bce_loss(logits[:5], targets[:5], weight) + bce_loss(logits[5:], targets[5:], weight)
+    torch.testing.assert_close(training_loss(logits, targets, weight, Loss()) / 7, expected)
+    parts = sum(training_loss(logits[rows], targets[rows], weight, Loss()) for rows in (slice(5), slice(5, 7)))
     torch.testing.assert_close(parts / 7, expected)
+
+
+P = 0.8  # sigmoid of log 4
+LOGIT = math.log(4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "positive", "negative"),
+    [
+        ({"name": "focal"}, -3 * 0.2**2 * math.log(P), -(0.8**2) * math.log(0.2)),
+        ({"name": "focal", "focal_gamma": 0}, -3 * math.log(P), -math.log(0.2)),
+        ({"name": "asymmetric"}, -3 * math.log(P), -(0.75**4) * math.log(0.25)),
+        ({"name": "asymmetric", "gamma_positive": 1, "gamma_negative": 2, "probability_margin": 0.3},
+         -3 * 0.2 * math.log(P), -(0.5**2) * math.log(0.5)),
+        ({"name": "asymmetric", "probability_margin": 0.9}, -3 * math.log(P), 0.0),
+        ({"label_smoothing": 0.2}, -3 * 0.9 * math.log(P) - 0.1 * math.log(0.2),
+         -3 * 0.1 * math.log(P) - 0.9 * math.log(0.2)),
+    ],
+)  # fmt: skip
+def test_losses_by_hand(loss, positive, negative):
+    """Focal, asymmetric and smoothed losses of a positive and a negative at p = 0.8 and weight 3, by hand."""
+    weight, settings = torch.tensor([3.0]), Loss(**loss)
+    for target, expected in ((1.0, positive), (0.0, negative)):
+        found = training_loss(torch.tensor([[LOGIT]]), torch.tensor([[target]]), weight, settings)
+        assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bce", "focal", "asymmetric"])
+def test_extreme_logits(name):
+    """A model that is very sure, right or wrong, gives finite losses and gradients."""
+    logits = torch.tensor([[60.0, -60.0], [60.0, -60.0]], requires_grad=True)
+    loss = training_loss(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.ones(2), Loss(name=name))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_effective_number():
+    """With beta near 1 the ratio of real counts, with beta near 0 no weight at all; never below it for a rare label."""
+    labels = np.zeros((1000, 2), dtype=np.int8)
+    labels[:10, 0] = 1
+    beta = 0.99
+    expected = (1 - beta**990) / (1 - beta**10)
+    found = pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=beta))
+    assert found == pytest.approx([expected, 1.0])
+    near_one = pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=1 - 1e-9))
+    assert near_one[0] == pytest.approx(99, rel=1e-3)
+    assert pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=1e-6))[0] == pytest.approx(1)
 
 
 class Recorder:
