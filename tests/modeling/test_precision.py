@@ -7,7 +7,7 @@ import torch
 
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.modeling import precision
-from lora_cls.modeling.adapter import build_model
+from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.precision import choose_dtype, measured_once
 from lora_cls.recipe import load_recipe
 from lora_cls.training.transformer import TransformerLearner
@@ -60,9 +60,9 @@ def test_precision_is_the_models_own(tiny_recipe, tiny_model):
     ids = torch.arange(5, 25).reshape(2, 10)
     models = {}
     for dtype in (torch.bfloat16, None):
-        torch.manual_seed(0)
-        base = AutoModel.from_pretrained(tiny_model("llama")).eval()
+        base = AutoModel.from_pretrained(tiny_model("llama"))
         models[dtype] = build_model(base, tiny_recipe("llama"), 3, dtype).eval()
+        reset_model(models[dtype], tiny_recipe("llama"), 0)
     with torch.no_grad():
         mixed, full = (models[dtype](ids, torch.ones_like(ids)) for dtype in (torch.bfloat16, None))
     assert mixed.dtype == full.dtype == torch.float32
