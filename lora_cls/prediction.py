@@ -62,9 +62,10 @@ class Classifier:
         Raises
         ------
         RunError
-            If the folder is no run, has no finished model of that kind, or a file is missing or damaged.
+            If the folder is no run, has no finished model of that kind, or a file is missing or damaged. Adapters are
+            read at each prediction, so that K of them never fill the memory: damage in one is an error there.
         BackboneError
-            If the base model cannot be opened.
+            If the base model cannot be found; at the first prediction, if it cannot be opened or is another one.
         """
         run = run if isinstance(run, RunFolder) else RunFolder(run)
         if models == "refit":

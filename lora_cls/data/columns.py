@@ -252,7 +252,8 @@ def _no_labels(train: pd.DataFrame, looked_for: str, shared: list[str], problems
     hint = "Set data.label_columns."
     if shared:
         hint = (
-            f"The test file has the 0/1 columns too; if they are the labels: data.label_columns: [{', '.join(shared)}]"
+            "The test file has the 0/1 columns too; if they are the labels, name them: --set "
+            f"\"data.label_columns=[{', '.join(shared)}]\""
         )
     problems.append(
         f"no label columns: looked for data.label_columns, a sample submission, and {looked_for}. "

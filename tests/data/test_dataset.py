@@ -73,7 +73,7 @@ def test_no_labels_says_what_was_looked_for():
     assert "no label columns" in said
     assert "sample submission" in said
     assert "Columns: id, text, joy, fear" in said
-    assert "data.label_columns: [joy, fear]" in said
+    assert "data.label_columns=[joy, fear]" in said
 
 
 def test_label_column_with_one_mistake_is_not_lost():
