@@ -253,7 +253,7 @@ def _no_labels(train: pd.DataFrame, looked_for: str, shared: list[str], problems
     if shared:
         hint = (
             "The test file has the 0/1 columns too; if they are the labels, name them: --set "
-            f"\"data.label_columns=[{', '.join(shared)}]\""
+            f'"data.label_columns=[{", ".join(shared)}]"'
         )
     problems.append(
         f"no label columns: looked for data.label_columns, a sample submission, and {looked_for}. "
