@@ -19,10 +19,10 @@ from lora_cls.errors import BackboneError, RunError
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model, target_pattern
 from lora_cls.modeling.classifier import pool
 from lora_cls.modeling.loading import load_tokenizer
-from lora_cls.recipe import Lora
+from lora_cls.recipe import Lora, Loss
 from lora_cls.report.card import snippet
 from lora_cls.training.checkpoint import trainable
-from lora_cls.training.losses import bce_loss
+from lora_cls.training.losses import training_loss
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 CASES = {
@@ -57,7 +57,7 @@ def train(model, rows, n_steps=3):
     for _ in range(n_steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             logits = model(ids, mask)
-        loss = bce_loss(logits, targets, torch.ones(3))
+        loss = training_loss(logits, targets, torch.ones(3), Loss())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
