@@ -106,7 +106,7 @@ def _files(package: str, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
         yield Path(str(distribution.locate_file(file)))
     for requirement in distribution.requires or ():
         name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
-        if name.startswith(package) and name not in seen:
+        if name.startswith(f"{package}-") and "extra ==" not in requirement and name not in seen:
             yield from _files(name, seen | {package})
 
 
