@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.analysis.tune import decide
-from lora_cls.data import Columns, load_test, read_sample_submission, write_submission
+from lora_cls.data import Columns, load_test, read_sample_submission, table_path, write_submission
 from lora_cls.errors import RunError
 from lora_cls.evaluation import corrected_probabilities
 from lora_cls.recipe import Prediction
@@ -136,7 +136,7 @@ def predict_file(
         If the folder holds predictions already, or for anything wrong with the table, the run or the base model.
     """
     run = run if isinstance(run, RunFolder) else RunFolder(run)
-    name = "table" if isinstance(table, pd.DataFrame) else Path(table).name.split(".")[0]
+    name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]
     folder = (
         Path(out) if out is not None else run.path / "predictions" / (name if models == "folds" else f"{name}-{models}")
     )

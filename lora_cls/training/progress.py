@@ -35,7 +35,7 @@ class Progress:
                 TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                 TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
             )  # fmt: skip
-            self._folds = self._bars.add_task("folds", total=self.n_folds, note="")
+            self._folds = self._bars.add_task("loading", total=self.n_folds or None, note="")
             self._steps: Any = None
             self._bars.start()
         return self
@@ -50,7 +50,7 @@ class Progress:
         """So many folds are to be trained from now on."""
         self.n_folds, self.done, self.started = n_folds, 0, time.monotonic()
         if self._bars:
-            self._bars.update(self._folds, total=n_folds)
+            self._bars.update(self._folds, total=n_folds, description="folds")
 
     def say(self, text: str) -> None:
         """A line above the bars, or in the log."""
