@@ -70,9 +70,7 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
     path, layers = find_layers(base)
     # over all layers: in hybrid models (LFM 2) some hold attention and others a convolution
     inside = {name: module for layer in layers for name, module in layer.named_modules() if name}
-    linear = [
-        name for name, module in inside.items() if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    ]
+    linear = [name for name, module in inside.items() if _is_linear(module)]
     if lora.target_modules == "all-linear":
         wanted = linear
     else:
@@ -93,6 +91,12 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
             raise BackboneError(f"lora.layers_to_transform: {indices} must name layers from 0 to {len(layers) - 1}.")
         number = f"({'|'.join(map(str, sorted(indices)))})"
     return rf"{re.escape(path)}\.{number}\.({'|'.join(re.escape(name) for name in wanted)})"
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Linear layers, quantized ones included, and what GPT-2 and SqueezeBERT write as convolutions."""
+    pointwise = isinstance(module, nn.Conv1d) and module.kernel_size == (1,)
+    return isinstance(module, nn.Linear) or pointwise or type(module).__name__ == "Conv1D"
 
 
 def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | None = None) -> SequenceClassifier:
