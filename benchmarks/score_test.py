@@ -55,7 +55,7 @@ def score(run: RunFolder, labels: Path) -> list[str]:
     for way in WAYS:
         if way == "each fold alone":
             # What the cross-fitted score describes: one fold's model; averaged here over the folds.
-            scores = [macro_f1(y_test, apply_thresholds(scores, thresholds)) for scores in per_fold]
+            scores = [macro_f1(y_test, apply_thresholds(alone, thresholds)) for alone in per_fold]
             test, gap = f"{np.mean(scores):.4f} (sd {np.std(scores):.4f})", f"{np.mean(scores) - own.estimate:+.4f}"
         else:
             y_pred = decide(per_fold, thresholds, Prediction(combine=way))[1]

@@ -63,9 +63,8 @@ class Tables:
     ) -> None:
         data = recipe.data
         if train is not None and (data.train or "").startswith("sample:"):
-            data = data.model_copy(
-                update={"test": None, "sample_submission": None}
-            )  # the sample's test is another data's
+            # the test rows of the package's sample do not belong to the user's own training rows
+            data = data.model_copy(update={"test": None, "sample_submission": None})
         train = data.train if train is None else train
         test = data.test if test is None else test
         sample = data.sample_submission if sample is None else sample

@@ -92,12 +92,14 @@ def load_config(backbone: Backbone, source: Source) -> Any:
 
 
 def base_fingerprint(base: nn.Module) -> str:
-    """SHA-256 over the small parameters of a base and the start of its large ones, in the dtype they have.
+    """SHA-256 over the start of every parameter of a base that is not quantized, in the dtype it has.
 
     Tells another base of the same shape (instruction-tuned for plain, another revision) from the one trained on.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
+        if not parameter.is_floating_point():
+            continue  # quantized on another device, the same weights may round to other bytes
         values = parameter.detach().flatten()[:4096].cpu().contiguous()
         digest.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -84,14 +84,15 @@ def test_another_backbone(finished, tiny_model):
         Classifier.load(finished("llama"), backbone=tiny_model("gpt2")).predict_proba("a text")
 
 
-def test_same_shape_other_weights(finished, tiny_model, tmp_path):
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_same_shape_other_weights(finished, tiny_model, tmp_path, kind):
     """An instruction-tuned base in place of the plain one fits every key, and is still refused."""
-    folder = shutil.copytree(tiny_model("llama"), tmp_path / "other")
+    folder = shutil.copytree(tiny_model(kind), tmp_path / "other")
     weights = load_file(folder / "model.safetensors")
     weights["norm.weight"] = weights["norm.weight"] * 1.01
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(BackboneError, match="its weights differ"):
-        Classifier.load(finished("llama"), backbone=str(folder)).predict_proba("a text")
+        Classifier.load(finished(kind), backbone=str(folder)).predict_proba("a text")
 
 
 @pytest.mark.parametrize("kind", ["tfidf", "llama", "bert"])
