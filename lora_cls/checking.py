@@ -62,7 +62,7 @@ def check(
         tokenizer = load_tokenizer(recipe.backbone)
         for name, table in (("train", data), ("test", tables.test)):
             if table is not None:
-                tokens[name] = _lengths(encode(tokenizer, table.texts, recipe.data.max_length))
+                tokens[name] = _lengths(encode(tokenizer, table.texts, recipe.data))
     return Check(recipe, notes, summarize(data, tables.test), tokens)
 
 

@@ -22,6 +22,9 @@ if not SHIPPED.is_dir():
     SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
+Task = Literal["multi_label", "single_label", "binary"]
+
+
 class Section(BaseModel):
     """Part of a recipe: read-only once loaded, and an unknown field is an error."""
 
@@ -65,14 +68,38 @@ class Quantization(Section):
 
 
 class Head(Section):
-    """The classification head: one linear layer in fp32 over a pooled hidden state."""
+    """How hidden states become scores."""
 
-    kind: Literal["linear"] = "linear"
+    kind: Literal["linear", "label_tokens", "generate"] = "linear"
+    """`linear`: a fresh linear layer in fp32 over a pooled hidden state. `label_tokens`: the same layer at the end of a
+    prompt, each label's row started from the output embedding of the label's own tokens. `generate`: an
+    instruction-tuned decoder learns to write the labels, and is asked how probable each one was."""
     pooling: Literal["last_token", "mean", "cls"] = "last_token"
     """Which positions the head reads, by attention mask: the last token, the mean of all, or the first token."""
     learning_rate: float | None = Field(default=None, gt=0)
     """The head's own learning rate; null takes `train.learning_rate`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    prompt: str | None = None
+    """What the model reads, with `{text}` where the text stands and `{labels}` for the labels' names. Null takes the
+    default of the kind: none for `linear`."""
+    label_words: dict[str, str] | None = None
+    """Words for labels whose column names are none (`{"tox_sev": "severely toxic"}`); read by `label_tokens` and
+    `generate`."""
+
+    @model_validator(mode="after")
+    def _prompted(self) -> Head:
+        problems = []
+        if self.kind == "label_tokens" and self.pooling != "last_token":
+            problems.append(
+                f"label_tokens reads what follows the prompt: pooling must be last_token, not {self.pooling}."
+            )
+        if self.prompt is not None and self.prompt.count("{text}") != 1:
+            problems.append("prompt must hold {text} exactly once.")
+        if self.label_words is not None and self.kind == "linear":
+            problems.append("label_words has no meaning for kind: linear.")
+        if problems:
+            raise ValueError(" ".join(problems))
+        return self
 
 
 class Lora(BaseModel):
@@ -151,12 +178,45 @@ class Data(Section):
     """For example `"{title}\\n{body}"`: braces hold column names."""
     label_columns: list[str] | None = None
     """Null takes the columns of the sample submission, or else the 0/1 columns that the test file lacks."""
+    label_delimiter: str | None = None
+    """For one column that holds several labels as text, as in `joy, anger`: what stands between them."""
     group_column: str | None = None
     """Rows of one group stay in one fold (identical texts always do)."""
+    ignore_columns: list[str] = []
+    """Columns that are neither text nor label nor id."""
+    split_column: str | None = None
+    """A column that says which rows are held out (`validation`, `valid`, `val`, `dev`, `test`) instead of folds; the
+    others (`train`) are only trained on."""
+    weight_column: str | None = None
+    """How much each training row counts in the loss, 0 or more; scores count every row once."""
+    soft_labels: bool = False
+    """Labels may be numbers between 0 and 1, as shares of annotators; scores take 0.5 and above as 1."""
+    extra_train: str | None = None
+    """A table like the training table whose rows are only ever trained on: never held out, never scored."""
+    max_rows: int | None = Field(default=None, ge=4)
+    """Train and score on a stratified sample of so many training rows."""
+    unescape: bool = False
+    """Turn a backslash and an n, as some exports write line ends, into line ends (and \\r, \\t likewise)."""
     on_missing: Literal["error", "drop"] = "error"
     """Training rows with a missing label or text: stop and name them, or drop them and say how many."""
     max_length: int = Field(default=256, ge=4)
-    """Longest text in tokens, special tokens included; the rest is cut off."""
+    """Longest input in tokens, special tokens and prompt included."""
+    long_text: Literal["truncate", "head_tail", "chunk"] = "truncate"
+    """What happens beyond: keep the start; keep start and end; or read all of it in pieces of `max_length`."""
+    chunk_stride: int = Field(default=0, ge=0)
+    """Tokens that neighbouring chunks share."""
+    chunk_combine: Literal["mean_logit", "mean_proba", "max"] = "mean_logit"
+    """How the chunks of a text answer together: sigmoid of the mean log-odds, mean probability, or the greatest."""
+    max_chunks: int | None = Field(default=None, ge=1)
+    """Read no more than so many chunks of a text, evenly spread over it; null reads all."""
+
+    @model_validator(mode="after")
+    def _strides(self) -> Data:
+        if self.chunk_stride * 2 > self.max_length:
+            raise ValueError(
+                f"chunk_stride must be at most half of max_length ({self.max_length}). Got {self.chunk_stride} instead."
+            )
+        return self
 
 
 class Train(Section):
@@ -179,6 +239,10 @@ class Train(Section):
     curves; or the best on the very rows that are then scored, which marks every score as optimistic."""
     inner_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the fold's training rows that `select: inner` holds back."""
+    select_by: Literal["macro_f1", "loss", "loss_within_margin"] = "macro_f1"
+    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1; the lowest loss; or the lowest
+    loss among the epochs whose macro-F1 lies within `select_margin` of the best."""
+    select_margin: float = Field(default=0.01, ge=0, lt=1)
 
 
 class Loss(Section):
@@ -211,10 +275,14 @@ class CV(Section):
 
 
 class Thresholds(Section):
-    """How scores become decisions: positive at `y_score >= threshold`."""
+    """How scores become decisions: positive at `y_score >= threshold`; for single_label the greatest
+    `y_score / threshold`."""
 
     objective: Literal["macro_f1"] = "macro_f1"
-    strategy: Literal["per_label", "global", "fixed"] = "per_label"
+    strategy: Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"] | None = None
+    """Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label. One exact threshold per
+    label, one for all, or `default`; single_label: the most probable class, or the most probable after dividing by the
+    class's share to a tuned power (0 is argmax)."""
     min_positives: int = Field(default=5, ge=1)
     """A label with fewer positives in the rows that tune keeps `default`."""
     default: float = Field(default=0.5, ge=0, le=1)
@@ -252,7 +320,9 @@ def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora:
 class Recipe(Section):
     """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given."""
 
-    task: Literal["multi_label"] = "multi_label"
+    task: Task | None = None
+    """`multi_label` (any number of labels per row), `single_label` (exactly one class per row) or `binary` (one 0/1
+    column). Null takes what the label columns say, and prints it."""
     backbone: Backbone | None = None
     quantization: Quantization | None = None
     head: Head = Head()
@@ -284,7 +354,7 @@ class Recipe(Section):
         """What a resume must find unchanged: everything but `engine` and where the files lie."""
         values = self.to_dict()
         del values["engine"]
-        for name in ("train", "test", "sample_submission", "folds"):
+        for name in ("train", "test", "sample_submission", "folds", "extra_train"):
             del values["data"][name]
         return values
 

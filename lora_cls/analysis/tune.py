@@ -58,8 +58,10 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     fold, groups = folds["fold"].to_numpy(), folds["group"].to_numpy()
     y_true = run.y_true[rows]
     settings: dict[str, Any] = {
-        "strategy": thresholds.strategy, "min_positives": thresholds.min_positives, "default": thresholds.default,
-    }  # fmt: skip
+        "strategy": thresholds.strategy or "per_label",
+        "min_positives": thresholds.min_positives,
+        "default": thresholds.default,
+    }
     shipped = tune_thresholds(y_true, y_score, **settings)
     optimistic = recipe.train.select == "scored_fold"
     metrics: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Token ids of texts, and batches of rows of similar length. Numpy only; the tokenizer is handed in."""
+"""Token ids of texts, in pieces that fit a model, and batches of similar length. The tokenizer is handed in."""
 
 from __future__ import annotations
 
@@ -8,75 +8,162 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lora_cls.errors import RecipeError
+from lora_cls.recipe import Data
+
 MEGABATCH = 50  # batches that are sorted together: short padding, yet other neighbours in every epoch
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Encoded texts.
+    """Encoded texts: one piece per text, or several where long texts are read in chunks.
 
     Attributes
     ----------
     ids : list of ndarray of shape (n_tokens,), int64
-        Special tokens included, cut at `max_length`.
-    truncated : ndarray of shape (n_samples,), bool
-        Rows that lost their end.
+        Of every piece, special tokens and prompt included.
+    text : ndarray of shape (n_pieces,), int64
+        Position of the text that each piece belongs to; ascending, so that a text's pieces stand together.
+    truncated : ndarray of shape (n_texts,), bool
+        Texts of which something was cut off.
     max_length : int or None
         No batch is padded beyond it.
     """
 
     ids: list[np.ndarray]
+    text: np.ndarray
     truncated: np.ndarray
     max_length: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    @property
+    def n_texts(self) -> int:
+        return len(self.truncated)
+
+    @property
+    def n_pieces(self) -> np.ndarray:
+        """Pieces of every text, ndarray of shape (n_texts,), int64, 1 or more."""
+        return np.bincount(self.text, minlength=self.n_texts)
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per row, shape (n_samples,), int64."""
-        return np.array([len(row) for row in self.ids], dtype=np.int64)
+        """Tokens per piece, ndarray of shape (n_pieces,), int64."""
+        return np.array([len(piece) for piece in self.ids], dtype=np.int64)
 
-    def take(self, rows: np.ndarray | Sequence[int]) -> Tokens:
-        """The given rows, in the given order."""
+    def take(self, texts: np.ndarray | Sequence[int]) -> Tokens:
+        """The given texts with all their pieces, in the given order."""
+        chosen = np.asarray(texts, dtype=np.int64)
+        ends = np.cumsum(self.n_pieces)
+        pieces = [np.arange(ends[i] - n, ends[i]) for i, n in zip(chosen, self.n_pieces[chosen], strict=True)]
         return Tokens(
-            [self.ids[row] for row in rows], self.truncated[np.asarray(rows, dtype=np.int64)], self.max_length
+            [self.ids[piece] for found in pieces for piece in found],
+            np.repeat(np.arange(len(chosen)), self.n_pieces[chosen]),
+            self.truncated[chosen],
+            self.max_length,
         )
 
-    def batch(self, rows: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """The given rows, padded on the right to their longest, rounded up to a multiple of 8.
+    def batch(self, pieces: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """The given pieces, padded on the right to their longest, rounded up to a multiple of 8.
 
         Few different shapes keep the memory of prepared CPU kernels small and suit a GPU's tensor cores; the CPU time
         was the same.
         """
-        longest = max(len(self.ids[row]) for row in rows)
+        longest = max(len(self.ids[piece]) for piece in pieces)
         rounded = -(-longest // 8) * 8
         if self.max_length is not None:
             rounded = max(longest, min(rounded, self.max_length))  # a model may have no positions beyond
-        return pad([self.ids[row] for row in rows], pad_id, length=rounded)
+        return pad([self.ids[piece] for piece in pieces], pad_id, length=rounded)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], max_length: int) -> Tokens:
+@dataclass(frozen=True)
+class Frame:
+    """Token ids that stand before and after every piece: a tokenizer's special tokens, or a prompt with them."""
+
+    before: list[int]
+    after: list[int]
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+def special_frame(tokenizer: Any) -> Frame:
+    """What the tokenizer itself puts around one text, as `[CLS]` and `[SEP]`."""
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    special, ids = encoded["special_tokens_mask"], encoded["input_ids"]
+    first = special.index(0)
+    last = len(special) - special[::-1].index(0)
+    return Frame(list(ids[:first]), list(ids[last:]))
+
+
+def prompt_frame(tokenizer: Any, prompt: str, closed: bool) -> Frame:
+    """The tokens of a prompt around its `{text}`, after the tokenizer's own special tokens.
+
+    `closed` ends with its special tokens too; without them the model continues the prompt.
+    """
+    special = special_frame(tokenizer)
+    before, _, after = prompt.partition("{text}")
+    return Frame(
+        [*special.before, *plain_ids(tokenizer, before)],
+        [*plain_ids(tokenizer, after), *(special.after if closed else [])],
+    )
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None = None) -> Tokens:
     """Tokenise once, without padding.
 
-    An empty text that gives no token at all (tokenizers without special tokens) becomes one pad token, since a model
-    must read something to answer.
+    Every piece is framed alike, so that a chunk reads as a text of its own. A text that gives no token at all
+    (tokenizers without special tokens) becomes one pad token, since a model must read something to answer.
+
+    Parameters
+    ----------
+    data : max_length, and what to do with texts beyond it (long_text, chunk_stride, max_chunks)
+    frame : what stands around each piece; the tokenizer's own special tokens where None
+
+    Raises
+    ------
+    RecipeError
+        If nothing of a text would fit between the frame.
     """
-    ids, truncated = [], np.zeros(len(texts), dtype=bool)
+    frame = frame or special_frame(tokenizer)
+    room = data.max_length - len(frame)
+    if room <= data.chunk_stride:
+        raise RecipeError(
+            f"data.max_length is {data.max_length}: prompt and special tokens take {len(frame)} tokens of it, and "
+            f"chunk_stride {data.chunk_stride}. Raise it, or shorten the prompt."
+        )
+    ids: list[np.ndarray] = []
+    text_of: list[int] = []
+    truncated = np.zeros(len(texts), dtype=bool)
     for start in range(0, len(texts), 1000):
-        chunk = list(texts[start : start + 1000])
-        # One token more than wanted tells truncated rows apart without a second pass.
-        longer = tokenizer(chunk, truncation=True, max_length=max_length + 1, padding=False)["input_ids"]
-        over = [i for i, row in enumerate(longer) if len(row) > max_length]
-        truncated[[start + i for i in over]] = True
-        if over:  # cut by the tokenizer itself, so that a closing special token stays
-            cut = tokenizer([chunk[i] for i in over], truncation=True, max_length=max_length, padding=False)[
-                "input_ids"
-            ]
-            for i, row in zip(over, cut, strict=True):
-                longer[i] = row
-        ids += [np.asarray(row or [pad_token_id(tokenizer)], dtype=np.int64) for row in longer]
-    return Tokens(ids, truncated, max_length)
+        bodies = tokenizer(list(texts[start : start + 1000]), add_special_tokens=False, verbose=False)["input_ids"]
+        for i, body in enumerate(bodies, start):
+            pieces, truncated[i] = _pieces(body, room, data)
+            for piece in pieces:
+                whole = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
+                ids.append(np.asarray(whole, dtype=np.int64))
+                text_of.append(i)
+    return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length)
+
+
+def _pieces(body: list[int], room: int, data: Data) -> tuple[list[list[int]], bool]:
+    """What is read of one text, `room` tokens at a time; and whether anything of it is not."""
+    if len(body) <= room:
+        return [body], False
+    if data.long_text == "truncate":
+        return [body[:room]], True
+    if data.long_text == "head_tail":
+        tail = room // 2
+        return [body[: room - tail] + body[len(body) - tail :]], True
+    step = room - data.chunk_stride
+    starts = list(range(0, len(body) - data.chunk_stride, step))
+    kept = starts
+    if data.max_chunks is not None and len(starts) > data.max_chunks:
+        kept = [starts[i] for i in np.linspace(0, len(starts) - 1, data.max_chunks).round().astype(int)]
+    return [body[begin : begin + room] for begin in kept], len(kept) < len(starts)
 
 
 def pad_token_id(tokenizer: Any) -> int:

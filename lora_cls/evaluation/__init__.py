@@ -15,7 +15,7 @@ from lora_cls.evaluation.intervals import (
     bootstrap_unpaired_difference,
 )
 from lora_cls.evaluation.metrics import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
-from lora_cls.evaluation.probabilities import combine_folds, corrected_probabilities, logit
+from lora_cls.evaluation.probabilities import combine_folds, combine_pieces, corrected_probabilities, logit
 from lora_cls.evaluation.thresholds import (
     CrossFit,
     apply_thresholds,
@@ -33,6 +33,7 @@ __all__ = [
     "bootstrap_macro_f1",
     "bootstrap_unpaired_difference",
     "combine_folds",
+    "combine_pieces",
     "corrected_probabilities",
     "cross_fit_thresholds",
     "exact_match",

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from lora_cls.evaluation._arrays import FloatArray, as_scores
 
+PieceCombination = Literal["mean_logit", "mean_proba", "max"]
 Combination = Literal["mean_proba", "mean_logit", "vote"]
 
 
@@ -113,6 +114,39 @@ def combine_folds(
 
         return np.asarray(expit(logit(scores).mean(axis=0)))
     return np.asarray(scores.mean(axis=0))
+
+
+def combine_pieces(
+    logits: npt.ArrayLike, text: npt.ArrayLike, pos_weight: npt.ArrayLike, how: PieceCombination = "mean_logit"
+) -> npt.NDArray[np.float32]:
+    """One logit per text and label from the logits of its pieces (chunks of a long document).
+
+    Parameters
+    ----------
+    logits : array of float of shape (n_pieces, n_labels)
+    text : array of int of shape (n_pieces,)
+        The text that each piece belongs to: 0, 0, 1, 2, 2, ... ascending, every text once or more.
+    pos_weight : array of float of shape (n_labels,), see `corrected_probabilities`
+    how : {"mean_logit", "mean_proba", "max"}
+        The mean log-odds; the log-odds of the mean probability; the greatest.
+
+    Returns
+    -------
+    ndarray of float32 of shape (n_texts, n_labels)
+        Shifted by `log(pos_weight)` as the pieces' logits are.
+    """
+    values, owner = np.asarray(logits, dtype=np.float32), np.asarray(text)
+    counts = np.bincount(owner)
+    if not len(owner) or counts.max() == 1:
+        return values
+    starts = np.append(0, np.cumsum(counts)[:-1])
+    if how == "max":
+        return np.asarray(np.maximum.reduceat(values, starts, axis=0))
+    scores = corrected_probabilities(values, pos_weight) if how == "mean_proba" else values.astype(np.float64)
+    means = np.add.reduceat(scores, starts, axis=0) / counts[:, None]
+    if how == "mean_proba":
+        means = logit(means) + np.log(np.asarray(pos_weight, dtype=np.float64))
+    return means.astype(np.float32)
 
 
 def _votes(scores: FloatArray, thresholds: FloatArray) -> FloatArray:

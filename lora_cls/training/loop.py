@@ -18,7 +18,7 @@ from lora_cls.errors import TrainingError
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
-from lora_cls.training.losses import training_loss
+from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
@@ -57,7 +57,7 @@ def schedule(kind: str, step: int, n_steps: int, n_warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1.0 - done
 
 
-def parameter_groups(model: SequenceClassifier, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """AdamW's groups: the head's own learning rate, and no weight decay on biases and norms."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable(model).items():
@@ -76,15 +76,12 @@ def epoch_seed(seed: int, fold: int, epoch: int) -> int:
 
 
 def train_fold(
-    model: SequenceClassifier,
+    model: nn.Module,
     recipe: Recipe,
-    tokens: Tokens,
-    labels: np.ndarray,
-    weight: np.ndarray,
+    objective: Objective,
     *,
     fold: int,
     accelerator: Any,
-    pad_id: int,
     state_file: Path,
     metrics_file: Path,
     progress: Progress,
@@ -92,12 +89,11 @@ def train_fold(
     after_epoch: Callable[[int], None] | None = None,
     n_epochs: int | None = None,
 ) -> FoldState:
-    """Train `model` on the given rows, continuing from `state_file` if there is one.
+    """Train `model` on an objective, continuing from `state_file` if there is one.
 
     Parameters
     ----------
-    tokens, labels : the training rows of this fold; labels of shape (n_rows, n_labels), 0 or 1
-    weight : ndarray of shape (n_labels,), positive weights
+    objective : the training rows of this fold, and their loss
     fold : number of the fold, -1 for a model of all rows
     score : computes the score of the current weights where `train.select` keeps the best epoch; the best is put back
     after_epoch : called with each finished epoch, before its state is saved
@@ -120,13 +116,11 @@ def train_fold(
     optimizer = accelerator.prepare(inner)
     _keep_epochs(metrics_file, state.epoch)
     batch_size, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    n_batches = math.ceil(len(tokens) / batch_size)
+    lengths = objective.lengths
+    n_batches = math.ceil(len(lengths) / batch_size)
     steps_per_epoch = math.ceil(n_batches / accumulate)
     n_steps = steps_per_epoch * train.num_train_epochs
     n_warmup = math.ceil(train.warmup_ratio * n_steps)
-    lengths = tokens.lengths
-    targets = torch.as_tensor(labels, dtype=torch.float32)
-    weight_tensor = torch.as_tensor(weight, dtype=torch.float32, device=device)
 
     for epoch in range(state.epoch + 1, (n_epochs or train.num_train_epochs) + 1):
         started = time.monotonic()
@@ -142,11 +136,10 @@ def train_fold(
             n_rows = sum(len(rows) for rows in group)
             total = torch.zeros((), device=device)
             for rows in group:
-                ids, mask = tokens.batch(rows, pad_id)
+                loss, mask = objective.loss(model, rows)
                 state.rows, state.tokens = state.rows + len(rows), state.tokens + int(mask.sum())
                 state.padded_tokens += mask.size
-                logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
-                loss = training_loss(logits, targets[rows].to(device), weight_tensor, recipe.loss) / n_rows
+                loss = loss / n_rows
                 accelerator.backward(loss)
                 total += loss.detach()
             accelerator.clip_grad_norm_([p for g in inner.param_groups for p in g["params"]], train.max_grad_norm)
@@ -184,7 +177,7 @@ def train_fold(
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
         save_state(state_file, model, inner, state, best)
-        progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(tokens) / seconds)
+        progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(lengths) / seconds)
     accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
     if best is not None:
         restore(model, best)
@@ -215,27 +208,22 @@ def _keep_epochs(metrics_file: Path, last: int) -> None:
 
 
 def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batch_size: int, pad_id: int) -> np.ndarray:
-    """Logits of every row, ndarray of shape (n_rows, n_labels), float32; longest batches first.
+    """Logits of every piece of text, ndarray of shape (n_pieces, n_labels), float32; longest batches first.
 
     Raises
     ------
     TrainingError
         If a logit is not a finite number.
     """
-    if not len(tokens):
-        head: Any = model.base.score
-        return np.zeros((0, head.out_features), dtype=np.float32)
+    head: Any = model.base.score
+    logits = np.empty((len(tokens.ids), head.out_features), dtype=np.float32)
     device = next(model.parameters()).device
     model.eval()
-    logits: np.ndarray | None = None
     with torch.no_grad():
-        for rows in sorted_batches(tokens.lengths, batch_size):
-            ids, mask = tokens.batch(rows, pad_id)
-            found = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).cpu().numpy()
-            if logits is None:
-                logits = np.empty((len(tokens), found.shape[1]), dtype=np.float32)
-            logits[rows] = found
-    assert logits is not None
+        for pieces in sorted_batches(tokens.lengths, batch_size):
+            ids, mask = tokens.batch(pieces, pad_id)
+            found = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+            logits[pieces] = found.cpu().numpy()
     if not np.isfinite(logits).all():
         raise TrainingError("The model answers with values that are not finite numbers. Set backbone.dtype: float32.")
     return logits

@@ -52,7 +52,13 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     return np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight)
 
 
-def training_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+def training_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weight: torch.Tensor,
+    loss: Loss,
+    row_weight: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The recipe's loss, summed over rows, averaged over labels.
 
     Summed over rows so that gradient accumulation over batches of different size divides once by all rows of a step.
@@ -69,17 +75,20 @@ def training_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Ten
     ----------
     logits, targets : Tensor of shape (n_rows, n_labels), float32
     weight : Tensor of shape (n_labels,), factors on the positives' terms
+    row_weight : Tensor of shape (n_rows,), factors on the rows' losses; None for 1
     """
     if loss.label_smoothing:
         targets = targets * (1 - loss.label_smoothing) + loss.label_smoothing / 2
     if loss.name == "bce":
         terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
-        return terms.sum() / logits.shape[1]
-    p, log_p, log_q = torch.sigmoid(logits), F.logsigmoid(logits), F.logsigmoid(-logits)
-    if loss.name == "focal":
-        positive, negative = (1 - p) ** loss.focal_gamma * log_p, p**loss.focal_gamma * log_q
     else:
-        lowered = (p - loss.probability_margin).clamp(min=0)
-        positive = (1 - p) ** loss.gamma_positive * log_p
-        negative = lowered**loss.gamma_negative * torch.log1p(-lowered.clamp(max=1 - 1e-6))
-    return -(weight * targets * positive + (1 - targets) * negative).sum() / logits.shape[1]
+        p, log_p, log_q = torch.sigmoid(logits), F.logsigmoid(logits), F.logsigmoid(-logits)
+        if loss.name == "focal":
+            positive, negative = (1 - p) ** loss.focal_gamma * log_p, p**loss.focal_gamma * log_q
+        else:
+            lowered = (p - loss.probability_margin).clamp(min=0)
+            positive = (1 - p) ** loss.gamma_positive * log_p
+            negative = lowered**loss.gamma_negative * torch.log1p(-lowered.clamp(max=1 - 1e-6))
+        terms = -(weight * targets * positive + (1 - targets) * negative)
+    of_row = terms.mean(1)
+    return of_row.sum() if row_weight is None else (of_row * row_weight).sum()

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from lora_cls.data import Dataset, stratified_folds
-from lora_cls.data.tokens import Tokens, encode, pad_token_id
+from lora_cls.data.tokens import Tokens, encode, pad_token_id, prompt_frame
 from lora_cls.errors import BackboneError, TrainingError
-from lora_cls.evaluation import macro_f1
+from lora_cls.evaluation import combine_pieces, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
@@ -23,6 +23,7 @@ from lora_cls.runs import FoldFolder, write_array
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
 from lora_cls.training.losses import pos_weight
+from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
 
@@ -82,7 +83,9 @@ class TransformerLearner:
         self._trained = False
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        return encode(self.tokenizer, texts, self.recipe.data.max_length)
+        prompt = self.recipe.head.prompt
+        frame = prompt_frame(self.tokenizer, prompt, closed=True) if prompt else None
+        return encode(self.tokenizer, texts, self.recipe.data, frame)
 
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
@@ -115,28 +118,30 @@ class TransformerLearner:
         model = self._fresh_model(fold)
 
         def score() -> float:
-            logits = self._logits(model, self.train_tokens.take(selection_rows))  # type: ignore[union-attr]
+            logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
             return macro_f1(labels[selection_rows], (logits > 0).astype(np.int8))
 
         def keep_epoch(epoch: int) -> None:
             kept = folder.epoch(epoch)
             kept.path.mkdir(exist_ok=True)
             self._save(model, kept)
-            write_array(kept.oof_logits, self._logits(model, self.train_tokens.take(oof_rows)))  # type: ignore[union-attr]
+            write_array(kept.oof_logits, self._logits(model, self.train_tokens.take(oof_rows), weight))  # type: ignore[union-attr]
             if self.test_tokens is not None:
-                write_array(kept.test_logits, self._logits(model, self.test_tokens))
+                write_array(kept.test_logits, self._logits(model, self.test_tokens, weight))
 
+        objective = ClassificationObjective(
+            self.train_tokens.take(train_rows), labels[train_rows], weight, self.recipe, self.pad_id
+        )
         state = train_fold(
-            model, self.recipe, self.train_tokens.take(train_rows), labels[train_rows], weight,
-            fold=fold, accelerator=accelerator, pad_id=self.pad_id, state_file=folder.state,
+            model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.progress,
             score=score if select in ("inner", "scored_fold") else None,
             after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs,
         )  # fmt: skip
         self._save(model, folder)
         started = time.monotonic()
-        oof_logits = self._logits(model, self.train_tokens.take(oof_rows))
-        test_logits = self._logits(model, self.test_tokens) if self.test_tokens is not None else None
+        oof_logits = self._logits(model, self.train_tokens.take(oof_rows), weight)
+        test_logits = self._logits(model, self.test_tokens, weight) if self.test_tokens is not None else None
         seconds = time.monotonic() - started
         info = {
             "epoch": state.best_epoch or state.epoch,
@@ -152,14 +157,18 @@ class TransformerLearner:
         model = self._built()
         load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
         self._trained = True  # the base is no longer the pretrained one
-        return self._logits(model, self.encode(texts))
+        tokens = self.encode(texts)
+        chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
+        return self._logits(model, tokens, folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels))
 
     def _save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
         save_model(model, folder.adapter if self.recipe.lora else folder.model)
 
-    def _logits(self, model: SequenceClassifier, tokens: Tokens) -> np.ndarray:
+    def _logits(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> np.ndarray:
+        """Logits of every text, ndarray of shape (n_texts, n_labels), float32."""
         size = self.recipe.train.per_device_eval_batch_size
-        return predict_logits(model, tokens, batch_size=size, pad_id=self.pad_id)
+        logits = predict_logits(model, tokens, batch_size=size, pad_id=self.pad_id)
+        return combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _choose_dtype(self, frozen: str | None) -> torch.dtype:
         assert self.recipe.backbone is not None

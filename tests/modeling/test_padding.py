@@ -7,6 +7,7 @@ import torch
 from lora_cls.data.tokens import encode, pad, pad_token_id
 from lora_cls.modeling.classifier import pool
 from lora_cls.modeling.loading import load_tokenizer
+from lora_cls.recipe import Data
 
 TEXTS = [
     "happy",
@@ -23,7 +24,7 @@ def test_padding_side_and_batch_do_not_matter(kind, pooling, tiny_recipe, build,
     """A row's logits are the same alone and beside longer rows, padded on the right or, with rotary positions, left."""
     recipe = tiny_recipe(kind, head__pooling=pooling)
     model, tokenizer = perturb(build(recipe)), load_tokenizer(recipe.backbone)
-    rows, pad_id = encode(tokenizer, TEXTS, 48).ids, pad_token_id(tokenizer)
+    rows, pad_id = encode(tokenizer, TEXTS, Data(max_length=48)).ids, pad_token_id(tokenizer)
     assert max(map(len, rows)) > 2 * min(map(len, rows))
     alone = np.concatenate([ask(model, [row]) for row in rows])
     if pooling != "cls":  # a decoder's first token is the same for all texts
@@ -42,7 +43,7 @@ def test_eos_inside_a_text(kind, tiny_recipe, build, perturb, ask):
     pad_id = pad_token_id(tokenizer)
     assert pad_id == tokenizer.eos_token_id
     texts = [f"happy {tokenizer.eos_token} the dog was angry", "the " * 20]
-    rows = encode(tokenizer, texts, 48).ids
+    rows = encode(tokenizer, texts, Data(max_length=48)).ids
     assert pad_id in rows[0][1:-1] and len(rows[1]) > len(rows[0])
     together = ask(model, rows, "right", pad_id)
     with torch.no_grad():
@@ -77,7 +78,7 @@ def test_empty_text(kind, tiny_recipe, build, perturb, ask):
     """A text without a single token, alone or beside others, gets a finite answer that padding does not change."""
     recipe = tiny_recipe(kind)
     model, tokenizer = perturb(build(recipe)), load_tokenizer(recipe.backbone)
-    tokens = encode(tokenizer, ["", "the house"], 48)
+    tokens = encode(tokenizer, ["", "the house"], Data(max_length=48))
     assert min(tokens.lengths) >= 1
     alone = ask(model, tokens.ids[:1])
     assert np.isfinite(alone).all()
@@ -89,7 +90,7 @@ def test_truncation_keeps_the_closing_token(tiny_model):
     from lora_cls.recipe import Backbone
 
     tokenizer = load_tokenizer(Backbone(name_or_path=tiny_model("bert")))
-    tokens = encode(tokenizer, ["happy dog " * 20, "happy dog", "dog " * 8, "dog " * 9], 10)
+    tokens = encode(tokenizer, ["happy dog " * 20, "happy dog", "dog " * 8, "dog " * 9], Data(max_length=10))
     assert tokens.lengths.tolist() == [10, 4, 10, 10]
     assert tokens.truncated.tolist() == [True, False, False, True]
     assert [row[-1] for row in tokens.ids] == [tokenizer.sep_token_id] * 4

@@ -15,9 +15,11 @@ from lora_cls.data.tokens import encode, pad_token_id, shuffled_batches, sorted_
 from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
+from lora_cls.recipe import Data
 from lora_cls.runs import FoldFolder
 from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
+from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 from lora_cls.training.transformer import TransformerLearner
 
@@ -33,15 +35,17 @@ class Setup:
         reset_model(self.model, recipe, 0)
         tokenizer = load_tokenizer(recipe.backbone)
         self.pad_id = pad_token_id(tokenizer)
-        self.tokens = encode(tokenizer, list(table["text"]), recipe.data.max_length)
+        self.tokens = encode(tokenizer, list(table["text"]), recipe.data)
         self.labels = table[["joy", "anger", "fear"]].to_numpy(copy=True)
         self.accelerator = make_accelerator(torch.float32, CPU)
         self.state_file, self.metrics_file = folder / "state.safetensors", folder / "metrics.jsonl"
 
     def train(self, fold=1, progress=None, **options):
+        objective = ClassificationObjective(
+            self.tokens, self.labels, np.array([1.0, 2.0, 3.0]), self.recipe, self.pad_id
+        )
         return train_fold(
-            self.model, self.recipe, self.tokens, self.labels, np.array([1.0, 2.0, 3.0]), fold=fold,
-            accelerator=self.accelerator, pad_id=self.pad_id, state_file=self.state_file,
+            self.model, self.recipe, objective, fold=fold, accelerator=self.accelerator, state_file=self.state_file,
             metrics_file=self.metrics_file, progress=progress or Progress(0, show=False), **options,
         )  # fmt: skip
 
@@ -524,10 +528,10 @@ def test_texts_that_fill_every_position(kind, setup):
     """Texts cut at the last position of a model train and answer; padding to round lengths never goes beyond it."""
     run = setup(kind, data__max_length=128, train__num_train_epochs=1, train__per_device_train_batch_size=24)
     tokenizer = load_tokenizer(run.recipe.backbone)
-    run.tokens = encode(tokenizer, ["happy " * 300] * 2 + ["dog"] * 22, 128)
+    run.tokens = encode(tokenizer, ["happy " * 300] * 2 + ["dog"] * 22, run.recipe.data)
     run.train()
     assert run.tokens.lengths.max() == 128
-    shorter = encode(tokenizer, ["happy " * 300, "dog"], 125)
+    shorter = encode(tokenizer, ["happy " * 300, "dog"], Data(max_length=125))
     ids, mask = shorter.batch(np.array([0, 1]), run.pad_id)
     assert ids.shape == (2, 125) and mask.sum(1).tolist() == shorter.lengths.tolist() and mask[:, 0].tolist() == [1, 1]
     assert np.isfinite(run.logits()).all()

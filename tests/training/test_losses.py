@@ -14,6 +14,7 @@ from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.training.loop import make_accelerator, train_fold
 from lora_cls.training.losses import pos_weight, training_loss
+from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
 CPU = torch.device("cpu")
@@ -145,7 +146,8 @@ class Recorder:
 def test_accumulation_equals_a_large_batch(n_rows, tiny_recipe, tmp_path):
     """Two batches of 8 give the gradients of one of 16, also where the last batch is short."""
     rng = np.random.default_rng(0)
-    tokens = Tokens([rng.integers(5, 300, size=n) for n in rng.integers(3, 30, n_rows)], np.zeros(n_rows, dtype=bool))
+    ids = [rng.integers(5, 300, size=n) for n in rng.integers(3, 30, n_rows)]
+    tokens = Tokens(ids, np.arange(n_rows), np.zeros(n_rows, dtype=bool))
     labels = rng.integers(0, 2, (n_rows, 3))
     gradients = []
     for batch_size, accumulate in ((8, 2), (16, 1)):
@@ -159,8 +161,9 @@ def test_accumulation_equals_a_large_batch(n_rows, tiny_recipe, tmp_path):
         reset_model(model, recipe, 0)
         recorder = Recorder(make_accelerator(torch.float32, CPU))
         name = f"{batch_size}"
+        objective = ClassificationObjective(tokens, labels, np.array([1.0, 3.0, 0.5]), recipe, 0)
         train_fold(
-            model, recipe, tokens, labels, np.array([1.0, 3.0, 0.5]), fold=0, accelerator=recorder, pad_id=0,
+            model, recipe, objective, fold=0, accelerator=recorder,
             state_file=tmp_path / f"{name}.safetensors", metrics_file=tmp_path / f"{name}.jsonl",
             progress=Progress(0, show=False),
         )  # fmt: skip
