@@ -105,7 +105,7 @@ def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | N
     With `lora: null` every parameter is trained in fp32; else the base stays frozen as it was loaded, and adapters and
     head are fp32. `dtype` is the 16-bit precision to compute in, see `SequenceClassifier`.
     """
-    attach_head(base, n_labels)
+    attach_head(base, n_labels, recipe.head.kind)
     if recipe.lora is None:
         backbone: nn.Module = base.float().requires_grad_(True)
     else:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_cls.modeling.label_tokens import LabelTokenHead
+
 HEAD = "score"  # the head's attribute on the base model: one PEFT folder then carries adapter and head
 
 
@@ -78,22 +80,30 @@ class SequenceClassifier(nn.Module):
                 if name in self._initial:
                     parameter.copy_(self._initial[name])
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits, Tensor of shape (n_rows, n_labels), float32."""
+    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What the head reads, Tensor of shape (n_rows, hidden_size), float32."""
         # Accelerate's own autocast follows the precision of the last Accelerator made in the process, not the model's
         mixed = torch.autocast(input_ids.device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
         with mixed:
             hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        pooled = self.dropout(pool(hidden, attention_mask, self.pooling))
+        return pool(hidden, attention_mask, self.pooling)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits, Tensor of shape (n_rows, n_labels), float32."""
+        pooled = self.dropout(self.pooled(input_ids, attention_mask))
         with torch.autocast(pooled.device.type, enabled=False):  # the head stays in fp32 whatever the base computes in
             return getattr(self.base, HEAD)(pooled)
 
 
-def attach_head(base: nn.Module, n_labels: int) -> None:
-    """Give `base` a fresh fp32 linear head as `base.score`."""
+def attach_head(base: nn.Module, n_labels: int, kind: str = "linear") -> None:
+    """Give `base` a fresh fp32 head as `base.score`."""
     config: Any = base.config
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    head = nn.Linear(text_config.hidden_size, n_labels, dtype=torch.float32)
+    head: nn.Module
+    if kind == "label_tokens":
+        head = LabelTokenHead(text_config.hidden_size, n_labels)
+    else:
+        head = nn.Linear(text_config.hidden_size, n_labels, dtype=torch.float32)
     head.to(next(base.parameters()).device)
     setattr(base, HEAD, head)
 

@@ -10,16 +10,18 @@ import numpy as np
 import torch
 
 from lora_cls.data import Dataset, stratified_folds
-from lora_cls.data.tokens import Tokens, encode, pad_token_id, prompt_frame
+from lora_cls.data.tokens import Frame, Tokens, encode, pad_token_id, prompt_frame, special_frame
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import combine_pieces, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.label_tokens import head_prompt, label_directions, label_token_ids, label_words, output_rows
 from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, write_array
+from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
 from lora_cls.training.losses import pos_weight
@@ -51,7 +53,7 @@ class TransformerLearner:
     ) -> None:
         assert recipe.backbone is not None
         self.recipe = recipe
-        self.n_labels = len(label_names)
+        self.label_names, self.n_labels = list(label_names), len(label_names)
         self.train, self.test = train, test
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
@@ -77,21 +79,38 @@ class TransformerLearner:
         self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
         self.pad_id = pad_token_id(self.tokenizer)
+        self.frame = self._frame()
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
         self._model: SequenceClassifier | None = None
+        self._label_start: LabelStart | None = None
         self._trained = False
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        prompt = self.recipe.head.prompt
-        frame = prompt_frame(self.tokenizer, prompt, closed=True) if prompt else None
-        return encode(self.tokenizer, texts, self.recipe.data, frame)
+        return encode(self.tokenizer, texts, self.recipe.data, self.frame)
+
+    def _frame(self) -> Frame:
+        head = self.recipe.head
+        prompt = head_prompt(head, self.label_names)
+        if prompt is None:
+            return special_frame(self.tokenizer)
+        return prompt_frame(self.tokenizer, prompt, closed=head.kind == "linear")
 
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
         assert self.train is not None and self.train.labels is not None
         pos_weight(self.train.labels, self.recipe.loss)
         self._built()
+        if self.recipe.head.kind == "label_tokens":
+            scores = self._labels_before_training().roc_auc(self.train.labels)
+            self.choices["roc_auc_before_training"] = dict(zip(self.label_names, scores, strict=True))
+            said = ", ".join(
+                f"{name} {'-' if value is None else f'{value:.2f}'}"
+                for name, value in self.choices["roc_auc_before_training"].items()
+            )
+            self.progress.say(
+                f"ROC-AUC of the labels' own words before any training (scores, no probabilities): {said}"
+            )
 
     def fit_fold(
         self,
@@ -115,7 +134,11 @@ class TransformerLearner:
             selection_rows, train_rows = train_rows[inner], train_rows[~inner]
         weight = pos_weight(labels[train_rows], self.recipe.loss)
         accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
+        # read before the fold's own adapters are drawn: it resets the model
+        start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
         model = self._fresh_model(fold)
+        if start is not None:
+            start.begin(model, train_rows, labels, weight, softmax=self.recipe.task == "single_label")
 
         def score() -> float:
             logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
@@ -211,6 +234,21 @@ class TransformerLearner:
         self._trained = True
         reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
         return model
+
+    def _labels_before_training(self) -> LabelStart:
+        """What the untrained base says of a sample of the training rows; read once, as it is the same in every fold."""
+        if self._label_start is None:
+            assert self.train is not None and self.train_tokens is not None
+            model = self._fresh_model(0)
+            ids = label_token_ids(self.tokenizer, label_words(self.recipe.head, self.label_names))
+            directions = label_directions(output_rows(model.base, self.source, ids))
+            rng = np.random.default_rng(self.recipe.train.seed)
+            rows = np.sort(rng.permutation(len(self.train))[:START_ROWS])
+            self.progress.say(f"Reading {len(rows)} training rows for the labels' starting scores ...")
+            size = self.recipe.train.per_device_eval_batch_size
+            pooled = read_pooled(model, self.train_tokens.take(rows), batch_size=size, pad_id=self.pad_id)
+            self._label_start = LabelStart(directions, pooled, rows)
+        return self._label_start
 
     def _choose_attention(self, model: SequenceClassifier) -> str:
         """The faster of eager attention and PyTorch's fused one, timed on real rows; or what the recipe names."""
