@@ -12,7 +12,7 @@ import numpy as np
 from lora_cls.cross_validation import Tables, make_folds
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
-from lora_cls.data.tokens import Tokens, encode
+from lora_cls.data.tokens import Tokens, encode, long_text_note, recipe_frame
 from lora_cls.recipe import Recipe, load_recipe
 
 
@@ -25,7 +25,8 @@ class Check:
     recipe : the checked recipe
     notes : what a user should know, one sentence each
     data : see `lora_cls.data.summarize`
-    tokens : per table (`train`, `test`): mean, median, p95 and max tokens per text, share of truncated texts
+    tokens : per table (`train`, `test`): mean, median, p95 and max tokens per whole text (prompt and special tokens
+        included), share of truncated texts, and pieces per text
     """
 
     recipe: Recipe
@@ -60,18 +61,25 @@ def check(
         from lora_cls.modeling.loading import load_tokenizer
 
         tokenizer = load_tokenizer(recipe.backbone)
+        frame = recipe_frame(tokenizer, recipe.head)
         for name, table in (("train", data), ("test", tables.test)):
             if table is not None:
-                tokens[name] = _lengths(encode(tokenizer, table.texts, recipe.data))
+                read = encode(tokenizer, table.texts, recipe.data, frame)
+                note = long_text_note(read, recipe.data, {"train": "training"}.get(name, name))
+                notes += [note] if note else []
+                whole = encode(tokenizer, table.texts, recipe.data.model_copy(update={"max_length": 2**62}), frame)
+                tokens[name] = _lengths(whole) | {
+                    "truncated": float(read.truncated.mean()),
+                    "pieces_per_text": len(read.ids) / read.n_texts,
+                }
     return Check(recipe, notes, summarize(data, tables.test), tokens)
 
 
-def _lengths(tokens: Tokens) -> dict[str, float]:
-    lengths = tokens.lengths
+def _lengths(whole: Tokens) -> dict[str, float]:
+    lengths = whole.lengths
     return {
         "mean": float(lengths.mean()),
         "median": float(np.median(lengths)),
         "p95": float(np.percentile(lengths, 95)),
         "max": int(lengths.max()),
-        "truncated": float(tokens.truncated.mean()),
     }

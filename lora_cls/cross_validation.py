@@ -369,6 +369,9 @@ def _account(run: RunFolder) -> None:
         "seconds": seconds,
         "peak_memory_bytes": max(_peak_memory(), run.info.get("peak_memory_bytes", 0)),
     }
+    pieces = sum(f.get("train_pieces", f["train_rows"]) for f in folds)
+    if pieces > (rows := sum(f["train_rows"] for f in folds)):
+        values["pieces_per_row"] = round(pieces / rows, 3)  # what is a row in rows per second is then a piece of a text
     processed = [f["processed"] for f in folds if "processed" in f]
     if processed:
         rows, tokens, padded = (sum(p[key] for p in processed) for key in ("rows", "tokens", "padded_tokens"))

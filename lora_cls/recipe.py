@@ -202,7 +202,8 @@ class Data(Section):
     max_length: int = Field(default=256, ge=4)
     """Longest input in tokens, special tokens and prompt included."""
     long_text: Literal["truncate", "head_tail", "chunk"] = "truncate"
-    """What happens beyond: keep the start; keep start and end; or read all of it in pieces of `max_length`."""
+    """What happens beyond: keep the start; keep start and end; or read all of it, in as few pieces of equal length as
+    `max_length` allows."""
     chunk_stride: int = Field(default=0, ge=0)
     """Tokens that neighbouring chunks share."""
     chunk_combine: Literal["mean_logit", "mean_proba", "max"] = "mean_logit"
@@ -224,6 +225,7 @@ class Train(Section):
 
     num_train_epochs: int = Field(default=3, ge=1)
     per_device_train_batch_size: int = Field(default=16, ge=1)
+    """Texts per batch; pieces of texts with `data.long_text: chunk`, so that memory does not grow with the texts."""
     per_device_eval_batch_size: int = Field(default=32, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=2e-4, gt=0)

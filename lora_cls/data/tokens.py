@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lora_cls.errors import RecipeError
-from lora_cls.recipe import Data
+from lora_cls.errors import BackboneError, RecipeError
+from lora_cls.recipe import Data, Head
 
 MEGABATCH = 50  # batches that are sorted together: short padding, yet other neighbours in every epoch
 
@@ -76,22 +76,39 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Frame:
-    """Token ids that stand before and after every piece: a tokenizer's special tokens, or a prompt with them."""
+    """What stands around every piece: a tokenizer's special tokens, or a prompt with them.
+
+    Attributes
+    ----------
+    before, after : token ids
+    lead : the space between a prompt and its text, tokenised with the text: byte-level vocabularies know " happy" as
+        one token, and "prompt: " with a space at its end as a rare one
+    """
 
     before: list[int]
     after: list[int]
+    lead: str = ""
 
     def __len__(self) -> int:
         return len(self.before) + len(self.after)
 
 
 def special_frame(tokenizer: Any) -> Frame:
-    """What the tokenizer itself puts around one text, as `[CLS]` and `[SEP]`."""
-    encoded = tokenizer("a", return_special_tokens_mask=True)
-    special, ids = encoded["special_tokens_mask"], encoded["input_ids"]
-    first = special.index(0)
-    last = len(special) - special[::-1].index(0)
-    return Frame(list(ids[:first]), list(ids[last:]))
+    """What the tokenizer itself puts around one text, as `[CLS]` and `[SEP]`; nothing for many decoders.
+
+    Raises
+    ------
+    BackboneError
+        If it does not put its special tokens around a text, but changes the text's own.
+    """
+    whole, plain = list(tokenizer("a")["input_ids"]), plain_ids(tokenizer, "a")
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain and plain:
+            return Frame(whole[:start], whole[start + len(plain) :])
+    raise BackboneError(
+        f"{type(tokenizer).__name__} reads 'a' as the tokens {plain} and as {whole} with its special tokens: these do "
+        "not stand around the text, so that pieces of a text cannot be framed by them. Use another tokenizer."
+    )
 
 
 def prompt_frame(tokenizer: Any, prompt: str, closed: bool) -> Frame:
@@ -101,22 +118,32 @@ def prompt_frame(tokenizer: Any, prompt: str, closed: bool) -> Frame:
     """
     special = special_frame(tokenizer)
     before, _, after = prompt.partition("{text}")
+    stripped = before.rstrip(" ")
     return Frame(
-        [*special.before, *plain_ids(tokenizer, before)],
+        [*special.before, *plain_ids(tokenizer, stripped)],
         [*plain_ids(tokenizer, after), *(special.after if closed else [])],
+        before[len(stripped) :],
     )
+
+
+def recipe_frame(tokenizer: Any, head: Head) -> Frame:
+    """What a recipe's head puts around a text: its prompt, or the special tokens alone."""
+    if head.prompt is None:
+        return special_frame(tokenizer)
+    return prompt_frame(tokenizer, head.prompt, closed=head.kind == "linear")
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids without special tokens."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
 
 
 def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None = None) -> Tokens:
     """Tokenise once, without padding.
 
     Every piece is framed alike, so that a chunk reads as a text of its own. A text that gives no token at all
-    (tokenizers without special tokens) becomes one pad token, since a model must read something to answer.
+    (tokenizers without special tokens) becomes one pad token, since a model must read something to answer. Which side
+    the tokenizer itself would truncate or pad plays no part.
 
     Parameters
     ----------
@@ -130,17 +157,19 @@ def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None
     """
     frame = frame or special_frame(tokenizer)
     room = data.max_length - len(frame)
-    if room <= data.chunk_stride:
+    stride = data.chunk_stride if data.long_text == "chunk" else 0
+    if room <= stride:
         raise RecipeError(
-            f"data.max_length is {data.max_length}: prompt and special tokens take {len(frame)} tokens of it, and "
-            f"chunk_stride {data.chunk_stride}. Raise it, or shorten the prompt."
+            f"data.max_length is {data.max_length}: prompt and special tokens take {len(frame)} tokens of it"
+            f"{f', and chunk_stride {stride}' if stride else ''}. Raise it, or shorten the prompt."
         )
     ids: list[np.ndarray] = []
     text_of: list[int] = []
     truncated = np.zeros(len(texts), dtype=bool)
-    for start in range(0, len(texts), 1000):
-        bodies = tokenizer(list(texts[start : start + 1000]), add_special_tokens=False, verbose=False)["input_ids"]
-        for i, body in enumerate(bodies, start):
+    for begin, end in _stretches(texts):
+        led = [frame.lead + text for text in texts[begin:end]]
+        bodies = tokenizer(led, add_special_tokens=False, verbose=False)["input_ids"]
+        for i, body in enumerate(bodies, begin):
             pieces, truncated[i] = _pieces(body, room, data)
             for piece in pieces:
                 whole = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
@@ -149,8 +178,24 @@ def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None
     return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length)
 
 
+def _stretches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Begin and end of texts tokenised together: a tokenizer's own result takes some 40 bytes per character."""
+    begin = characters = 0
+    for i, text in enumerate(texts):
+        if i > begin and (i - begin == 1000 or characters + len(text) > 1_000_000):
+            yield begin, i
+            begin, characters = i, 0
+        characters += len(text)
+    if len(texts):
+        yield begin, len(texts)
+
+
 def _pieces(body: list[int], room: int, data: Data) -> tuple[list[list[int]], bool]:
-    """What is read of one text, `room` tokens at a time; and whether anything of it is not."""
+    """What is read of one text, at most `room` tokens at a time; and whether anything of it is not.
+
+    Chunks are as few as will do, and of the same length within a token: a rest of three words would answer as loudly as
+    the chunks before it.
+    """
     if len(body) <= room:
         return [body], False
     if data.long_text == "truncate":
@@ -158,12 +203,41 @@ def _pieces(body: list[int], room: int, data: Data) -> tuple[list[list[int]], bo
     if data.long_text == "head_tail":
         tail = room // 2
         return [body[: room - tail] + body[len(body) - tail :]], True
-    step = room - data.chunk_stride
-    starts = list(range(0, len(body) - data.chunk_stride, step))
-    kept = starts
-    if data.max_chunks is not None and len(starts) > data.max_chunks:
-        kept = [starts[i] for i in np.linspace(0, len(starts) - 1, data.max_chunks).round().astype(int)]
-    return [body[begin : begin + room] for begin in kept], len(kept) < len(starts)
+    stride = data.chunk_stride
+    n_chunks = -(-(len(body) - stride) // (room - stride))
+    bounds = [i * (len(body) - stride) // n_chunks for i in range(n_chunks + 1)]
+    chunks = [body[bounds[i] : bounds[i + 1] + stride] for i in range(n_chunks)]
+    if data.max_chunks is None or n_chunks <= data.max_chunks:
+        return chunks, False
+    kept = np.linspace(0, n_chunks - 1, data.max_chunks).round().astype(int)
+    return [chunks[i] for i in kept], True
+
+
+def long_text_note(tokens: Tokens, data: Data, name: str) -> str | None:
+    """What is done with texts that are longer than the model reads, one sentence; None where there are none.
+
+    Parameters
+    ----------
+    name : whose texts, as "training"
+    """
+    longer = int((tokens.truncated | (tokens.n_pieces > 1)).sum())
+    if not longer:
+        return None
+    found = f"{longer} of {tokens.n_texts} {name} texts ({longer / tokens.n_texts:.1%}) are longer than " + (
+        f"data.max_length {data.max_length}: "
+    )
+    if data.long_text == "truncate":
+        return f"{found}only their start is read (data.long_text truncate; head_tail or chunk reads more)."
+    if data.long_text == "head_tail":
+        return f"{found}only their start and end are read (data.long_text head_tail; chunk reads all)."
+    per_text = len(tokens.ids) / tokens.n_texts
+    cut = int(tokens.truncated.sum())
+    left_out = f" data.max_chunks {data.max_chunks} leaves parts of {cut} texts unread." if cut else ""
+    return (
+        f"{found}read in chunks, {len(tokens.ids)} pieces for {tokens.n_texts} texts ({per_text:.2f} per text), which "
+        "makes time longer by that factor; batches and rows/s count pieces, the loss and every score count each text "
+        f"once.{left_out}"
+    )
 
 
 def pad_token_id(tokenizer: Any) -> int:

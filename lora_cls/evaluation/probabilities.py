@@ -146,7 +146,8 @@ def combine_pieces(
     means = np.add.reduceat(scores, starts, axis=0) / counts[:, None]
     if how == "mean_proba":
         means = logit(means) + np.log(np.asarray(pos_weight, dtype=np.float64))
-    return means.astype(np.float32)
+    # A text in one piece keeps its logit to the last digit, whatever stands beside it.
+    return np.where(counts[:, None] == 1, values[starts], means.astype(np.float32))
 
 
 def _votes(scores: FloatArray, thresholds: FloatArray) -> FloatArray:

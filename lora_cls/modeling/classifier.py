@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
@@ -37,8 +38,16 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
 
 
+def takes_global_attention(base: nn.Module) -> bool:
+    """Whether the model attends within windows, and to all tokens only where it is told to (Longformer)."""
+    return "global_attention_mask" in inspect.signature(base.forward).parameters
+
+
 class SequenceClassifier(nn.Module):
     """A backbone with the head attached to its base model as `score`.
+
+    A model with `global_attention_mask` gets global attention on each row's first real token, as its authors classify
+    with it (Beltagy et al. 2020, "Longformer: the long-document transformer").
 
     Parameters
     ----------
@@ -56,6 +65,7 @@ class SequenceClassifier(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
+        self.global_first = takes_global_attention(self.base)
         self._initial = (
             {n: p.detach().to("cpu", copy=True) for n, p in self.named_parameters() if p.requires_grad}
             if self.has_adapter
@@ -82,10 +92,14 @@ class SequenceClassifier(nn.Module):
 
     def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the head reads, Tensor of shape (n_rows, hidden_size), float32."""
+        options = {}
+        if self.global_first:
+            first = attention_mask.argmax(1, keepdim=True)
+            options["global_attention_mask"] = torch.zeros_like(attention_mask).scatter(1, first, 1)
         # Accelerate's own autocast follows the precision of the last Accelerator made in the process, not the model's
         mixed = torch.autocast(input_ids.device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
         with mixed:
-            hidden = self.base(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            hidden = self.base(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
         return pool(hidden, attention_mask, self.pooling)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,24 @@ POOLING = {
     pooled = (hidden.float() * weights).sum(1) / weights.sum(1)""",
 }
 
+READ_HEAD_TAIL = """    if len(ids) > room:
+        ids = ids[: room - room // 2] + ids[len(ids) - room // 2 :]
+    return before + ids + after or [tokenizer.pad_token_id]"""
+READ_CHUNKS = """    if len(ids) <= room:
+        return [before + ids + after or [tokenizer.pad_token_id]]
+    n = -(-(len(ids) - stride) // (room - stride))
+    cuts = [i * (len(ids) - stride) // n for i in range(n + 1)]
+    chunks = [before + ids[i : j + stride] + after for i, j in zip(cuts, cuts[1:])]
+"""
+READ_SOME = """    if n > {n}:
+        chunks = [chunks[i] for i in torch.linspace(0, n - 1, {n}, dtype=torch.float64).round().int().tolist()]
+"""
+COMBINE = {
+    "mean_logit": "piece_logits(read(text)).mean(0)",
+    "max": "piece_logits(read(text)).amax(0)",
+    "mean_proba": "(piece_logits(read(text)) - log_w).sigmoid().mean(0).logit() + log_w",
+}
+
 
 def write_card(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Write `README.md` into the run folder."""
@@ -145,6 +163,15 @@ def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> s
             "model = base.eval()",
         ]
     autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
+    masks = "attention_mask=mask"
+    if choices.get("global_attention"):  # on the first token; padding stands on the right
+        masks += ", global_attention_mask=(torch.arange(mask.shape[1], device=mask.device) == 0).long() * mask"
+    answers = "piece_logits([read(text) for text in texts])"
+    if recipe.data.long_text == "chunk":
+        answers = f"torch.stack([{COMBINE[recipe.data.chunk_combine]} for text in texts])"
+        if recipe.data.chunk_combine == "mean_proba":
+            imports.insert(0, "import json\n")
+            load.append(f'log_w = torch.tensor(json.load(open("{fold}/fold.json"))["pos_weight"]).log()')
     return f"""{chr(10).join(imports)}
 
 tokenizer = AutoTokenizer.from_pretrained({path!r}{tokenizer_options})
@@ -153,15 +180,52 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 {chr(10).join(load)}
 
 
+{_reading(recipe)}
+
+
 @torch.no_grad()
-def logits(texts):
-    batch = tokenizer(texts, padding=True, truncation=True, max_length={recipe.data.max_length}, return_tensors="pt")
-    batch = batch.to(base.device)
+def piece_logits(ids):
+    batch = tokenizer.pad({{"input_ids": ids}}, return_tensors="pt").to(base.device)
     mask = batch["attention_mask"]
     with {autocast}:
-        hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
+        hidden = model(input_ids=batch["input_ids"], {masks}).last_hidden_state
     {POOLING[recipe.head.pooling]}
     return model.score(pooled)
 
 
+def logits(texts):
+    return {answers}
+
+
 print(logits(["a text", "another, longer text"]))"""
+
+
+def _reading(recipe: Recipe) -> str:
+    """Code of `read(text)`, the ids that `lora_cls.data.tokens.encode` makes of a text; for chunks a list of them."""
+    data = recipe.data
+    before, _, after = (recipe.head.prompt or "{text}").partition("{text}")
+    stripped = before.rstrip(" ")
+    text = f"{before[len(stripped) :]!r} + text" if stripped != before else "text"
+    start_of_prompt = f" + plain({stripped!r})" if stripped else ""
+    end_of_prompt = f"plain({after!r}) + " if after else ""
+    code = f"""def plain(text):
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+whole, a = tokenizer("a")["input_ids"], plain("a")
+start = next(i for i in range(len(whole)) if whole[i : i + len(a)] == a)
+before, after = whole[:start]{start_of_prompt}, {end_of_prompt}whole[start + len(a) :]
+room = {data.max_length} - len(before) - len(after)
+"""
+    if data.long_text == "chunk":
+        code += f"stride = {data.chunk_stride}\n"
+    code += f"""
+
+def read(text):
+    ids = plain({text})
+"""
+    if data.long_text == "truncate":
+        return code + "    return before + ids[:room] + after or [tokenizer.pad_token_id]"
+    if data.long_text == "head_tail":
+        return code + READ_HEAD_TAIL
+    return code + READ_CHUNKS + (READ_SOME.format(n=data.max_chunks) if data.max_chunks else "") + "    return chunks"

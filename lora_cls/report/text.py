@@ -37,8 +37,9 @@ def print_run(run: RunFolder) -> None:
     cost = f"Training {seconds.get('train', 0) / 60:.1f} min, prediction {seconds.get('predict', 0) / 60:.1f} min, "
     cost += f"peak memory {info.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
     if "train_rows_per_second" in info:
+        per_row = f" ({info['pieces_per_row']:.2f} per row)" if "pieces_per_row" in info else ""
         cost += (
-            f", {info['train_rows_per_second']:.0f} rows/s, {info['train_tokens_per_second']:.0f} tokens/s, "
+            f", {info['train_rows_per_second']:.0f} {'pieces' if per_row else 'rows'}/s{per_row}, {info['train_tokens_per_second']:.0f} tokens/s, "
             f"{info['padding_share']:.0%} padding"
         )
     say(cost + ".")
@@ -75,8 +76,7 @@ def print_check(found: Check) -> None:
     for name, lengths in found.tokens.items():
         say(
             f"Tokens per {name} text: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to "
-            f"{lengths['p95']:.0f}, longest {lengths['max']}; {lengths['truncated']:.1%} are cut at "
-            f"data.max_length {found.recipe.data.max_length}."
+            f"{lengths['p95']:.0f}, longest {lengths['max']}."
         )
     duplicates = train["duplicates"]
     conflicts = [" and ".join(ids) for ids in duplicates["conflicting_examples"]]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lora_cls.data import Dataset, stratified_folds
-from lora_cls.data.tokens import Frame, Tokens, encode, pad_token_id, prompt_frame, special_frame
+from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id, prompt_frame, special_frame
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import combine_pieces, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
@@ -27,6 +27,8 @@ from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits,
 from lora_cls.training.losses import pos_weight
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
+
+CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention")
 
 
 class TransformerLearner:
@@ -74,7 +76,7 @@ class TransformerLearner:
             "num_threads": threads,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        self.choices |= {key: given[key] for key in ("attn_implementation", "base_sha256") if key in given}
+        self.choices |= {key: given[key] for key in CHOSEN_WITH_THE_MODEL if key in given}
         # bytes of the base can only be compared in the precision that they were noted in
         self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
@@ -82,6 +84,9 @@ class TransformerLearner:
         self.frame = self._frame()
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
+        for name, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):
+            if tokens is not None and (note := long_text_note(tokens, recipe.data, name)):
+                self.progress.say(note)
         self._model: SequenceClassifier | None = None
         self._label_start: LabelStart | None = None
         self._trained = False
@@ -169,6 +174,7 @@ class TransformerLearner:
         info = {
             "epoch": state.best_epoch or state.epoch,
             "train_rows": len(train_rows),
+            "train_pieces": len(objective.lengths),  # more where long texts are read in chunks
             "processed": {"rows": state.rows, "tokens": state.tokens, "padded_tokens": state.padded_tokens},
             "seconds": {"train": round(state.seconds, 3), "predict": round(seconds, 3)},
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -214,6 +220,8 @@ class TransformerLearner:
             self._check_base(base_fingerprint(base))
             mixed = None if self.dtype == torch.float32 else self.dtype
             self._model = build_model(base, recipe, self.n_labels, mixed)
+            if self._model.global_first:
+                self.choices["global_attention"] = "first token"  # for the snippet of the run's README
             if "attn_implementation" not in self.choices:
                 self.choices["attn_implementation"] = self._choose_attention(self._model)
         return self._model
