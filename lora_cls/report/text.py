@@ -37,9 +37,12 @@ def print_run(run: RunFolder) -> None:
     cost = f"Training {seconds.get('train', 0) / 60:.1f} min, prediction {seconds.get('predict', 0) / 60:.1f} min, "
     cost += f"peak memory {info.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
     if "train_rows_per_second" in info:
-        per_row = f" ({info['pieces_per_row']:.2f} per row)" if "pieces_per_row" in info else ""
+        per_row, unit = info.get("pieces_per_row"), "rows"
+        if per_row is not None:
+            cost += f", {per_row:.2f} pieces per row"
+            unit = "pieces"
         cost += (
-            f", {info['train_rows_per_second']:.0f} {'pieces' if per_row else 'rows'}/s{per_row}, {info['train_tokens_per_second']:.0f} tokens/s, "
+            f", {info['train_rows_per_second']:.0f} {unit}/s, {info['train_tokens_per_second']:.0f} tokens/s, "
             f"{info['padding_share']:.0%} padding"
         )
     say(cost + ".")

@@ -47,7 +47,7 @@ def test_check_counts_tokens(lora_cls, tmp_path, tiny_model):
     out = lora_cls("check", "r.yaml", *DATA).out
     assert "Tokens per train text" in out
     assert "Tokens per test text" in out
-    assert "are cut at data.max_length 24" in out
+    assert "are longer than data.max_length 24: only their start is read" in out
 
 
 def test_run_predict_tune_refit(lora_cls, tmp_path):

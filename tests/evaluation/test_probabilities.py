@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lora_cls.evaluation import apply_thresholds, combine_folds, corrected_probabilities, logit
+from lora_cls.evaluation import apply_thresholds, combine_folds, combine_pieces, corrected_probabilities, logit
 
 
 @pytest.mark.parametrize("pos_weight", [0.5, 1.0, 8.0])
@@ -90,3 +90,38 @@ def test_logits_passed_as_scores_are_refused():
     """The mean of raw logits would look like a score."""
     with pytest.raises(ValueError, match=r"'y_score_per_fold'.*probabilities.*-3\.0"):
         combine_folds([[[0.5, -3.0]]])
+
+
+# Pieces of a text
+
+PIECES = np.array([[2.0, -1.0], [0.0, 3.0], [-5.0, 1.0], [0.5, 40.0], [1.0, -2.0], [3.0, 0.0]], dtype=np.float32)
+TEXT = [0, 0, 0, 1, 2, 2]
+
+
+def test_pieces_by_hand():
+    """The mean log-odds, the log-odds of the mean probability, the greatest; each text once, in order."""
+    weight = np.array([4.0, 0.5])
+    mean = combine_pieces(PIECES, TEXT, weight, "mean_logit")
+    assert mean == pytest.approx(np.array([[-1.0, 1.0], [0.5, 40.0], [2.0, -1.0]]))
+    assert combine_pieces(PIECES, TEXT, weight, "max").tolist() == [[2.0, 3.0], [0.5, 40.0], [3.0, 0.0]]
+    found = combine_pieces(PIECES, TEXT, weight, "mean_proba")
+    proba = 1 / (1 + np.exp(-(PIECES.astype(float) - np.log(weight))))
+    expected = np.array([proba[:3].mean(axis=0), proba[4:].mean(axis=0)])
+    assert corrected_probabilities(found[[0, 2]], weight) == pytest.approx(expected, rel=1e-6)
+    assert {a.dtype for a in (mean, found)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("how", ["mean_logit", "mean_proba", "max"])
+def test_one_piece_is_left_as_it_is(how):
+    """To the last digit and beyond the range of probabilities, whatever stands beside it; nothing of nothing."""
+    weight = np.array([4.0, 0.5])
+    assert combine_pieces(PIECES, TEXT, weight, how)[1].tolist() == PIECES[3].tolist()
+    assert combine_pieces(PIECES, range(6), weight, how).tolist() == PIECES.tolist()
+    assert combine_pieces(PIECES[:0], np.zeros(0, dtype=np.int64), weight, how).shape == (0, 2)
+
+
+@pytest.mark.parametrize("how", ["mean_logit", "mean_proba", "max"])
+def test_pieces_that_agree(how):
+    """Say together what each says: the positive weight is taken back and put on again."""
+    logits = np.repeat(np.array([[1.5, -0.5]], dtype=np.float32), 3, axis=0)
+    assert combine_pieces(logits, [0, 0, 0], [7.0, 0.2], how)[0] == pytest.approx([1.5, -0.5], abs=1e-6)

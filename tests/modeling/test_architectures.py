@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from lora_cls.modeling.adapter import build_model, reset_model
+from lora_cls.modeling.classifier import takes_global_attention
 from lora_cls.recipe import load_recipe
 
 SIZES = {
@@ -67,3 +68,39 @@ def test_trains_and_pads(name, lora):
         padded = model(ids, mask)
         alone = [model(ids[i : i + 1, : int(n)], mask[i : i + 1, : int(n)]) for i, n in enumerate(mask.sum(1))]
     torch.testing.assert_close(torch.cat(alone), padded, rtol=0, atol=1e-5)
+
+
+def test_longformer_reads_beyond_its_window():
+    """Its first real token attends to all others: with one layer and a window of 16, token 60 changes the answer.
+
+    On the left of it padding, on the right none, or the other way round: the first real token, not the first position.
+    """
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        **SIZES | {"max_position_embeddings": 130, "num_hidden_layers": 1}, attention_window=[16], pad_token_id=1,
+        initializer_range=0.2,
+    )  # fmt: skip
+    recipe = load_recipe({"backbone": {"name_or_path": "x"}, "head": {"pooling": "cls"}, "lora": {"r": 4}})
+    model = build_model(AutoModel.from_config(config).requires_grad_(False), recipe, 3).eval()
+    reset_model(model, recipe, 0)
+    ids = torch.randint(5, 300, (1, 64))
+    other = ids.clone()
+    other[0, 60] = 301
+
+    def change():
+        with torch.no_grad():
+            mask = torch.ones_like(ids)
+            right = (model(ids, mask) - model(other, mask)).abs().max()
+            pads = torch.ones(1, 8, dtype=torch.long)
+            padded = [torch.cat([pads, row], 1) for row in (ids, other)]
+            mask = torch.cat([pads * 0, mask], 1)
+            return right, (model(padded[0], mask) - model(padded[1], mask)).abs().max()
+
+    assert model.global_first and min(change()) > 1e-3
+    model.global_first = False
+    assert max(change()) == 0
+
+
+def test_only_longformer_takes_global_attention():
+    """The other architectures have no such argument, and are not given it."""
+    assert [n for n in CONFIGS if takes_global_attention(AutoModel.from_config(CONFIGS[n]))] == ["longformer"]
