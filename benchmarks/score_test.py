@@ -27,7 +27,7 @@ from lora_cls.evaluation import (
     tune_thresholds,
 )
 from lora_cls.recipe import Prediction
-from lora_cls.runs import RunFolder
+from lora_cls.runs import RunFolder, read_json
 
 WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
 
@@ -40,7 +40,7 @@ def score(run: RunFolder, labels: Path) -> list[str]:
     rows, y_score = run.oof_proba()
     fold, weights = run.folds["fold"].to_numpy()[rows], run.pos_weights()
     y_true, groups = run.y_true[rows], run.folds["group"].to_numpy()[rows]
-    settings = run.recipe.thresholds.model_dump(exclude={"objective"})
+    settings = read_json(run.path / "thresholds.json")["settings"]
     fitted = cross_fit_thresholds(y_true, y_score, fold, **settings).y_pred
     own = bootstrap_macro_f1(y_true, fitted, groups)
     thresholds = tune_thresholds(y_true, y_score, **settings)

@@ -113,6 +113,19 @@ class Tables:
             self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
 
 
+def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
+    """Overrides that keep a recipe's way and make it short; a prompt keeps the length that it was written for."""
+    data = recipe.data
+    max_length = data.max_length if recipe.head.prompt or recipe.head.kind != "linear" else min(64, data.max_length)
+    return {
+        "cv.n_splits": 2,
+        "train.num_train_epochs": 1,
+        "data.max_length": max_length,
+        "data.chunk_stride": min(data.chunk_stride, max_length // 4),
+        "data.max_chunks": min(4, data.max_chunks or 4),
+    }
+
+
 def _fingerprint(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
@@ -167,9 +180,7 @@ def cross_validate(
     fold_table = recipe.data.folds if fold_table is None else fold_table
     if smoke:
         tables.smoke()
-        recipe = load_recipe(
-            recipe, {"cv.n_splits": 2, "train.num_train_epochs": 1, "data.max_length": min(64, recipe.data.max_length)}
-        )
+        recipe = load_recipe(recipe, _smoke_settings(recipe))
         path = path.with_name(f"{path.name}-smoke-{datetime.now():%Y%m%d-%H%M%S}")
         fold_table, folds = None, None
     data = tables.train

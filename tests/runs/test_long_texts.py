@@ -157,6 +157,15 @@ def test_a_text_answers_alike_alone_and_in_company(chunked, documents):
     np.testing.assert_allclose(classifier.predict_proba(texts)[0], classifier.predict_proba(texts[0]), atol=1e-5)
 
 
+def test_smoke_of_long_texts(short, documents, tmp_path):
+    """A smoke run shortens what is read, and an overlap made for longer pieces does not stop it."""
+    overrides = {"data__max_length": 128, "data__chunk_stride": 60, "data__max_chunks": None}
+    run = cross_validate(short("llama", "chunk", **overrides), documents, out=tmp_path / "run", smoke=True)
+    data = run.recipe.data
+    assert (data.max_length, data.chunk_stride, data.max_chunks) == (64, 16, 4)
+    assert 1 < run.info["pieces_per_row"] <= 4
+
+
 # The snippet of a run's README reads texts as the run does
 
 SNIPPETS = {
