@@ -100,10 +100,10 @@ def test_no_document_in_two_folds(chunked, documents):
     fold = run.folds["fold"].to_numpy()
     tokens = learner.train_tokens
     assert (tokens.n_pieces > 1).sum() >= 6 and tokens.n_pieces[1] > 100
-    assert len({tuple(row) for row in tokens.ids}) == len(tokens.ids)  # so that a piece tells its document
-    owner = {tuple(row): int(text) for row, text in zip(tokens.ids, tokens.text, strict=True)}
+    owners = [(tuple(row), int(text)) for row, text in zip(tokens.ids, tokens.text, strict=True)]
+    assert len({piece for piece, _ in owners}) == len(set(owners))  # no piece stands in two documents: it tells its own
     for number, pieces in enumerate(seen):
-        assert sorted(pieces) == sorted(p for p, text in owner.items() if fold[text] != number)
+        assert sorted(pieces) == sorted(piece for piece, text in owners if fold[text] != number)
     assert len(seen) == 2 and sorted(set(fold)) == [0, 1]
 
 
