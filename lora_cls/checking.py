@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,12 +26,14 @@ class Check:
     notes : what a user should know, one sentence each
     data : see `lora_cls.data.summarize`
     tokens : per table (`train`, `test`): mean, median, p95 and max tokens per text, share of truncated texts
+    memory : what training would take at its peak, in bytes: `device`, the parts of `Memory`, `total`; empty for `tfidf`
     """
 
     recipe: Recipe
     notes: list[str]
     data: dict[str, Any]
     tokens: dict[str, dict[str, float]]
+    memory: dict[str, Any]
 
 
 def check(
@@ -42,7 +44,7 @@ def check(
     overrides: Sequence[str] = (),
     fold_table: Table | None = None,
 ) -> Check:
-    """Load and check everything that a run would read; the backbone's tokenizer, but not its weights.
+    """Load and check everything that a run would read; the backbone's tokenizer and configuration, not its weights.
 
     Raises
     ------
@@ -56,6 +58,7 @@ def check(
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
     tokens: dict[str, dict[str, float]] = {}
+    memory: dict[str, Any] = {}
     if recipe.backbone is not None:
         from lora_cls.modeling.loading import load_tokenizer
 
@@ -63,7 +66,25 @@ def check(
         for name, table in (("train", data), ("test", tables.test)):
             if table is not None:
                 tokens[name] = _lengths(encode(tokenizer, table.texts, recipe.data.max_length))
-    return Check(recipe, notes, summarize(data, tables.test), tokens)
+        longest = max(int(lengths["max"]) for lengths in tokens.values())
+        memory = _memory(recipe, len(data.label_names), longest)
+    return Check(recipe, notes, summarize(data, tables.test), tokens, memory)
+
+
+def _memory(recipe: Recipe, n_labels: int, longest: int) -> dict[str, Any]:
+    """The estimate for this machine, at the longest text that there is."""
+    from lora_cls.modeling.loading import load_config
+    from lora_cls.modeling.memory import estimate_memory
+    from lora_cls.modeling.precision import choose_dtype, default_device
+    from lora_cls.modeling.source import find_source
+
+    assert recipe.backbone is not None
+    device = default_device()
+    config = load_config(recipe.backbone, find_source(recipe.backbone.name_or_path, recipe.backbone.revision))
+    dtype = choose_dtype(recipe, device, config.model_type)
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"  # Apple's GPUs share the CPU's memory
+    found = estimate_memory(recipe, config, dtype=dtype, device=kind, n_labels=n_labels, length=longest)
+    return {"device": device.type, "length": longest} | asdict(found) | {"total": found.total}
 
 
 def _lengths(tokens: Tokens) -> dict[str, float]:

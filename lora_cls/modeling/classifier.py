@@ -55,7 +55,11 @@ class SequenceClassifier(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self._initial = (
-            {n: p.detach().to("cpu", copy=True) for n, p in self.named_parameters() if p.requires_grad}
+            {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in self.named_parameters()
+                if parameter.requires_grad and not parameter.is_meta  # no data where only memory is estimated
+            }
             if self.has_adapter
             else {}
         )
