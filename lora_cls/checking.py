@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lora_cls.cross_validation import Tables, make_folds
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
-from lora_cls.data.tokens import Tokens, encode, long_text_note, recipe_frame
+from lora_cls.data.prompts import recipe_frame
+from lora_cls.data.tokens import Tokens, encode, long_text_note
 from lora_cls.recipe import Recipe, load_recipe
 
 
@@ -27,12 +28,14 @@ class Check:
     data : see `lora_cls.data.summarize`
     tokens : per table (`train`, `test`): mean, median, p95 and max tokens per whole text (prompt and special tokens
         included), share of truncated texts, and pieces per text
+    memory : what training would take at its peak, in bytes: `device`, the parts of `Memory`, `total`; empty for `tfidf`
     """
 
     recipe: Recipe
     notes: list[str]
     data: dict[str, Any]
     tokens: dict[str, dict[str, float]]
+    memory: dict[str, Any]
 
 
 def check(
@@ -43,7 +46,7 @@ def check(
     overrides: Sequence[str] = (),
     fold_table: Table | None = None,
 ) -> Check:
-    """Load and check everything that a run would read; the backbone's tokenizer, but not its weights.
+    """Load and check everything that a run would read; the backbone's tokenizer and configuration, not its weights.
 
     Raises
     ------
@@ -57,11 +60,12 @@ def check(
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
     tokens: dict[str, dict[str, float]] = {}
+    memory: dict[str, Any] = {}
     if recipe.backbone is not None:
         from lora_cls.modeling.loading import load_tokenizer
 
         tokenizer = load_tokenizer(recipe.backbone)
-        frame = recipe_frame(tokenizer, recipe.head)
+        frame = recipe_frame(tokenizer, recipe.head, data.label_names)
         for name, table in (("train", data), ("test", tables.test)):
             if table is not None:
                 read = encode(tokenizer, table.texts, recipe.data, frame)
@@ -72,7 +76,25 @@ def check(
                     "truncated": float(read.truncated.mean()),
                     "pieces_per_text": len(read.ids) / read.n_texts,
                 }
-    return Check(recipe, notes, summarize(data, tables.test), tokens)
+        longest = min(recipe.data.max_length, max(int(lengths["max"]) for lengths in tokens.values()))
+        memory = _memory(recipe, len(data.label_names), longest)
+    return Check(recipe, notes, summarize(data, tables.test), tokens, memory)
+
+
+def _memory(recipe: Recipe, n_labels: int, longest: int) -> dict[str, Any]:
+    """The estimate for this machine, at the longest text that there is."""
+    from lora_cls.modeling.loading import load_config
+    from lora_cls.modeling.memory import estimate_memory
+    from lora_cls.modeling.precision import choose_dtype, default_device
+    from lora_cls.modeling.source import find_source
+
+    assert recipe.backbone is not None
+    device = default_device()
+    config = load_config(recipe.backbone, find_source(recipe.backbone.name_or_path, recipe.backbone.revision))
+    dtype = choose_dtype(recipe, device, config.model_type)
+    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"  # Apple's GPUs share the CPU's memory
+    found = estimate_memory(recipe, config, dtype=dtype, device=kind, n_labels=n_labels, length=longest)
+    return {"device": device.type, "length": longest} | asdict(found) | {"total": found.total}
 
 
 def _lengths(whole: Tokens) -> dict[str, float]:

@@ -148,7 +148,7 @@ def recipes(context: typer.Context) -> None:
         for name, path in shipped_recipes().items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
             note = first.partition("(")[2].rpartition(")")[0]
-            print(f"{name:<20} {note}")
+            print(f"{name:<24} {note}")
 
 
 @recipes_app.command()

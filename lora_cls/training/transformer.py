@@ -10,13 +10,21 @@ import numpy as np
 import torch
 
 from lora_cls.data import Dataset, stratified_folds
-from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id, prompt_frame, special_frame
+from lora_cls.data.prompts import label_words, recipe_frame
+from lora_cls.data.tokens import Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import combine_pieces, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
-from lora_cls.modeling.label_tokens import head_prompt, label_directions, label_token_ids, label_words, output_rows
-from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
+from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
+from lora_cls.modeling.loading import (
+    base_fingerprint,
+    check_positions,
+    load_base,
+    load_config,
+    load_tokenizer,
+    reads_both_ways,
+)
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
@@ -81,7 +89,7 @@ class TransformerLearner:
         self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
         self.pad_id = pad_token_id(self.tokenizer)
-        self.frame = self._frame()
+        self.frame = recipe_frame(self.tokenizer, recipe.head, label_names)
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
         for name, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):
@@ -93,13 +101,6 @@ class TransformerLearner:
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         return encode(self.tokenizer, texts, self.recipe.data, self.frame)
-
-    def _frame(self) -> Frame:
-        head = self.recipe.head
-        prompt = head_prompt(head, self.label_names)
-        if prompt is None:
-            return special_frame(self.tokenizer)
-        return prompt_frame(self.tokenizer, prompt, closed=head.kind == "linear")
 
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
@@ -216,6 +217,8 @@ class TransformerLearner:
             dtype = self.dtype if recipe.lora else torch.float32
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
             base = load_base(recipe.backbone, recipe.quantization, dtype, self.device, self.source, attention)
+            if reads_both_ways(base.config):
+                self.choices["is_causal"] = False  # for the README's snippet, which opens the base by itself
             check_positions(base, recipe.data.max_length)
             self._check_base(base_fingerprint(base))
             mixed = None if self.dtype == torch.float32 else self.dtype
@@ -263,6 +266,10 @@ class TransformerLearner:
         assert self.recipe.backbone is not None
         current = str(model.base.config._attn_implementation)
         if self.recipe.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager") or not self.train:
+            return current
+        if (
+            not model.base._supports_sdpa
+        ):  # Longformer, SqueezeBERT: told to use it they go on as before, with a warning
             return current
         size = self.recipe.train.per_device_train_batch_size
         key = f"attention {self.source.path_or_id} {self.recipe.quantization} {self.choices} batch {size}"

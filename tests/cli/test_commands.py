@@ -1,5 +1,6 @@
 """The commands on good input: what they print, and where they say that the files are."""
 
+import re
 import sys
 
 import pytest
@@ -38,6 +39,7 @@ def test_check(lora_cls, tmp_path):
     assert "labels: 3 columns (joy, anger, fear), the 0/1 columns that the test file lacks" in out
     assert "1 empty test text, predicted all the same: 't2' (line 4)" in out
     assert "carry no label" in out
+    assert "GiB" not in out
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -48,6 +50,10 @@ def test_check_counts_tokens(lora_cls, tmp_path, tiny_model):
     assert "Tokens per train text" in out
     assert "Tokens per test text" in out
     assert "are longer than data.max_length 24: only their start is read" in out
+    found = re.search(
+        r"Training takes about ([\d.]+) GiB on this .PU, estimated: base 0.00, .* 16 texts of 24 tokens", out
+    )
+    assert 0.5 < float(found[1]) < 2
 
 
 def test_run_predict_tune_refit(lora_cls, tmp_path):

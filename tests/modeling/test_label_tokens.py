@@ -9,14 +9,13 @@ from safetensors.torch import load_file, save_file
 
 from lora_cls.cross_validation import cross_validate
 from lora_cls.data import load_train
+from lora_cls.data.prompts import head_prompt, label_words
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.modeling.adapter import build_model, load_model_weights, save_model, trainable_head
 from lora_cls.modeling.label_tokens import (
     LabelTokenHead,
-    head_prompt,
     label_directions,
     label_token_ids,
-    label_words,
     output_rows,
 )
 from lora_cls.modeling.loading import load_base, load_tokenizer

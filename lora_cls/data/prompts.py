@@ -1,0 +1,45 @@
+"""What a recipe's head puts around a text: the tokenizer's special tokens, or a prompt that may name the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lora_cls.data.tokens import Frame, prompt_frame, special_frame
+from lora_cls.errors import RecipeError, did_you_mean, shorten
+from lora_cls.recipe import Head
+
+DEFAULT_PROMPT = "Text: {text}\nLabel:"  # naming the labels before made their scores worse: they are copied
+
+
+def label_words(head: Head, label_names: Sequence[str]) -> list[str]:
+    """What each label is called in a prompt: the words given, or its name with spaces for `_`.
+
+    Raises
+    ------
+    RecipeError
+        If words are given for a label that there is none of.
+    """
+    given = head.label_words or {}
+    unknown = sorted(set(given) - set(label_names))
+    if unknown:
+        raise RecipeError(
+            f"head.label_words: no label '{unknown[0]}'.{did_you_mean(unknown[0], label_names)} Labels: "
+            f"{shorten(label_names)}."
+        )
+    return [given.get(name, name.replace("_", " ")).strip() for name in label_names]
+
+
+def head_prompt(head: Head, label_names: Sequence[str]) -> str | None:
+    """The prompt around each text, labels filled in; None where the text stands alone."""
+    prompt = head.prompt or (DEFAULT_PROMPT if head.kind == "label_tokens" else None)
+    # only {labels} is filled: other braces are text
+    return prompt and prompt.replace("{labels}", ", ".join(label_words(head, label_names)))
+
+
+def recipe_frame(tokenizer: Any, head: Head, label_names: Sequence[str]) -> Frame:
+    """The token ids around every text: of the head's prompt, or the special tokens alone."""
+    prompt = head_prompt(head, label_names)
+    if prompt is None:
+        return special_frame(tokenizer)
+    return prompt_frame(tokenizer, prompt, closed=head.kind == "linear")
