@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from lora_cls.data.prompts import head_prompt
 from lora_cls.recipe import Recipe
 from lora_cls.runs import RunFolder, write_bytes
 
@@ -69,7 +71,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
             "positive at its threshold in `thresholds.json`.",
             "",
             "```python",
-            snippet(recipe, info, len(run.label_names), _first_fold(run)),
+            snippet(recipe, info, run.label_names, _first_fold(run)),
             "```",
             "",
         ]
@@ -112,7 +114,7 @@ def _first_fold(run: RunFolder) -> str:
     return run.fold(run.finished_folds[0]).path.name
 
 
-def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> str:
+def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fold: str) -> str:
     """Python that loads one fold with transformers and PEFT only, and defines `logits(texts)`."""
     assert recipe.backbone is not None
     choices = info["choices"]
@@ -142,7 +144,9 @@ def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> s
         options.append(f"quantization_config=BitsAndBytesConfig({given})")
     else:
         imports.append("from transformers import AutoModel, AutoTokenizer")
-    head = f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {n_labels}).to(base.device)"
+    head = (
+        f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {len(label_names)}).to(base.device)"
+    )
     if recipe.lora:
         imports.append("from peft import PeftModel")
         load = [
@@ -185,7 +189,7 @@ tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 {chr(10).join(load)}
 
 
-{_reading(recipe)}
+{_reading(recipe, label_names)}
 
 
 @torch.no_grad()
@@ -205,21 +209,24 @@ def logits(texts):
 print(logits(["a text", "another, longer text"]))"""
 
 
-def _reading(recipe: Recipe) -> str:
+def _reading(recipe: Recipe, label_names: Sequence[str]) -> str:
     """Code of `read(text)`, the ids that `lora_cls.data.tokens.encode` makes of a text; for chunks a list of them."""
     data = recipe.data
-    before, _, after = (recipe.head.prompt or "{text}").partition("{text}")
+    prompt = head_prompt(recipe.head, label_names)
+    before, _, after = (prompt or "{text}").partition("{text}")
     stripped = before.rstrip(" ")
     text = f"{before[len(stripped) :]!r} + text" if stripped != before else "text"
     start_of_prompt = f" + plain({stripped!r})" if stripped else ""
-    end_of_prompt = f"plain({after!r}) + " if after else ""
+    ends = [f"plain({after!r})"] if after else []
+    if prompt is None or recipe.head.kind == "linear":
+        ends.append("whole[start + len(a) :]")
     code = f"""def plain(text):
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 whole, a = tokenizer("a")["input_ids"], plain("a")
 start = next(i for i in range(len(whole)) if whole[i : i + len(a)] == a)
-before, after = whole[:start]{start_of_prompt}, {end_of_prompt}whole[start + len(a) :]
+before, after = whole[:start]{start_of_prompt}, {" + ".join(ends) or "[]"}
 room = {data.max_length} - len(before) - len(after)
 """
     if data.long_text == "chunk":

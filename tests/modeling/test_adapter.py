@@ -108,7 +108,7 @@ def test_opens_without_lora_cls(
     save_model(model, folder / ("adapter" if recipe.lora else "model"))
     dtype = recipe.backbone.dtype
     choices = {"dtype": dtype, "device": "cpu", "attn_implementation": "sdpa"}
-    code = snippet(recipe, {"choices": choices}, 3, "fold-00")
+    code = snippet(recipe, {"choices": choices}, ["a", "b", "c"], "fold-00")
     monkeypatch.chdir(tmp_path)
     plain = {}
     with warnings.catch_warnings(record=True) as caught:

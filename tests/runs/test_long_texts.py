@@ -178,14 +178,26 @@ SNIPPETS = {
         "qwen2",
         {"data__long_text": "chunk", "data__chunk_combine": "mean_proba", "head__prompt": "read: {text}"},
     ),
+    "label tokens": ("llama", {"head__kind": "label_tokens", "data__long_text": "head_tail"}),
+    "label tokens, nothing after the text": (
+        "llama",
+        {"head__kind": "label_tokens", "head__prompt": "{labels}? {text}"},
+    ),
 }
 
 
-def test_snippet_reads_the_same(short, documents, tmp_path):
+def test_snippet_reads_the_same(short, documents, tiny_model, tmp_path):
     """Logits of long, short and empty texts by each README's snippet, without lora_cls, are the run's own."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    speaking = str(tmp_path / "speaking")  # a llama with an output head
+    AutoModelForCausalLM.from_pretrained(tiny_model("llama")).save_pretrained(speaking)
+    AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(speaking)
     texts = [*documents["text"][:6], "the dog", ""]
     tasks, ours = {}, {}
     for i, (name, (kind, overrides)) in enumerate(SNIPPETS.items()):
+        if "head__kind" in overrides:
+            overrides = {"backbone__name_or_path": speaking} | overrides
         run = cross_validate(short(kind, "truncate", **overrides), documents, out=tmp_path / str(i), folds=[0])
         code = re.search(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL).group(1)
         tasks[name] = (str(run.path), code)
