@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 import pandas as pd
@@ -135,7 +135,8 @@ def find_test_columns(
     group = train_columns.group if train_columns else config.group_column
     group = group if group in test.columns else None  # a test table needs no groups
     how = f"text: {shorten(text)}, {how}; id: {id_column or 'the row numbers, because no column is named id'}"
-    return Columns(id=id_column, text=text, labels=labels, how=how, group=group), problems
+    columns = train_columns or Columns(id=None, text=[], labels=labels, how="")
+    return replace(columns, id=id_column, text=text, how=how, group=group, notes=()), problems
 
 
 def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | None:

@@ -83,7 +83,7 @@ def _folds_of_classes(y: np.ndarray, group_of: np.ndarray, n_splits: int, random
     fold = np.full(len(y), -1, dtype=np.int64)
     with warnings.catch_warnings():  # of a class with fewer rows than folds: `fold_notes` names it
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        for number, (_, held_out) in enumerate(splitter.split(y, y, group_of)):
+        for number, (_, held_out) in enumerate(splitter.split(y, y, None if alone else group_of)):
             fold[held_out] = number
     empty = sorted(set(range(n_splits)) - set(fold.tolist()))
     if empty:
