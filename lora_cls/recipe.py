@@ -430,10 +430,12 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML."""
+    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML, but marks alone (`,` or `|`) as they are."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got '{text}' instead.")
+    if re.fullmatch(r"[^\w\[\]{}'\"~]+", value):  # to YAML they are syntax
+        return key.strip(), value
     try:
         return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:

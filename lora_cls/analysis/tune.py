@@ -58,6 +58,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     optimistic = recipe.train.select == "scored_fold"
     metrics: dict[str, Any] = {
         "task": recipe.task,
+        "strategy": decisions.strategy,
         "optimistic": optimistic,
         "epochs_pending": recipe.train.select == "cross_fitted" and len(finished) < len(run.fold_numbers),
         "folds_finished": finished,

@@ -260,7 +260,12 @@ def _fit_for_labels(
     both = [name for name in dict.fromkeys(named) if name in others]
     if both:
         problems.append(f"{field}: {shorten(both)} cannot be a label and the id, text or group column too.")
-    return _present(train, [name for name in dict.fromkeys(named) if name not in others], field, problems)
+    found = _present(train, [name for name in dict.fromkeys(named) if name not in others], field, problems)
+    if field == "sample submission" and not found:
+        problems.append(
+            "the sample submission has none of the training table's labels: name them in data.label_columns."
+        )
+    return found
 
 
 def _guess_labels(
@@ -280,6 +285,8 @@ def _guess_labels(
             _no_labels(train, "0/1 columns", [], of_names, problems)
         return zero_one, "the 0/1 columns (no test file was given to compare with)"
     labels = [name for name in zero_one if name not in test.columns]
+    if not of_names and not labels:  # of a delimiter that stands nowhere `_decide_task` knows more to say
+        of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], None)]
     of_names = [] if config.soft_labels else [name for name in of_names if name not in test.columns]
     asked_for = config.label_delimiter is not None or (task == "single_label" and len(labels) < 2)
     if of_names and (asked_for or not labels):
@@ -290,7 +297,9 @@ def _guess_labels(
             return [], "not found"
         return of_names, "the only column with few values that the test file lacks"
     if not labels:
-        _no_labels(train, "0/1 columns that the test file lacks", zero_one, of_names, problems)
+        _no_labels(
+            train, "0/1 columns (or one column of few values) that the test file lacks", zero_one, of_names, problems
+        )
     left_out = [name for name in free if name not in test.columns and name not in labels]
     how = "the 0/1 columns that the test file lacks"
     return labels, how + (f" (it also lacks {shorten(left_out)}: not 0/1, so not labels)" if left_out else "")

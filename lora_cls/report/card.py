@@ -97,7 +97,11 @@ def score_sentence(metrics: dict[str, Any]) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
     scores = metrics.get("cross_fitted")
     classes = metrics["task"] == "single_label"
-    how = "classes weighted as tuned on the other folds" if classes else "thresholds tuned on the other folds"
+    how = {
+        "prior_adjusted": "classes weighted as tuned on the other folds",
+        "argmax": "the most probable class",
+        "fixed": "fixed thresholds",
+    }.get(metrics["strategy"], "thresholds tuned on the other folds")
     if scores is None:
         rule = "greatest logit" if classes else "logit > 0"
         scores, how = metrics["untuned"], f"untuned, {rule}; thresholds cannot be cross-fitted from one fold"

@@ -63,6 +63,14 @@ def test_sample_that_names_the_classes():
     assert (data.columns.task, data.columns.labels) == ("single_label", ["genre"])
 
 
+def test_sample_with_another_name():
+    """A sample's one column that train lacks does not say which column holds the names; data.label_columns does."""
+    sample = pd.DataFrame({"id": ["x", "y"], "prediction": ["?", "?"]})
+    said = message(Data(), BY_GENRE, TEST, sample)
+    assert "no column 'prediction' (sample submission)" in said and "name them in data.label_columns" in said
+    assert load_train(Data(label_columns=["genre"]), BY_GENRE, TEST, sample).columns.task == "single_label"
+
+
 def test_without_a_test_file_nothing_is_guessed():
     """Any column might be a label then: the one that looks like it is named in the hint."""
     assert '--set "data.label_columns=[genre]"' in message(Data(), BY_GENRE)
@@ -180,6 +188,7 @@ def test_cells_that_are_no_names():
         ({"label_columns": ["genre"]}, BY_GENRE, "binary", "task: binary needs a 0/1 column, but 'genre' holds 'jazz'"),
         ({"label_columns": ["genre"]}, BY_GENRE, "multi_label", "to split the names in 'genre'"),
         ({"label_columns": ["genre"], "label_delimiter": ";"}, BY_GENRE, None, "';' stands in no cell of 'genre'"),
+        ({"label_delimiter": ";"}, BY_GENRE, None, "';' stands in no cell of 'genre'"),
         ({"label_columns": ["joy"], "label_delimiter": ";"}, ONE_HOT, None, "no meaning for the 0/1 column 'joy'"),
         ({"label_columns": ["tags"]}, DELIMITED, None, "looks like several labels separated by ','"),
         ({"label_columns": ["id"], "id_column": "text"}, BY_GENRE, None, "is no label column: 24 different values"),

@@ -260,6 +260,15 @@ def test_recipe_is_read_only():
         recipe.train.seed = 1
 
 
+@pytest.mark.parametrize("mark", [",", "|", ";", " ", ", ", "-", " | ", "&", "*", "#", ">", "?", ":"])
+def test_marks_stand_for_themselves(mark):
+    """A delimiter on the command line needs no quotes within quotes."""
+    assert load_recipe(BACKBONE, [f"data.label_delimiter={mark}"]).data.label_delimiter == mark
+    assert parse_override("lora=~") == ("lora", None)
+    assert parse_override("lora=") == ("lora", None)
+    assert parse_override("data.label_columns=[]") == ("data.label_columns", [])
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

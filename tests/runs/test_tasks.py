@@ -211,7 +211,8 @@ def test_strategies_of_tune(one_class, copy_of, monkeypatch, capsys):
             cli.main()
         return done.value.code, capsys.readouterr()
 
-    assert not tune("--strategy", "argmax", "--combine", "vote")[0]
+    code, printed = tune("--strategy", "argmax", "--combine", "vote")
+    assert not code and "the most probable class" in printed.out
     assert set(read(run, "thresholds.json")["shipped"].values()) == {1.0}
     votes = pd.read_csv(run.path / "test_proba.csv")[CLASSES].to_numpy() * len(run.finished_folds)
     assert np.allclose(votes, votes.round())
