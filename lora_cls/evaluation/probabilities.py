@@ -198,9 +198,13 @@ def combine_pieces(
     starts = np.append(0, np.cumsum(counts)[:-1])
     if classes and how != "mean_logit":
         proba = corrected_class_probabilities(values, pos_weight)
-        together = np.maximum if how == "max" else np.add
-        log_weight = np.log(np.asarray(pos_weight, dtype=np.float64))
-        return (_log(together.reduceat(proba, starts, axis=0)) + log_weight).astype(np.float32)
+        together = (
+            np.maximum.reduceat(proba, starts, axis=0)
+            if how == "max"
+            else (np.add.reduceat(proba, starts, axis=0) / counts[:, None])
+        )
+        shifted = _log(together) + np.log(np.asarray(pos_weight, dtype=np.float64))
+        return np.where(counts[:, None] == 1, values[starts], shifted.astype(np.float32))
     if how == "max":
         return np.asarray(np.maximum.reduceat(values, starts, axis=0))
     scores = corrected_probabilities(values, pos_weight) if how == "mean_proba" else values.astype(np.float64)

@@ -38,6 +38,11 @@ COMBINE = {
     "max": "piece_logits(read(text)).amax(0)",
     "mean_proba": "(piece_logits(read(text)) - log_w).sigmoid().mean(0).logit() + log_w",
 }
+COMBINE_CLASSES = {
+    "mean_logit": COMBINE["mean_logit"],
+    "max": "(piece_logits(read(text)) - log_w).softmax(-1).amax(0).log() + log_w",
+    "mean_proba": "(piece_logits(read(text)) - log_w).softmax(-1).mean(0).log() + log_w",
+}
 
 
 def write_card(run: RunFolder, metrics: dict[str, Any]) -> None:
@@ -192,8 +197,9 @@ def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> s
         masks += ", global_attention_mask=(torch.arange(mask.shape[1], device=mask.device) == 0).long() * mask"
     answers = "piece_logits([read(text) for text in texts])"
     if recipe.data.long_text == "chunk":
-        answers = f"torch.stack([{COMBINE[recipe.data.chunk_combine]} for text in texts])"
-        if recipe.data.chunk_combine == "mean_proba":
+        combine = (COMBINE_CLASSES if recipe.task == "single_label" else COMBINE)[recipe.data.chunk_combine]
+        answers = f"torch.stack([{combine} for text in texts])"
+        if "log_w" in combine:
             imports.insert(0, "import json\n")
             load.append(f'log_w = torch.tensor(json.load(open("{fold}/fold.json"))["pos_weight"]).log()')
     return f"""{chr(10).join(imports)}

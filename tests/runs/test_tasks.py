@@ -1,6 +1,7 @@
 """Every task from the table to the submission: classes from a column of names, delimited labels, one 0/1 column."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from lora_cls.evaluation import macro_f1
 from lora_cls.prediction import Classifier, predict_file
 from lora_cls.report.text import print_check, print_run
 from lora_cls.runs import RunFolder
+from lora_cls.training.learner import make_learner
 
 NAMES = ["joy", "anger", "fear"]
 CLASSES = ["anger", "fear", "joy", "none"]
@@ -175,8 +177,8 @@ def test_epochs_are_chosen_by_classes(small_recipe, moods, test, tmp_path, selec
 
 
 @pytest.mark.parametrize("combine", ["mean_logit", "mean_proba", "max"])
-def test_chunks_of_classes(small_recipe, moods, test, tmp_path, combine):
-    """Documents in several chunks get one class each, and a reloaded run answers the same."""
+def test_chunks_of_classes(small_recipe, moods, test, tmp_path, monkeypatch, combine):
+    """Documents in several chunks get one class each; a reloaded run and the README's snippet answer the same."""
     recipe = small_recipe("bert", data__max_length=12, data__long_text="chunk", data__chunk_combine=combine)
     run = cross_validate(recipe, moods, test, tmp_path / "run")
     _, proba = run.oof_proba()
@@ -186,6 +188,17 @@ def test_chunks_of_classes(small_recipe, moods, test, tmp_path, combine):
         Classifier.load(run).predict_proba(list(test["text"])),
         pd.read_csv(run.path / "test_proba.csv")[CLASSES],
         atol=1e-5,
+    )
+    code = re.search(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL).group(1)
+    names: dict = {}
+    monkeypatch.chdir(run.path)
+    exec(code, names)
+    texts = [text for text in test["text"] if text]
+    logits, weight = names["logits"](texts).detach().numpy().astype(float), run.pos_weights()[0]
+    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    ours = learner.predict(run.fold(0), texts)
+    np.testing.assert_allclose(
+        softmax(logits - np.log(weight), axis=1), softmax(ours - np.log(weight), axis=1), atol=1e-5
     )
 
 
