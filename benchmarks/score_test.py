@@ -2,7 +2,7 @@
 
     python -m benchmarks.score_test RUN... --labels test.csv
 
-The label file has the run's test ids and its 0/1 columns; it was never seen by the run. Prints a Markdown table: the
+The label file has the run's test ids and its label columns; it was never seen by the run. Prints a Markdown table: the
 cross-fitted macro-F1, the test macro-F1 under each way of combining, their difference with its bootstrap interval
 (two independent sets of rows, models held fixed), minutes and peak memory.
 """
@@ -14,19 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_cls.analysis.tune import decide
 from lora_cls.data import read_table
-from lora_cls.evaluation import (
-    Interval,
-    apply_thresholds,
-    bootstrap_macro_f1,
-    bootstrap_unpaired_difference,
-    corrected_probabilities,
-    cross_fit_thresholds,
-    macro_f1,
-    tune_thresholds,
-)
-from lora_cls.recipe import Prediction
+from lora_cls.data.names import name_matrix, split_names
+from lora_cls.evaluation import Interval, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
+from lora_cls.recipe import Prediction, Thresholds
 from lora_cls.runs import RunFolder, read_json
 
 WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
@@ -36,17 +27,21 @@ def score(run: RunFolder, labels: Path) -> list[str]:
     """Rows of the table for one run."""
     names = run.label_names
     table = read_table(labels).set_index(run.info["data"]["test_id_column"] or "id").loc[run.test_ids]
-    y_test = table[names].astype(float).to_numpy(np.int8)
+    column, delimiter = run.label_column, run.recipe.data.label_delimiter
+    if column is None:
+        y_test = table[names].astype(float).to_numpy(np.int8)
+    else:
+        y_test = np.maximum(name_matrix(split_names(table[column], delimiter), names), 0)  # an empty cell is no label
     rows, y_score = run.oof_proba()
     fold, weights = run.folds["fold"].to_numpy()[rows], run.pos_weights()
     y_true, groups = run.y_true[rows], run.folds["group"].to_numpy()[rows]
-    settings = read_json(run.path / "thresholds.json")["settings"]
-    fitted = cross_fit_thresholds(y_true, y_score, fold, **settings).y_pred
+    decisions = run.decisions(Thresholds(**read_json(run.path / "thresholds.json")["settings"]))
+    fitted = decisions.cross_fit(y_true, y_score, fold).y_pred
     own = bootstrap_macro_f1(y_true, fitted, groups)
-    thresholds = tune_thresholds(y_true, y_score, **settings)
+    thresholds = decisions.tune(y_true, y_score)
     test_logits = run.test_logits()
     assert test_logits is not None
-    per_fold = corrected_probabilities(test_logits, weights[:, None, :])
+    per_fold = decisions.probabilities(test_logits, weights[:, None, :])
     test_groups = np.arange(len(y_test))
     info = run.info
     minutes = sum(info["seconds"].values()) / 60
@@ -55,10 +50,10 @@ def score(run: RunFolder, labels: Path) -> list[str]:
     for way in WAYS:
         if way == "each fold alone":
             # What the cross-fitted score describes: one fold's model; averaged here over the folds.
-            scores = [macro_f1(y_test, apply_thresholds(alone, thresholds)) for alone in per_fold]
+            scores = [macro_f1(y_test, decisions.apply(alone, thresholds)) for alone in per_fold]
             test, gap = f"{np.mean(scores):.4f} (sd {np.std(scores):.4f})", f"{np.mean(scores) - own.estimate:+.4f}"
         else:
-            y_pred = decide(per_fold, thresholds, Prediction(combine=way))[1]
+            y_pred = decisions.together(per_fold, thresholds, Prediction(combine=way))[1]
             test = _cell(bootstrap_macro_f1(y_test, y_pred, test_groups))
             gap = _cell(bootstrap_unpaired_difference(y_test, y_pred, test_groups, y_true, fitted, groups), "+")
         start = f"| {run.path.name} ({len(run.finished_folds)} folds) | {_cell(own)}"

@@ -55,6 +55,7 @@ def check(
     """
     recipe = load_recipe(recipe, overrides)
     tables = Tables(recipe, train, test, sample_submission)
+    recipe = tables.recipe
     data = tables.train
     assert data.labels is not None
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)

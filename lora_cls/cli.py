@@ -109,8 +109,11 @@ def refit(run: RunPath, train: Train = None) -> None:
 def tune(
     run: RunPath,
     strategy: Annotated[
-        Optional[Literal["per_label", "global", "fixed"]],  # noqa: UP045
-        typer.Option(help="One threshold per label, one for all, or --default."),
+        Optional[Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"]],  # noqa: UP045
+        typer.Option(
+            help="One threshold per label, one for all, or --default; single_label: the most probable class, or after "
+            "dividing by its share to a tuned power."
+        ),
     ] = None,
     min_positives: Annotated[Optional[int], typer.Option(min=1, help="A label with fewer keeps --default.")] = None,  # noqa: UP045
     default: Annotated[Optional[float], typer.Option(min=0, max=1, help="Threshold where none is tuned.")] = None,  # noqa: UP045

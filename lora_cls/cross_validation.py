@@ -34,7 +34,7 @@ from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
 from lora_cls.data.table import as_id
 from lora_cls.errors import RecipeError, RunError
-from lora_cls.evaluation import apply_thresholds, corrected_probabilities, macro_f1, tune_thresholds
+from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
 from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_json
@@ -56,7 +56,8 @@ VERSIONS = (
 
 
 class Tables:
-    """The data of a run: training rows, test rows where given, and the sample submission."""
+    """The data of a run: training rows, test rows where given, and the sample submission; and the recipe with the task
+    that the label columns say."""
 
     def __init__(
         self, recipe: Recipe, train: Table | None = None, test: Table | None = None, sample: Table | None = None
@@ -73,10 +74,14 @@ class Tables:
         self.paths = {"train": _name(train), "test": _name(test), "sample_submission": _name(sample)}
         self.sample = None if sample is None else read_table(sample)
         test = None if test is None else read_table(test, name="the test DataFrame")
-        self.train: Dataset = load_train(data, train, test, self.sample)
+        self.train: Dataset = load_train(data, train, test, self.sample, recipe.task)
+        self.recipe = resolved_recipe(recipe, self.train)
         self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
         if self.test is not None and self.sample is not None:
-            read_sample_submission(self.sample, self.test.ids, self.train.label_names, self.id_name)
+            read_sample_submission(
+                self.sample, self.test.ids, self.train.label_names, self.id_name, task=self.recipe.task,
+                delimiter=data.label_delimiter,
+            )  # fmt: skip
 
     @property
     def id_name(self) -> str | None:
@@ -103,7 +108,8 @@ class Tables:
         labels = self.train.labels
         assert labels is not None
         rng = np.random.default_rng(0)
-        rows = [row for j in range(labels.shape[1]) for row in rng.permutation(np.flatnonzero(labels[:, j]))[:6]]
+        of_each = max(2, min(6, SMOKE_ROWS // labels.shape[1]))
+        rows = [row for j in range(labels.shape[1]) for row in rng.permutation(np.flatnonzero(labels[:, j]))[:of_each]]
         rows += list(rng.permutation(len(labels)))
         self.train = self.train.subset(sorted(dict.fromkeys(int(row) for row in rows[:SMOKE_ROWS])))
         if self.test is not None:
@@ -124,6 +130,19 @@ def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
         "data.chunk_stride": min(data.chunk_stride, max_length // 4),
         "data.max_chunks": min(4, data.max_chunks or 4),
     }
+
+
+def resolved_recipe(recipe: Recipe, train: Dataset) -> Recipe:
+    """The recipe with its task set.
+
+    Raises
+    ------
+    RecipeError
+        If the task that the label columns say contradicts other fields.
+    """
+    if recipe.task is not None or train.columns is None:
+        return recipe
+    return load_recipe(recipe, {"task": train.columns.task})
 
 
 def _fingerprint(table: pd.DataFrame) -> str:
@@ -177,6 +196,7 @@ def cross_validate(
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
     tables = Tables(recipe, train, test, sample_submission)
+    recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
     if smoke:
         tables.smoke()
@@ -219,7 +239,7 @@ def cross_validate(
             result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
             _complete(folder, result)
             _account(run)
-            score = macro_f1(data.labels[fold == number], (result.oof_logits > 0).astype(np.int8))
+            score = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
             progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned{optimistic}")
         if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
@@ -248,7 +268,7 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
         raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")
     # Decided when the run was started, and not again without its test file.
     decided = {
-        "data.label_columns": run.label_names,
+        "data.label_columns": info["data"]["label_columns"],
         "data.text_columns": info["data"]["text_columns"],
         "data.test": None,
         "data.sample_submission": None,
@@ -282,6 +302,7 @@ def choose_epochs(run: RunFolder) -> None:
     chosen = {number: _chosen(run.fold(number)) for number in numbers}
     if not all(chosen.values()):
         fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
+        decisions = run.decisions()
         by_epoch = np.zeros((len(epochs), *y_true.shape))
         for number, weight in zip(numbers, weights, strict=True):
             folder, shape = run.fold(number), (int((fold == number).sum()), y_true.shape[1])
@@ -289,13 +310,13 @@ def choose_epochs(run: RunFolder) -> None:
                 logits = np.array([read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
                 write_array(folder.epoch_logits, logits)
             logits = read_array(folder.epoch_logits, (len(epochs), *shape))
-            by_epoch[:, fold == number] = corrected_probabilities(logits, weight)
+            by_epoch[:, fold == number] = decisions.probabilities(logits, weight)
         for number in numbers:
             if not chosen[number]:
                 others = fold != number
                 truth = y_true[others]
                 scores = [
-                    macro_f1(truth, apply_thresholds(s[others], tune_thresholds(truth, s[others]))) for s in by_epoch
+                    macro_f1(truth, decisions.apply(s[others], decisions.tune(truth, s[others]))) for s in by_epoch
                 ]
                 best = epochs[int(np.argmax(scores))]
                 _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
@@ -327,7 +348,7 @@ def make_folds(recipe: Recipe, data: Dataset, fold_table: Table | None = None) -
     assert data.labels is not None
     if fold_table is not None:
         return read_folds(fold_table, data.ids, data.columns.id if data.columns else None)
-    return stratified_folds(data.labels, data.groups, recipe.cv.n_splits, recipe.cv.random_state)
+    return stratified_folds(data.labels, data.groups, recipe.cv.n_splits, recipe.cv.random_state, task=recipe.task)
 
 
 def _complete(folder: FoldFolder, result: FoldResult) -> None:
@@ -360,6 +381,7 @@ def _info(tables: Tables) -> dict[str, Any]:
             "id_column": columns.id if columns else None,
             "test_id_column": tables.id_name,
             "text_columns": columns.text if columns else None,
+            "label_columns": columns.labels if columns else tables.train.label_names,
             "train_rows": len(tables.train),
             "test_rows": len(tables.test) if tables.test else None,
         }

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from lora_cls.analysis.tune import decide
 from lora_cls.data import Columns, load_test, read_sample_submission, table_path, write_submission
 from lora_cls.errors import RunError
-from lora_cls.evaluation import corrected_probabilities
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder, read_json, write_csv
 from lora_cls.training.learner import make_learner
@@ -99,6 +97,20 @@ class Classifier:
         y_pred = self._decide(texts)[1]
         return y_pred[0] if isinstance(texts, str) else y_pred
 
+    def predict_labels(self, texts: str | Sequence[str]) -> Any:
+        """Decisions by name.
+
+        Returns
+        -------
+        list, one entry per text; the entry itself for a single text
+            With `task: single_label` the class, str; else the labels, list of str.
+        """
+        rows = self._decide(texts)[1]
+        named: list[Any] = [[self.label_names[j] for j in np.flatnonzero(row)] for row in rows]
+        if self.recipe.task == "single_label":
+            named = [labels[0] for labels in named]
+        return named[0] if isinstance(texts, str) else named
+
     def _decide(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         texts = [texts] if isinstance(texts, str) else list(texts)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
@@ -106,7 +118,9 @@ class Classifier:
             for i, folder in enumerate(self._folders):
                 logits[i] = self._learner.predict(folder, texts)
                 progress.fold_done(folder.path.name, f"{len(texts)} rows")
-        return decide(corrected_probabilities(logits, self._weights[:, None, :]), self.thresholds, self.prediction)
+        decisions = self.run.decisions()
+        per_fold = decisions.probabilities(logits, self._weights[:, None, :])
+        return decisions.together(per_fold, self.thresholds, self.prediction)
 
 
 def predict_file(
@@ -143,13 +157,18 @@ def predict_file(
     if (folder / "submission.csv").exists():
         raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
     data = run.info["data"]
-    columns = Columns(id=data["id_column"], text=data["text_columns"], labels=run.label_names, how="as in training")
+    columns = Columns(
+        id=data["id_column"], text=data["text_columns"], labels=data["label_columns"], how="as in training"
+    )
     test = load_test(run.recipe.data, table, train_columns=columns)
     id_name = (test.columns.id if test.columns else None) or "id"
+    task, delimiter = run.recipe.task, run.recipe.data.label_delimiter
     sample = (
         None
         if sample_submission is None
-        else read_sample_submission(sample_submission, test.ids, run.label_names, id_name)
+        else read_sample_submission(
+            sample_submission, test.ids, run.label_names, id_name, task=task, delimiter=delimiter
+        )
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
@@ -159,5 +178,8 @@ def predict_file(
     y_score, y_pred = classifier._decide(test.texts)
     scores = {label: y_score[:, j] for j, label in enumerate(run.label_names)}
     write_csv(folder / "test_proba.csv", pd.DataFrame({"id": test.ids} | scores))
-    write_submission(folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample)
+    write_submission(
+        folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
+        label_column=run.label_column, delimiter=delimiter,
+    )  # fmt: skip
     return folder

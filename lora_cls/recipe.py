@@ -177,9 +177,11 @@ class Data(Section):
     text_template: str | None = None
     """For example `"{title}\\n{body}"`: braces hold column names."""
     label_columns: list[str] | None = None
-    """Null takes the columns of the sample submission, or else the 0/1 columns that the test file lacks."""
-    label_delimiter: str | None = None
-    """For one column that holds several labels as text, as in `joy, anger`: what stands between them."""
+    """Null takes the columns of the sample submission, or else the 0/1 columns that the test file lacks, or else its
+    only column with few different values that the test file lacks. One column may hold names instead of 0/1."""
+    label_delimiter: str | None = Field(default=None, min_length=1)
+    """For one column that holds several labels as text, as in `joy, anger`: what stands between them, in the training
+    table and in a submission."""
     group_column: str | None = None
     """Rows of one group stay in one fold (identical texts always do)."""
     ignore_columns: list[str] = []
@@ -248,7 +250,8 @@ class Train(Section):
 
 
 class Loss(Section):
-    """One binary loss per label, with one positive weight per label. Papers: see `lora_cls.training.losses`."""
+    """One binary loss per label, with one positive weight per label; for single_label one loss over the softmax, with
+    one weight per class. Papers: see `lora_cls.training.losses`."""
 
     name: Literal["bce", "focal", "asymmetric"] = "bce"
     focal_gamma: float = Field(default=2.0, ge=0)
@@ -260,10 +263,11 @@ class Loss(Section):
     probability_margin: float = Field(default=0.05, ge=0, lt=1)
     """... and negatives below this probability count nothing."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Targets 0 and 1 become s/2 and 1 - s/2."""
+    """Targets 0 and 1 become s/2 and 1 - s/2; of K classes s/K and 1 - s + s/K."""
     pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[float] = "balanced"
     """Negatives / positives within each label of the fold's training rows (`balanced`), its square root, the ratio of
-    effective numbers, none, or one number per label."""
+    effective numbers, none, or one number per label. For single_label weights of classes: rows / (classes x rows of
+    the class), scikit-learn's `balanced`; its square root; by inverse effective numbers; none, or one per class."""
     effective_number_beta: float = Field(default=0.999, gt=0, lt=1)
     max_pos_weight: float = Field(default=100.0, ge=1)
     """Cap for computed weights: one example of a very rare label must not drown all others."""
@@ -286,7 +290,8 @@ class Thresholds(Section):
     label, one for all, or `default`; single_label: the most probable class, or the most probable after dividing by the
     class's share to a tuned power (0 is argmax)."""
     min_positives: int = Field(default=5, ge=1)
-    """A label with fewer positives in the rows that tune keeps `default`."""
+    """A label with fewer positives in the rows that tune keeps `default`; the share of a class with fewer rows is taken
+    as if it had so many."""
     default: float = Field(default=0.5, ge=0, le=1)
 
 
@@ -319,6 +324,32 @@ def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora:
     return problems
 
 
+def _task_problems(recipe: Recipe) -> list[str]:
+    """What contradicts the task; nothing while it is null."""
+    task, strategy = recipe.task, recipe.thresholds.strategy
+    problems = []
+    if task == "single_label":
+        if strategy in ("per_label", "global", "fixed"):
+            problems.append(
+                f"thresholds.strategy: {strategy} decides labels one by one; task: single_label takes argmax or "
+                "prior_adjusted."
+            )
+        if recipe.loss.name == "asymmetric":
+            problems.append(
+                "loss.name: asymmetric is made for labels that are mostly negative; task: single_label takes bce "
+                "(cross-entropy over the classes) or focal."
+            )
+        if recipe.prediction.at_least_one:
+            problems.append("prediction.at_least_one: task: single_label gives every row exactly one class: remove it.")
+    elif task is not None and strategy in ("argmax", "prior_adjusted"):
+        problems.append(
+            f"thresholds.strategy: {strategy} chooses one class per row; task: {task} takes per_label, global or fixed."
+        )
+    if task in ("single_label", "binary") and recipe.data.label_delimiter is not None:
+        problems.append(f"data.label_delimiter: task: {task} has one label per row: remove it, or the task.")
+    return problems
+
+
 class Recipe(Section):
     """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given."""
 
@@ -344,6 +375,7 @@ class Recipe(Section):
         problems = _combination_problems(
             *(getattr(self, name) is not None for name in ("backbone", "tfidf", "quantization", "lora"))
         )
+        problems += _task_problems(self)
         if problems:
             raise ValueError(" ".join(problems))
         return self
@@ -398,10 +430,12 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML."""
+    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML, but marks alone (`,` or `|`) as they are."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got '{text}' instead.")
+    if re.fullmatch(r"[^\w\[\]{}'\"~]+", value):  # to YAML they are syntax
+        return key.strip(), value
     try:
         return key.strip(), yaml.load(value, _Loader)
     except yaml.YAMLError as error:

@@ -2,7 +2,7 @@
 
 ```
 recipe.yaml       resolved                     run.json     versions, device, measured choices, fingerprints, seconds
-labels.json       names, order, task           folds.csv    id, fold, group (rows that stay together)
+labels.json       names, order, task, column   folds.csv    id, fold, group (rows that stay together)
 train_labels.csv  id and 0/1 columns           README.md    model card, and a snippet that loads it without us
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
                   state.safetensors while unfinished
@@ -28,8 +28,8 @@ import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.errors import RunError
-from lora_cls.evaluation import corrected_probabilities
-from lora_cls.recipe import Recipe, flatten, load_recipe
+from lora_cls.evaluation import Decisions, decisions_for
+from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 
 
 def write_bytes(file: Path, content: bytes) -> None:
@@ -147,7 +147,7 @@ class FoldFolder:
         return self.path / "fold.json"
 
     def pos_weight(self, n_labels: int) -> np.ndarray:
-        """Positive weights, ndarray of shape (n_labels,). Raises RunError if `fold.json` does not hold them."""
+        """Positive or class weights, ndarray of shape (n_labels,). Raises RunError if `fold.json` lacks them."""
         info = read_json(self.info)
         weight = np.asarray(info.get("pos_weight") if isinstance(info, dict) else None, dtype=np.float64)
         if weight.shape != (n_labels,):
@@ -196,7 +196,8 @@ class RunFolder:
             raise RunError(f"{path} cannot be made: {error.strerror}.") from error
         write_bytes(path / UNFINISHED, b"")
         assert train.labels is not None
-        write_json(path / "labels.json", {"task": recipe.task, "labels": train.label_names})
+        named = train.columns.labels[0] if train.columns and train.columns.classes is not None else None
+        write_json(path / "labels.json", {"task": recipe.task, "labels": train.label_names, "column": named})
         write_csv(path / "folds.csv", pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
         columns = {name: train.labels[:, j] for j, name in enumerate(train.label_names)}
         write_csv(path / "train_labels.csv", pd.DataFrame({"id": train.ids} | columns))
@@ -239,6 +240,17 @@ class RunFolder:
     @property
     def label_names(self) -> list[str]:
         return list(read_json(self.path / "labels.json")["labels"])
+
+    @property
+    def label_column(self) -> str | None:
+        """The one column that held the labels' names; None where each label had a 0/1 column."""
+        column = read_json(self.path / "labels.json")["column"]
+        return None if column is None else str(column)
+
+    def decisions(self, settings: Thresholds | None = None) -> Decisions:
+        """How the run's task decides; `settings` in place of the recipe's `thresholds`."""
+        recipe = self.recipe
+        return decisions_for(recipe.task, settings or recipe.thresholds)
 
     @property
     def info(self) -> dict[str, Any]:
@@ -316,12 +328,13 @@ class RunFolder:
         """Rows as in `oof_logits`, and their probabilities, ndarray of shape (n_predicted, n_labels), float64."""
         rows, logits = self.oof_logits()
         fold, y_score = self.folds["fold"].to_numpy()[rows], np.empty(logits.shape, dtype=np.float64)
+        decisions = self.decisions()
         for number, weight in zip(self.finished_folds, self.pos_weights(), strict=True):
-            y_score[fold == number] = corrected_probabilities(logits[fold == number], weight)
+            y_score[fold == number] = decisions.probabilities(logits[fold == number], weight)
         return rows, y_score
 
     def pos_weights(self) -> np.ndarray:
-        """Positive weights of the finished folds, ndarray of shape (n_folds, n_labels)."""
+        """Positive or class weights of the finished folds, ndarray of shape (n_folds, n_labels)."""
         return np.array([self.fold(number).pos_weight(len(self.label_names)) for number in self.finished_folds])
 
     def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:

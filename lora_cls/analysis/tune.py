@@ -10,16 +10,8 @@ import pandas as pd
 
 from lora_cls.data import read_sample_submission, write_submission
 from lora_cls.errors import RunError
-from lora_cls.evaluation import (
-    apply_thresholds,
-    bootstrap_macro_f1,
-    combine_folds,
-    corrected_probabilities,
-    cross_fit_thresholds,
-    summary,
-    tune_thresholds,
-)
-from lora_cls.recipe import Prediction, Recipe, Thresholds
+from lora_cls.evaluation import bootstrap_macro_f1, summary
+from lora_cls.recipe import Prediction, Recipe, Task, Thresholds, load_recipe
 from lora_cls.runs import RunFolder, write_csv, write_json
 
 LEFT_OUT = (
@@ -56,15 +48,17 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     (rows, logits), (_, y_score) = run.oof_logits(), run.oof_proba()
     folds, weights = run.folds.iloc[rows], run.pos_weights()
     fold, groups = folds["fold"].to_numpy(), folds["group"].to_numpy()
-    y_true = run.y_true[rows]
+    y_true, decisions = run.y_true[rows], run.decisions(thresholds)
     settings: dict[str, Any] = {
-        "strategy": thresholds.strategy or "per_label",
+        "strategy": decisions.strategy,
         "min_positives": thresholds.min_positives,
         "default": thresholds.default,
     }
-    shipped = tune_thresholds(y_true, y_score, **settings)
+    shipped = decisions.tune(y_true, y_score)
     optimistic = recipe.train.select == "scored_fold"
     metrics: dict[str, Any] = {
+        "task": recipe.task,
+        "strategy": decisions.strategy,
         "optimistic": optimistic,
         "epochs_pending": recipe.train.select == "cross_fitted" and len(finished) < len(run.fold_numbers),
         "folds_finished": finished,
@@ -78,27 +72,35 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         "shipped": dict(zip(names, shipped.tolist(), strict=True)),
     }
     if len(finished) > 1:
-        fitted = cross_fit_thresholds(y_true, y_score, fold, **settings, at_least_one=prediction.at_least_one)
+        fitted = decisions.cross_fit(y_true, y_score, fold, prediction.at_least_one)
         metrics["cross_fitted"] = {"optimistic": optimistic} | _scores(
-            y_true, fitted.y_pred, y_score, names, shipped, groups
+            recipe.task, y_true, fitted.y_pred, y_score, names, shipped, groups
         )
         kept["folds"] = {
             int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()
         }
-    untuned = (logits > 0).astype(np.int8)
-    metrics["untuned"] = {"optimistic": optimistic} | _scores(y_true, untuned, y_score, names, None, groups)
+    metrics["untuned"] = {"optimistic": optimistic} | _scores(
+        recipe.task, y_true, decisions.untuned(logits), y_score, names, None, groups
+    )
     metrics["note"] = LEFT_OUT
     write_csv(run.path / "oof_proba.csv", _table(folds["id"].tolist(), y_score, names))
     write_json(run.path / "thresholds.json", kept)
     test_logits, test_ids = run.test_logits(), run.test_ids
     if test_logits is not None and test_ids is not None:
-        per_fold = corrected_probabilities(test_logits, weights[:, None, :])
-        proba, y_pred = decide(per_fold, shipped, prediction)
+        per_fold = decisions.probabilities(test_logits, weights[:, None, :])
+        proba, y_pred = decisions.together(per_fold, shipped, prediction)
         write_csv(run.path / "test_proba.csv", _table(test_ids, proba, names))
         id_name = str(run.info["data"]["test_id_column"] or "id")
-        given = run.sample_submission
-        sample = None if given is None else read_sample_submission(given, test_ids, names, id_name)
-        write_submission(run.path / "submission.csv", test_ids, y_pred, names, id_name=id_name, sample=sample)
+        given, delimiter = run.sample_submission, recipe.data.label_delimiter
+        sample = (
+            None
+            if given is None
+            else read_sample_submission(given, test_ids, names, id_name, task=recipe.task, delimiter=delimiter)
+        )
+        write_submission(
+            run.path / "submission.csv", test_ids, y_pred, names, id_name=id_name, sample=sample,
+            label_column=run.label_column, delimiter=delimiter,
+        )  # fmt: skip
         metrics["test"] = {
             "rows": len(test_ids),
             "combine": prediction.combine,
@@ -108,26 +110,8 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     return metrics
 
 
-def decide(per_fold: np.ndarray, thresholds: np.ndarray, prediction: Prediction) -> tuple[np.ndarray, np.ndarray]:
-    """What the folds' models say together.
-
-    Parameters
-    ----------
-    per_fold : ndarray of shape (n_folds, n_samples, n_labels), probabilities
-    thresholds : ndarray of shape (n_labels,)
-
-    Returns
-    -------
-    y_score : ndarray of shape (n_samples, n_labels), float64; with `vote` the share of folds that say yes
-    y_pred : ndarray of shape (n_samples, n_labels), int8
-    """
-    vote = prediction.combine == "vote"
-    y_score = combine_folds(per_fold, prediction.combine, thresholds if vote else None)
-    cuts = np.full(len(thresholds), 0.5) if vote else thresholds
-    return y_score, apply_thresholds(y_score, cuts, at_least_one=prediction.at_least_one)
-
-
 def _scores(
+    task: Task | None,
     y_true: np.ndarray,
     y_pred: np.ndarray,
     y_score: np.ndarray,
@@ -136,7 +120,10 @@ def _scores(
     groups: np.ndarray,
 ) -> dict[str, Any]:
     interval = bootstrap_macro_f1(y_true, y_pred, groups)
-    return summary(y_true, y_pred, y_score, names, thresholds) | {"macro_f1_interval": asdict(interval)}
+    scores = summary(y_true, y_pred, y_score, names, thresholds)
+    if task == "single_label":
+        scores["accuracy"] = scores["exact_match"]
+    return scores | {"macro_f1_interval": asdict(interval)}
 
 
 def _table(ids: list[str], y_score: np.ndarray, names: list[str]) -> pd.DataFrame:
@@ -144,8 +131,16 @@ def _table(ids: list[str], y_score: np.ndarray, names: list[str]) -> pd.DataFram
 
 
 def recipe_settings(recipe: Recipe, **given: Any) -> tuple[Thresholds, Prediction]:
-    """The recipe's settings with those given instead (None keeps the recipe's)."""
-    named = {key: value for key, value in given.items() if value is not None}
-    thresholds = recipe.thresholds.model_copy(update={k: v for k, v in named.items() if k in Thresholds.model_fields})
-    prediction = recipe.prediction.model_copy(update={k: v for k, v in named.items() if k in Prediction.model_fields})
-    return thresholds, prediction
+    """The recipe's settings with those given instead (None keeps the recipe's).
+
+    Raises
+    ------
+    RecipeError
+        For settings that contradict the recipe's task.
+    """
+    sections = dict.fromkeys(Thresholds.model_fields, "thresholds")
+    sections |= dict.fromkeys(Prediction.model_fields, "prediction")
+    changed = load_recipe(
+        recipe, {f"{sections[key]}.{key}": value for key, value in given.items() if value is not None}
+    )
+    return changed.thresholds, changed.prediction

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
 
 import pandas as pd
 
 from lora_cls.data.labels import looks_like_labels
+from lora_cls.data.names import distinct_names, likely_delimiter, looks_like_names, occurs, split_names, too_many
 from lora_cls.data.table import as_id, is_missing, problem_report
 from lora_cls.errors import did_you_mean, shorten
-from lora_cls.recipe import Data
+from lora_cls.recipe import Data, Task
 
 TEXT_NAMES = (
     "text", "tweet", "comment", "sentence", "content", "message", "body", "review", "document", "utterance",
@@ -26,13 +28,28 @@ class Columns:
     """Null numbers the rows: `row-0`, `row-1`, ..."""
     text: list[str]
     labels: list[str]
+    """The label columns: 0/1 each, or one that holds names."""
     how: str
     """One sentence for the user: what was chosen, and why."""
     group: str | None = None
+    task: Task = "multi_label"
+    classes: list[str] | None = None
+    """The names in the one label column, where it holds names; None where every label has a 0/1 column."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the choice."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels in their order: the classes, or the 0/1 columns."""
+        return self.labels if self.classes is None else self.classes
 
 
 def resolve_columns(
-    config: Data, train: pd.DataFrame, test: pd.DataFrame | None = None, sample: pd.DataFrame | None = None
+    config: Data,
+    train: pd.DataFrame,
+    test: pd.DataFrame | None = None,
+    sample: pd.DataFrame | None = None,
+    task: Task | None = None,
 ) -> Columns:
     """Decide what each column of the training table is.
 
@@ -42,20 +59,25 @@ def resolve_columns(
         What it names is taken; what it leaves null is found by the rules written beside its fields.
     train, test, sample : DataFrame
         As `read_table` returns them. The test table and the sample submission tell labels from other 0/1 columns.
+    task : the recipe's; None takes what the label columns say
 
     Raises
     ------
     DataError
         With every column that is missing, cannot be found, or could be one of several.
     """
-    columns, problems = find_columns(config, train, test, sample)
+    columns, problems = find_columns(config, train, test, sample, task)
     if problems:
         raise problem_report(str(train.attrs.get("source", "the training table")), problems)
     return columns
 
 
 def find_columns(
-    config: Data, train: pd.DataFrame, test: pd.DataFrame | None = None, sample: pd.DataFrame | None = None
+    config: Data,
+    train: pd.DataFrame,
+    test: pd.DataFrame | None = None,
+    sample: pd.DataFrame | None = None,
+    task: Task | None = None,
 ) -> tuple[Columns, list[str]]:
     """`resolve_columns` that returns the problems, and what could be decided despite them."""
     problems: list[str] = []
@@ -63,23 +85,33 @@ def find_columns(
     group = _present(train, [config.group_column] if config.group_column else [], "data.group_column", problems)
     id_column = find_id(config, train, problems)
     others = {*named_text, *group, *([id_column] if id_column else [])}
-    if config.label_columns is not None or sample is not None:
+    if config.label_columns is not None or (sample is not None and not _only_classes(train, sample, id_column)):
         field, named, labels_how = _named_labels(config, sample, id_column, problems)
         labels = _fit_for_labels(train, named, field, others, problems)
     else:
-        labels, labels_how = _guess_labels(train, test, others, problems)
+        labels, labels_how = _guess_labels(config, task, train, test, others, problems)
+    found, classes, task_how, notes = _decide_task(config, task, train, labels, problems)
     text, text_how = named_text, "from the recipe"
     if config.text_columns is None and config.text_template is None:
         text, text_how = _guess_text(train, test, {*others, *labels}, problems)
+    if classes is None:
+        what = f"{len(labels)} column{'s' * (len(labels) != 1)} ({shorten(labels, 30)})"
+    else:
+        what = f"{len(classes)} names ({shorten(classes, 30)}) in the column {labels[0]}"
     roles = {
-        "labels": f"{len(labels)} column{'s' * (len(labels) != 1)} ({shorten(labels, 30)}), {labels_how}",
+        "task": f"{found}, {task_how}",
+        "labels": f"{what}, {labels_how}",
         "text": f"{shorten(text)}, {text_how}",
         "id": id_column or "the row numbers, because no column is named id",
     }
     if group:
         roles["groups"] = f"{group[0]}, and identical texts"
     how = "; ".join(f"{role}: {what}" for role, what in roles.items())
-    return Columns(id=id_column, text=text, labels=labels, how=how, group=group[0] if group else None), problems
+    columns = Columns(
+        id=id_column, text=text, labels=labels, how=how, group=group[0] if group else None, task=found,
+        classes=classes, notes=notes,
+    )  # fmt: skip
+    return columns, problems
 
 
 def find_test_columns(
@@ -103,7 +135,8 @@ def find_test_columns(
     group = train_columns.group if train_columns else config.group_column
     group = group if group in test.columns else None  # a test table needs no groups
     how = f"text: {shorten(text)}, {how}; id: {id_column or 'the row numbers, because no column is named id'}"
-    return Columns(id=id_column, text=text, labels=labels, how=how, group=group), problems
+    columns = train_columns or Columns(id=None, text=[], labels=labels, how="")
+    return replace(columns, id=id_column, text=text, how=how, group=group, notes=()), problems
 
 
 def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | None:
@@ -227,29 +260,60 @@ def _fit_for_labels(
     both = [name for name in dict.fromkeys(named) if name in others]
     if both:
         problems.append(f"{field}: {shorten(both)} cannot be a label and the id, text or group column too.")
-    return _present(train, [name for name in dict.fromkeys(named) if name not in others], field, problems)
+    found = _present(train, [name for name in dict.fromkeys(named) if name not in others], field, problems)
+    if field == "sample submission" and not found:
+        problems.append(
+            "the sample submission has none of the training table's labels: name them in data.label_columns."
+        )
+    return found
 
 
 def _guess_labels(
-    train: pd.DataFrame, test: pd.DataFrame | None, others: set[str], problems: list[str]
+    config: Data,
+    task: Task | None,
+    train: pd.DataFrame,
+    test: pd.DataFrame | None,
+    others: set[str],
+    problems: list[str],
 ) -> tuple[list[str], str]:
-    """The 0/1 columns; of those, the ones that the test table lacks, if there is one."""
+    """The 0/1 columns; of those, the ones that the test table lacks, if there is one; or its one column of names."""
     free = [name for name in train.columns if name not in others and not name.startswith("Unnamed: ")]
     zero_one = [name for name in free if looks_like_labels(train[name])]
+    of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], config.label_delimiter)]
     if test is None:
         if not zero_one:
-            _no_labels(train, "0/1 columns", [], problems)
+            _no_labels(train, "0/1 columns", [], of_names, problems)
         return zero_one, "the 0/1 columns (no test file was given to compare with)"
     labels = [name for name in zero_one if name not in test.columns]
+    if not of_names and not labels:  # of a delimiter that stands nowhere `_decide_task` knows more to say
+        of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], None)]
+    of_names = [] if config.soft_labels else [name for name in of_names if name not in test.columns]
+    asked_for = config.label_delimiter is not None or (task == "single_label" and len(labels) < 2)
+    if of_names and (asked_for or not labels):
+        if len(of_names) > 1:
+            problems.append(
+                f"several columns could hold the labels' names: {shorten(of_names, 40)}. Set data.label_columns to one."
+            )
+            return [], "not found"
+        return of_names, "the only column with few values that the test file lacks"
     if not labels:
-        _no_labels(train, "0/1 columns that the test file lacks", zero_one, problems)
+        _no_labels(
+            train, "0/1 columns (or one column of few values) that the test file lacks", zero_one, of_names, problems
+        )
     left_out = [name for name in free if name not in test.columns and name not in labels]
     how = "the 0/1 columns that the test file lacks"
     return labels, how + (f" (it also lacks {shorten(left_out)}: not 0/1, so not labels)" if left_out else "")
 
 
-def _no_labels(train: pd.DataFrame, looked_for: str, shared: list[str], problems: list[str]) -> None:
+def _no_labels(
+    train: pd.DataFrame, looked_for: str, shared: list[str], of_names: list[str], problems: list[str]
+) -> None:
     hint = "Set data.label_columns."
+    if of_names and not shared:
+        hint = (
+            f'Few values stand in {shorten(of_names)}; if one holds the labels, name it: --set "data.label_columns='
+            f'[{of_names[0]}]"'
+        )
     if shared:
         hint = (
             "The test file has the 0/1 columns too; if they are the labels, name them: --set "
@@ -261,11 +325,102 @@ def _no_labels(train: pd.DataFrame, looked_for: str, shared: list[str], problems
     )
 
 
+def _only_classes(train: pd.DataFrame, sample: pd.DataFrame, id_column: str | None) -> bool:
+    """Whether a sample submission names classes, one column each, and no column of the training table."""
+    sample_id = sample_id_column(sample, id_column)
+    named = [name for name in sample.columns if name != sample_id]
+    return len(named) > 1 and not any(name in train.columns for name in named)
+
+
+def _decide_task(
+    config: Data, task: Task | None, train: pd.DataFrame, labels: list[str], problems: list[str]
+) -> tuple[Task, list[str] | None, str, tuple[str, ...]]:
+    """The task, the names in the one label column if it holds names, why, and notes.
+
+    `dataset` checks the rows themselves: that each has exactly one class.
+    """
+    why = "from the recipe" if task else ""
+    if len(labels) != 1:
+        if task == "binary" and labels:
+            problems.append(
+                f"task: binary needs exactly one label column. Got {len(labels)} ({shorten(labels)}) instead. Set "
+                "data.label_columns to one of them, or task: multi_label."
+            )
+        return task or "multi_label", None, why or "because there are several 0/1 columns", ()
+    name = labels[0]
+    values = train[name]
+    zero_one = config.soft_labels or looks_like_labels(values)
+    if zero_one and task != "single_label":
+        if config.label_delimiter is not None:
+            problems.append(f"data.label_delimiter has no meaning for the 0/1 column '{name}': remove it.")
+        return task or "binary", None, why or "because there is one 0/1 column", ()
+    if task == "binary":
+        problems.append(
+            f"task: binary needs a 0/1 column, but '{name}' holds {_examples(split_names(values, None))}. Set task: "
+            "single_label, or data.label_columns."
+        )
+    if task == "multi_label" and config.label_delimiter is None:
+        problems.append(
+            f"task: multi_label needs 0/1 columns, or data.label_delimiter to split the names in '{name}' "
+            f"({_examples(split_names(values, None))}). For one class per row set task: single_label."
+        )
+    names = split_names(values, config.label_delimiter)
+    classes, filled = distinct_names(names), sum(bool(cell) for cell in names)
+    notes = _spelling_notes(name, classes)
+    if len(classes) < 2:
+        problems.append(
+            f"label column '{name}': at least two different names are needed. Got {shorten(classes) or 'none'} instead."
+        )
+    elif too_many(len(classes), filled):
+        problems.append(
+            f"column '{name}' is no label column: {len(classes)} different values in {filled} filled cells "
+            f"({shorten(classes, 3)}). Set data.label_columns."
+        )
+    elif config.label_delimiter is not None:
+        if not occurs(values, config.label_delimiter):
+            problems.append(
+                f"data.label_delimiter {config.label_delimiter!r} stands in no cell of '{name}' "
+                f"({_examples(names)}). Set it to what separates the labels; for one class per row remove it."
+            )
+        empty = len(names) - filled
+        if empty:
+            notes += (f"column '{name}': {empty} empty cells are rows without any label.",)
+    else:
+        mark = likely_delimiter(values)
+        if mark is not None and task is None:
+            problems.append(
+                f"column '{name}' looks like several labels separated by {mark!r} ({_examples(names, mark)}). Set "
+                f"data.label_delimiter to {mark!r}; or task: single_label, if each value is one class."
+            )
+    if config.label_delimiter is not None:
+        return task or "multi_label", classes, why or f"because {name} is split at data.label_delimiter", notes
+    return task or "single_label", classes, why or f"because {name} holds one name per row", notes
+
+
+def _examples(names: Sequence[list[str] | None], mark: str = "") -> str:
+    """Some different cells, those that hold `mark`."""
+    cells = dict.fromkeys(", ".join(cell) for cell in names if cell and any(mark in name for name in cell))
+    return shorten((repr(cell) for cell in cells), 3) or "nothing"
+
+
+def _spelling_notes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
+    alike: dict[str, list[str]] = {}
+    for value in classes:
+        alike.setdefault(unicodedata.normalize("NFC", value).casefold(), []).append(value)
+    pairs = [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
+    return (f"column '{name}': {shorten(pairs)} differ only in case and are different labels.",) if pairs else ()
+
+
 def sample_id_column(sample: pd.DataFrame, id_column: str | None) -> str:
     """The id column of a sample submission: the named one, or one named id, or else its first."""
-    if id_column is not None and id_column in sample.columns:
+    return id_header([str(name) for name in sample.columns], id_column)
+
+
+def id_header(columns: Sequence[str], id_column: str | None) -> str:
+    """`sample_id_column` from the names of the columns."""
+    if id_column is not None and id_column in columns:
         return id_column
-    return str(next((name for name in sample.columns if name.lower() == "id"), sample.columns[0]))
+    return next((name for name in columns if name.lower() == "id"), columns[0])
 
 
 def _is_unique(values: pd.Series) -> bool:

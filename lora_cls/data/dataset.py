@@ -16,9 +16,10 @@ from scipy.sparse.csgraph import connected_components
 
 from lora_cls.data.columns import Columns, fill_template, find_columns, find_test_columns, template_fields
 from lora_cls.data.labels import BAD, EXPECTED, MISSING, parse_labels
+from lora_cls.data.names import name_matrix, split_names
 from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, shorten
-from lora_cls.recipe import Data
+from lora_cls.recipe import Data, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,8 @@ class Dataset:
     ----------
     ids, texts : list of str, length n_samples
     labels : ndarray of shape (n_samples, n_labels), int8, or None
-        0 or 1. A row without any label is normal data. None for a test table.
+        0 or 1. A row without any label is normal data, but for `single_label`, where each has exactly one. None for a
+        test table.
     label_names : list of str, length n_labels
     groups : ndarray of shape (n_samples,), int64
         Rows of one group belong into one fold: same value of the group column, or the same text.
@@ -86,6 +88,7 @@ def load_train(
     train: Source | None = None,
     test: Source | None = None,
     sample_submission: Source | None = None,
+    task: Task | None = None,
 ) -> Dataset:
     """Read and check a training table.
 
@@ -95,6 +98,7 @@ def load_train(
         Paths and columns.
     train, test, sample_submission : path or DataFrame
         Stand in for the recipe's own. The latter two only serve to tell which columns are labels.
+    task : the recipe's; None takes what the label columns say, see `columns.task`
 
     Raises
     ------
@@ -111,11 +115,12 @@ def load_train(
         frame,
         _read_optional(test, config.test, "the test DataFrame"),
         _read_optional(sample_submission, config.sample_submission, "the sample submission"),
+        task,
     )
     where = str(frame.attrs["source"])
     ids, id_problems = _ids(frame, columns)
     texts, empty, text_problems = _texts(config, frame, columns)
-    labels, label_problems = _labels(frame, columns, ids)
+    labels, label_problems = _labels(config, frame, columns, ids)
     unlabelled = (labels == MISSING).any(axis=1)
     problems += id_problems + text_problems + label_problems
     if config.on_missing == "error":
@@ -130,7 +135,7 @@ def load_train(
         ids=ids,
         texts=texts,
         labels=labels,
-        label_names=list(columns.labels),
+        label_names=list(columns.label_names),
         groups=_groups(texts, frame[columns.group] if columns.group else None),
         notes=notes,
         source=where,
@@ -141,7 +146,8 @@ def load_train(
         kept = dataset.subset(keep)
         values = frame[columns.group][keep] if columns.group else None
         dataset = replace(kept, groups=_groups(kept.texts, values))
-    return replace(dataset, notes=notes + _constant_notes(dataset))
+    task_notes = [*columns.notes, *(_exclusive_notes(dataset) if task is None else [])]
+    return replace(dataset, notes=notes + task_notes + _constant_notes(dataset))
 
 
 def load_test(config: Data, test: Source | None = None, *, train_columns: Columns | None = None) -> Dataset:
@@ -185,7 +191,7 @@ def load_test(config: Data, test: Source | None = None, *, train_columns: Column
         ids=ids,
         texts=["" if blank else text for text, blank in zip(texts, empty, strict=True)],
         labels=None,
-        label_names=list(columns.labels),
+        label_names=list(columns.label_names),
         groups=_groups(texts, frame[columns.group] if columns.group else None),
         notes=notes,
         source=str(frame.attrs["source"]),
@@ -277,8 +283,10 @@ def _column_texts(frame: pd.DataFrame, name: str, problems: list[str]) -> list[s
     return texts
 
 
-def _labels(frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
+def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
     """Labels of shape (n_samples, n_labels) with `MISSING` and `BAD` in them, and the problems of bad values."""
+    if columns.classes is not None:
+        return _names(config, frame, columns, ids)
     labels = np.zeros((len(frame), len(columns.labels)), dtype=np.int8)
     problems = []
     for column, name in enumerate(columns.labels):
@@ -289,9 +297,33 @@ def _labels(frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.n
             examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
             problems.append(
                 f"label column '{name}': expected {EXPECTED}, but row {examples}. Mend the values, or set "
-                "data.label_columns if this is no label."
+                "data.label_columns if this is no label"
+                f"{', or task: single_label if its values are classes' if len(columns.labels) == 1 else ''}."
             )
+    if columns.task == "single_label" and not problems:
+        ones, known = (labels == 1).sum(axis=1), (labels >= 0).all(axis=1)
+        for wrong, what in ((known & (ones == 0), "no 1"), (known & (ones > 1), "several 1s")):
+            if wrong.any():
+                problems.append(
+                    f"task: single_label needs exactly one 1 per row, but {_count(wrong, 'row')} "
+                    f"with {what} in the label columns: {_rows(frame, columns, ids, wrong)}. "
+                    "Mend the rows, or set task: multi_label."
+                )
     return labels, problems
+
+
+def _names(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
+    """`_labels` for one column that holds names."""
+    (name,), classes = columns.labels, columns.classes or []
+    labels = name_matrix(split_names(frame[name], config.label_delimiter), classes)
+    if config.label_delimiter is not None:
+        labels[labels == MISSING] = 0  # an empty list of labels
+    bad = np.flatnonzero((labels == BAD).any(axis=1)).tolist()
+    if not bad:
+        return labels, []
+    cells = frame[name].tolist()
+    examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
+    return labels, [f"label column '{name}': expected names ({shorten(classes)}), but row {examples}."]
 
 
 def _missing_problems(
@@ -304,10 +336,12 @@ def _missing_problems(
     unlabelled = (labels == MISSING).any(axis=1)
     if unlabelled.any():
         rows = _rows(frame, columns, ids, unlabelled)
-        names = [name for name, column in zip(columns.labels, labels.T, strict=True) if (column == MISSING).any()]
+        names = columns.labels
+        if columns.classes is None:
+            names = [name for name, column in zip(names, labels.T, strict=True) if (column == MISSING).any()]
         problems.append(
-            f"{_count(unlabelled, 'row')} with a missing label (of {shorten(names)}): "
-            f"{rows}. Write 0 or 1, or set data.on_missing: drop."
+            f"{_count(unlabelled, 'row')} with a missing label (of {shorten(names)}): {rows}. "
+            f"Write {'0 or 1' if columns.classes is None else 'a name'}, or set data.on_missing: drop."
         )
     return problems
 
@@ -318,6 +352,17 @@ def _drop_notes(empty: np.ndarray, unlabelled: np.ndarray) -> list[str]:
     count = f"{int((empty | unlabelled).sum())} of {len(empty)} training rows"
     why = f"{int(unlabelled.sum())} with a missing label, {int(empty.sum())} with an empty text"
     return [f"dropped {count} (data.on_missing: drop): {why}."]
+
+
+def _exclusive_notes(dataset: Dataset) -> list[str]:
+    assert dataset.labels is not None and dataset.columns is not None
+    exclusive = dataset.columns.task == "multi_label" and (dataset.labels.sum(axis=1, dtype=np.int64) == 1).all()
+    if not exclusive:
+        return []
+    return [
+        f"every training row has exactly one of the {len(dataset.label_names)} labels. If every text must have "
+        "exactly one: --set task=single_label."
+    ]
 
 
 def _constant_notes(dataset: Dataset) -> list[str]:

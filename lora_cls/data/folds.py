@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,12 +10,16 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.recipe import Task
 
 
-def stratified_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42) -> np.ndarray:
+def stratified_folds(
+    labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42, *, task: Task | None = None
+) -> np.ndarray:
     """Split rows into folds that all have about the same share of each label.
 
-    Iterative stratification over groups: a group counts as one row with all its rows' labels, and stays whole.
+    Iterative stratification over groups: a group counts as one row with all its rows' labels, and stays whole. For
+    `single_label` scikit-learn's `StratifiedKFold`, or `StratifiedGroupKFold` where a group has several rows.
 
     Parameters
     ----------
@@ -24,6 +29,7 @@ def stratified_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int = 10,
     n_splits : int
     random_state : int
         The same inputs give the same folds.
+    task : the recipe's; rows of `single_label` must have one class each
 
     Returns
     -------
@@ -50,6 +56,8 @@ def stratified_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int = 10,
             f"{len(names)} groups of rows cannot fill {n_splits} folds (identical texts, and rows with the same value "
             f"of data.group_column, are one group). Set cv.n_splits to {len(names)} or less, or add rows."
         )
+    if task == "single_label":
+        return _folds_of_classes(labels.argmax(axis=1), group_of, n_splits, random_state)
     of_group = np.zeros((len(names), labels.shape[1]), dtype=np.int8)
     np.maximum.at(of_group, group_of, labels.astype(np.int8))
     # "No label" is stratified as a label of its own, or such rows would only fill the gaps that the others leave; it
@@ -60,6 +68,30 @@ def stratified_folds(labels: np.ndarray, groups: np.ndarray, n_splits: int = 10,
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(names)), target)):
         fold_of_group[held_out] = fold
     return fold_of_group[group_of]
+
+
+def _folds_of_classes(y: np.ndarray, group_of: np.ndarray, n_splits: int, random_state: int) -> np.ndarray:
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    if np.bincount(y).max() < n_splits:
+        raise DataError(
+            f"no class has {n_splits} rows (the most frequent one has {np.bincount(y).max()}): folds cannot be "
+            f"stratified. Set cv.n_splits to {np.bincount(y).max()} or less, or add rows."
+        )
+    alone = len(np.unique(group_of)) == len(y)
+    splitter = (StratifiedKFold if alone else StratifiedGroupKFold)(n_splits, shuffle=True, random_state=random_state)
+    fold = np.full(len(y), -1, dtype=np.int64)
+    with warnings.catch_warnings():  # of a class with fewer rows than folds: `fold_notes` names it
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        for number, (_, held_out) in enumerate(splitter.split(y, y, None if alone else group_of)):
+            fold[held_out] = number
+    empty = sorted(set(range(n_splits)) - set(fold.tolist()))
+    if empty:
+        raise DataError(
+            f"the groups of rows are too few and too large to fill {n_splits} folds with every class: fold "
+            f"{shorten(empty)} stays empty. Lower cv.n_splits."
+        )
+    return fold
 
 
 def fold_notes(

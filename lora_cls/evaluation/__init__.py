@@ -1,13 +1,14 @@
 """Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
 
 Reading order: `thresholds` (scores to decisions), `metrics` (decisions to figures), `intervals` (how sure the figures
-are), `probabilities` (logits to probabilities, several folds to one score).
+are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task).
 
 Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
 float64 scores of the same shape, `fold` and `groups` hold one integer per row. A prediction is positive at
 `y_score >= threshold`.
 """
 
+from lora_cls.evaluation.decisions import Decisions, decisions_for
 from lora_cls.evaluation.intervals import (
     Interval,
     bootstrap_difference,
@@ -15,7 +16,14 @@ from lora_cls.evaluation.intervals import (
     bootstrap_unpaired_difference,
 )
 from lora_cls.evaluation.metrics import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
-from lora_cls.evaluation.probabilities import combine_folds, combine_pieces, corrected_probabilities, logit
+from lora_cls.evaluation.probabilities import (
+    combine_class_folds,
+    combine_folds,
+    combine_pieces,
+    corrected_class_probabilities,
+    corrected_probabilities,
+    logit,
+)
 from lora_cls.evaluation.thresholds import (
     CrossFit,
     apply_thresholds,
@@ -26,16 +34,20 @@ from lora_cls.evaluation.thresholds import (
 
 __all__ = [
     "CrossFit",
+    "Decisions",
     "Interval",
     "apply_thresholds",
     "best_f1_threshold",
     "bootstrap_difference",
     "bootstrap_macro_f1",
     "bootstrap_unpaired_difference",
+    "combine_class_folds",
     "combine_folds",
     "combine_pieces",
+    "corrected_class_probabilities",
     "corrected_probabilities",
     "cross_fit_thresholds",
+    "decisions_for",
     "exact_match",
     "f1_scores",
     "label_table",

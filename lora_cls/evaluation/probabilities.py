@@ -38,14 +38,33 @@ def corrected_probabilities(logits: npt.ArrayLike, pos_weight: npt.ArrayLike) ->
     """
     from scipy.special import expit
 
-    values = as_scores(logits, "logits", ndim=None)
-    weights = as_scores(pos_weight, "pos_weight", ndim=None)
-    if not np.all(weights > 0):
-        raise ValueError(
-            f"The 'pos_weight' parameter must be greater than 0. Got {weights.min()} among its values instead."
-        )
-    _must_broadcast(weights, "pos_weight", values, "logits")
-    return np.asarray(expit(values - np.log(weights)))
+    return np.asarray(expit(_unshifted(logits, pos_weight, "pos_weight")))
+
+
+def corrected_class_probabilities(logits: npt.ArrayLike, class_weight: npt.ArrayLike) -> FloatArray:
+    """`softmax(logits - log(class_weight))`: the probabilities of classes that a weighted cross-entropy hides.
+
+    Cross-entropy that counts rows of class c `w_c` times, -sum_c w_c p_c log s_c, is least at s_c proportional to
+    w_c p_c: every ideal logit is log p_c plus log w_c, and a constant that softmax ignores.
+
+    Parameters
+    ----------
+    logits : array of float of shape (..., n_classes)
+    class_weight : array of float of shape (n_classes,), or any that broadcasts to the shape of `logits`
+
+    Returns
+    -------
+    ndarray of float64, the shape of `logits`
+        Sums to 1 over the classes.
+
+    Raises
+    ------
+    ValueError
+        As `corrected_probabilities`.
+    """
+    from scipy.special import softmax
+
+    return np.asarray(softmax(_unshifted(logits, class_weight, "class_weight"), axis=-1))
 
 
 def logit(proba: npt.ArrayLike, *, eps: float = 1e-12) -> FloatArray:
@@ -98,15 +117,7 @@ def combine_folds(
         a shape that does not fit.
     """
     scores = _as_proba(y_score_per_fold, "y_score_per_fold", ndim=3)
-    if len(scores) == 0:
-        raise ValueError("The 'y_score_per_fold' parameter must hold at least one fold. Got none instead.")
-    if how not in ("mean_proba", "mean_logit", "vote"):
-        raise ValueError(f"The 'how' parameter must be 'mean_proba', 'mean_logit' or 'vote'. Got {how!r} instead.")
-    if (thresholds is None) == (how == "vote"):
-        raise ValueError(
-            f"The 'thresholds' parameter must be given for how='vote' and only then. "
-            f"Got {thresholds!r} for {how!r} instead."
-        )
+    _check_combination(scores, how, thresholds)
     if thresholds is not None:
         return _votes(scores, as_scores(thresholds, "thresholds", ndim=None))
     if how == "mean_logit":
@@ -116,8 +127,50 @@ def combine_folds(
     return np.asarray(scores.mean(axis=0))
 
 
+def combine_class_folds(
+    y_score_per_fold: npt.ArrayLike, how: Combination = "mean_proba", thresholds: npt.ArrayLike | None = None
+) -> FloatArray:
+    """`combine_folds` for classes of which every row has exactly one.
+
+    Parameters
+    ----------
+    y_score_per_fold : array of float of shape (n_folds, n_samples, n_classes)
+        Corrected probabilities, see `corrected_class_probabilities`.
+    how : {"mean_proba", "mean_logit", "vote"}
+        "mean_proba": the mean. "mean_logit": the softmax of the mean log-probabilities. "vote": the share of folds
+        that decide for the class.
+    thresholds : array of shape (n_classes,) or None
+        For "vote", and only for it: each fold decides for its greatest `y_score / threshold`.
+
+    Returns
+    -------
+    ndarray of float64 of shape (n_samples, n_classes)
+        Sums to 1 over the classes.
+
+    Raises
+    ------
+    ValueError
+        As `combine_folds`.
+    """
+    scores = _as_proba(y_score_per_fold, "y_score_per_fold", ndim=3)
+    _check_combination(scores, how, thresholds)
+    if thresholds is not None:
+        chosen = np.argmax(scores / as_scores(thresholds, "thresholds", ndim=1), axis=-1)
+        return np.asarray((chosen[..., None] == np.arange(scores.shape[2])).sum(axis=0) / len(scores))
+    if how == "mean_logit":
+        from scipy.special import softmax
+
+        return np.asarray(softmax(_log(scores).mean(axis=0), axis=-1))
+    return np.asarray(scores.mean(axis=0))
+
+
 def combine_pieces(
-    logits: npt.ArrayLike, text: npt.ArrayLike, pos_weight: npt.ArrayLike, how: PieceCombination = "mean_logit"
+    logits: npt.ArrayLike,
+    text: npt.ArrayLike,
+    pos_weight: npt.ArrayLike,
+    how: PieceCombination = "mean_logit",
+    *,
+    classes: bool = False,
 ) -> npt.NDArray[np.float32]:
     """One logit per text and label from the logits of its pieces (chunks of a long document).
 
@@ -129,6 +182,9 @@ def combine_pieces(
     pos_weight : array of float of shape (n_labels,), see `corrected_probabilities`
     how : {"mean_logit", "mean_proba", "max"}
         The mean log-odds; the log-odds of the mean probability; the greatest.
+    classes : bool
+        Every text has exactly one of the labels: the same with log-probabilities of the softmax in place of log-odds
+        ("max" then compares probabilities, as logits of different pieces differ by a constant each).
 
     Returns
     -------
@@ -140,6 +196,15 @@ def combine_pieces(
     if not len(owner) or counts.max() == 1:
         return values
     starts = np.append(0, np.cumsum(counts)[:-1])
+    if classes and how != "mean_logit":
+        proba = corrected_class_probabilities(values, pos_weight)
+        together = (
+            np.maximum.reduceat(proba, starts, axis=0)
+            if how == "max"
+            else (np.add.reduceat(proba, starts, axis=0) / counts[:, None])
+        )
+        shifted = _log(together) + np.log(np.asarray(pos_weight, dtype=np.float64))
+        return np.where(counts[:, None] == 1, values[starts], shifted.astype(np.float32))
     if how == "max":
         return np.asarray(np.maximum.reduceat(values, starts, axis=0))
     scores = corrected_probabilities(values, pos_weight) if how == "mean_proba" else values.astype(np.float64)
@@ -148,6 +213,35 @@ def combine_pieces(
         means = logit(means) + np.log(np.asarray(pos_weight, dtype=np.float64))
     # A text in one piece keeps its logit to the last digit, whatever stands beside it.
     return np.where(counts[:, None] == 1, values[starts], means.astype(np.float32))
+
+
+def _unshifted(logits: npt.ArrayLike, weight: npt.ArrayLike, name: str) -> FloatArray:
+    """`logits - log(weight)`, both checked."""
+    values = as_scores(logits, "logits", ndim=None)
+    weights = as_scores(weight, name, ndim=None)
+    if not np.all(weights > 0):
+        raise ValueError(
+            f"The '{name}' parameter must be greater than 0. Got {weights.min()} among its values instead."
+        )
+    _must_broadcast(weights, name, values, "logits")
+    return np.asarray(values - np.log(weights))
+
+
+def _log(proba: FloatArray) -> FloatArray:
+    """Logarithms; of a probability that underflowed to 0 about -708, so that it stays finite."""
+    return np.asarray(np.log(np.maximum(proba, np.finfo(np.float64).tiny)))
+
+
+def _check_combination(scores: FloatArray, how: Combination, thresholds: npt.ArrayLike | None) -> None:
+    if len(scores) == 0:
+        raise ValueError("The 'y_score_per_fold' parameter must hold at least one fold. Got none instead.")
+    if how not in ("mean_proba", "mean_logit", "vote"):
+        raise ValueError(f"The 'how' parameter must be 'mean_proba', 'mean_logit' or 'vote'. Got {how!r} instead.")
+    if (thresholds is None) == (how == "vote"):
+        raise ValueError(
+            f"The 'thresholds' parameter must be given for how='vote' and only then. "
+            f"Got {thresholds!r} for {how!r} instead."
+        )
 
 
 def _votes(scores: FloatArray, thresholds: FloatArray) -> FloatArray:

@@ -10,7 +10,9 @@ other folds chose; `tune_thresholds` on all rows gives the thresholds to ship.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -177,6 +179,23 @@ def cross_fit_thresholds(
     ValueError
         For fewer than two folds, and for whatever `tune_thresholds` refuses.
     """
+    return cross_fit(
+        y_true,
+        y_score,
+        fold,
+        partial(tune_thresholds, strategy=strategy, min_positives=min_positives, default=default),
+        partial(apply_thresholds, at_least_one=at_least_one),
+    )
+
+
+def cross_fit(
+    y_true: npt.ArrayLike,
+    y_score: npt.ArrayLike,
+    fold: npt.ArrayLike,
+    tune: Callable[[BoolArray, FloatArray], FloatArray],
+    apply: Callable[[FloatArray, FloatArray], npt.NDArray[np.int8]],
+) -> CrossFit:
+    """Decide the rows of each fold by what `tune` finds on the rows of all other folds; see `cross_fit_thresholds`."""
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
     fold_of_row = as_row_keys(fold, "fold", len(truth))
@@ -190,11 +209,9 @@ def cross_fit_thresholds(
     y_pred = np.empty(truth.shape, dtype=np.int8)
     for k in folds:
         inside = fold_of_row == k
-        tuned = tune_thresholds(
-            truth[~inside], scores[~inside], strategy=strategy, min_positives=min_positives, default=default
-        )
+        tuned = tune(truth[~inside], scores[~inside])
         thresholds[int(k)] = tuned
-        y_pred[inside] = apply_thresholds(scores[inside], tuned, at_least_one=at_least_one)
+        y_pred[inside] = apply(scores[inside], tuned)
     return CrossFit(thresholds=thresholds, y_pred=y_pred)
 
 

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lora_cls.data.prompts import head_prompt
-from lora_cls.recipe import Recipe
+from lora_cls.recipe import Recipe, Task
 from lora_cls.runs import RunFolder, write_bytes
 
+KINDS: dict[Task, str] = {
+    "multi_label": "Multi-label",
+    "single_label": "Single-label (one class per text)",
+    "binary": "Binary",
+}
 POOLING = {
     "last_token": """index = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)  # the last real token
     pooled = hidden[torch.arange(len(hidden)), index].float()""",
@@ -35,6 +40,11 @@ COMBINE = {
     "max": "piece_logits(read(text)).amax(0)",
     "mean_proba": "(piece_logits(read(text)) - log_w).sigmoid().mean(0).logit() + log_w",
 }
+COMBINE_CLASSES = {
+    "mean_logit": COMBINE["mean_logit"],
+    "max": "(piece_logits(read(text)) - log_w).softmax(-1).amax(0).log() + log_w",
+    "mean_proba": "(piece_logits(read(text)) - log_w).softmax(-1).mean(0).log() + log_w",
+}
 
 
 def write_card(run: RunFolder, metrics: dict[str, Any]) -> None:
@@ -49,7 +59,8 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
     lines = [
         f"# {run.path.name}",
         "",
-        f"Multi-label text classifier on {base}, made with lora_cls. Labels: {', '.join(run.label_names)}.",
+        f"{KINDS[recipe.task or 'multi_label']} text classifier on {base}, made with lora_cls. "
+        f"{'Classes' if recipe.task == 'single_label' else 'Labels'}: {', '.join(run.label_names)}.",
         "",
         score_sentence(metrics),
         "",
@@ -66,9 +77,8 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
         lines += [
             "## Use one fold without lora_cls",
             "",
-            f"Run this in the run folder. It gives the logits of {_first_fold(run)}; a probability is "
-            f"`sigmoid(logit - log(pos_weight))` with `pos_weight` from `{_first_fold(run)}/fold.json`, and a label is "
-            "positive at its threshold in `thresholds.json`.",
+            f"Run this in the run folder. It gives the logits of {_first_fold(run)}; {_probabilities(recipe.task)} "
+            f"(`pos_weight` is in `{_first_fold(run)}/fold.json`, thresholds are in `thresholds.json`).",
             "",
             "```python",
             snippet(recipe, info, run.label_names, _first_fold(run)),
@@ -83,6 +93,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
         "",
         'classifier = Classifier.load(".")',
         'print(classifier.predict_proba(["a text"]))',
+        'print(classifier.predict_labels(["a text"]))',
         "```",
         "",
     ]
@@ -92,14 +103,23 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
 def score_sentence(metrics: dict[str, Any]) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
     scores = metrics.get("cross_fitted")
-    how = "thresholds tuned on the other folds"
+    classes = metrics["task"] == "single_label"
+    how = {
+        "prior_adjusted": "classes weighted as tuned on the other folds",
+        "argmax": "the most probable class",
+        "fixed": "fixed thresholds",
+    }.get(metrics["strategy"], "thresholds tuned on the other folds")
     if scores is None:
-        scores, how = metrics["untuned"], "untuned, logit > 0; thresholds cannot be cross-fitted from one fold"
+        rule = "greatest logit" if classes else "logit > 0"
+        scores, how = metrics["untuned"], f"untuned, {rule}; thresholds cannot be cross-fitted from one fold"
     low, high = scores["macro_f1_interval"]["low"], scores["macro_f1_interval"]["high"]
+    name = "F1 of the positive class" if metrics["task"] == "binary" else "Macro-F1"
     sentence = (
-        f"Macro-F1 {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) out of fold on "
+        f"{name} {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) out of fold on "
         f"{metrics['rows_scored']} rows, {how}; untuned {metrics['untuned']['macro_f1']:.4f}."
     )
+    if classes:
+        sentence += f" Accuracy {scores['accuracy']:.4f}, untuned {metrics['untuned']['accuracy']:.4f}."
     finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -108,6 +128,15 @@ def score_sentence(metrics: dict[str, Any]) -> str:
     if metrics["optimistic"]:
         sentence += " OPTIMISTIC: the epoch was chosen on the rows that are scored (train.select: scored_fold)."
     return sentence
+
+
+def _probabilities(task: Task | None) -> str:
+    if task == "single_label":
+        return (
+            "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
+            "with the greatest probability / threshold"
+        )
+    return "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
 
 
 def _first_fold(run: RunFolder) -> str:
@@ -177,8 +206,9 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
         masks += ", global_attention_mask=(torch.arange(mask.shape[1], device=mask.device) == 0).long() * mask"
     answers = "piece_logits([read(text) for text in texts])"
     if recipe.data.long_text == "chunk":
-        answers = f"torch.stack([{COMBINE[recipe.data.chunk_combine]} for text in texts])"
-        if recipe.data.chunk_combine == "mean_proba":
+        combine = (COMBINE_CLASSES if recipe.task == "single_label" else COMBINE)[recipe.data.chunk_combine]
+        answers = f"torch.stack([{combine} for text in texts])"
+        if "log_w" in combine:
             imports.insert(0, "import json\n")
             load.append(f'log_w = torch.tensor(json.load(open("{fold}/fold.json"))["pos_weight"]).log()')
     return f"""{chr(10).join(imports)}

@@ -20,9 +20,11 @@ def print_run(run: RunFolder) -> None:
     """The score, a table per label, what it cost, and the paths of the files."""
     console, metrics, info = _console(), read_json(run.path / "metrics.json"), run.info
     scores = metrics.get("cross_fitted") or metrics["untuned"]
-    table = Table(title="Out of fold, per label (decided by the other folds' thresholds; shown is the shipped one)")
-    table.add_column("label")
-    for column in ("positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
+    classes = metrics["task"] == "single_label"
+    noun = "class" if classes else "label"
+    table = Table(title=f"Out of fold, per {noun} (decided by the other folds' thresholds; shown is the shipped one)")
+    table.add_column(noun)
+    for column in ("rows" if classes else "positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
         table.add_column(column, justify="right")
     for row in scores["per_label"]:
         values = [row[key] for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")]
@@ -32,7 +34,11 @@ def print_run(run: RunFolder) -> None:
     console.print(table)
     say = _plain(console)
     say(score_sentence(metrics))
-    say(f"Micro-F1 {scores['micro_f1']:.4f}, exact match {scores['exact_match']:.4f}. {metrics['note']}")
+    more = {
+        "single_label": "",  # said with the score
+        "binary": f"Accuracy {scores['exact_match']:.4f}. ",
+    }.get(metrics["task"], f"Micro-F1 {scores['micro_f1']:.4f}, exact match {scores['exact_match']:.4f}. ")
+    say(more + metrics["note"])
     seconds = info.get("seconds", {})
     cost = f"Training {seconds.get('train', 0) / 60:.1f} min, prediction {seconds.get('predict', 0) / 60:.1f} min, "
     cost += f"peak memory {info.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
@@ -72,10 +78,11 @@ def print_check(found: Check) -> None:
         table.add_row(Text(row["name"]), str(row["positives"]), f"{row['prevalence']:.1%}")
     console.print(table)
     none, several = train["rows_without_label"], train["rows_with_several_labels"]
-    say(
-        f"{none['count']} rows ({none['share']:.1%}) carry no label, "
-        f"{several['count']} ({several['share']:.1%}) several."
-    )
+    if found.recipe.task == "multi_label":
+        say(
+            f"{none['count']} rows ({none['share']:.1%}) carry no label, "
+            f"{several['count']} ({several['share']:.1%}) several."
+        )
     for name, lengths in found.tokens.items():
         say(
             f"Tokens per {name} text: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to "

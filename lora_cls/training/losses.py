@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from lora_cls.errors import RecipeError
-from lora_cls.recipe import Loss
+from lora_cls.recipe import Loss, Task
 
 
-def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
-    """One positive weight per label, from the rows that train.
+def pos_weight(labels: np.ndarray, loss: Loss, task: Task | None = None) -> np.ndarray:
+    """One positive weight per label, from the rows that train; for `single_label` one weight per class.
 
     `balanced` is negatives / positives within each label, as in the documentation of
     `torch.nn.BCEWithLogitsLoss`: positives and negatives of a label then weigh the same; `sqrt` is its square root.
@@ -19,9 +19,14 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     "Class-balanced loss based on effective number of samples". Computed weights are capped at `loss.max_pos_weight`; a
     label without positives, whose loss no weight changes, gets 1.
 
+    Of classes `balanced` is n_samples / (n_classes x rows of the class), as scikit-learn's: every class that occurs
+    then weighs the same, and the mean weight of a row is 1. `effective_number` is inverse to effective counts, scaled
+    to a sum of n_classes (Cui et al.'s own form).
+
     Parameters
     ----------
     labels : ndarray of shape (n_samples, n_labels), 0 or 1
+    task : the recipe's
 
     Returns
     -------
@@ -40,6 +45,8 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
             )
         return np.array(loss.pos_weight, dtype=np.float64)
     positives = labels.sum(axis=0).astype(np.float64)
+    if task == "single_label":
+        return _class_weight(positives, loss)
     balanced = np.where(positives > 0, (len(labels) - positives) / np.maximum(positives, 1), 1.0)
     if loss.pos_weight == "none":
         return np.ones(n_labels)
@@ -52,12 +59,29 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     return np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight)
 
 
+def _class_weight(counts: np.ndarray, loss: Loss) -> np.ndarray:
+    """Computed weights of classes from their numbers of rows; 1 for a class without."""
+    present = counts > 0
+    rows = np.maximum(counts, 1)
+    if loss.pos_weight == "none":
+        return np.ones(len(counts))
+    if loss.pos_weight == "effective_number":
+        beta = loss.effective_number_beta
+        weights = np.where(present, (1 - beta) / (1 - beta**rows), 0.0)
+        weights *= present.sum() / max(weights.sum(), np.finfo(np.float64).tiny)
+    else:
+        weights = counts.sum() / (max(present.sum(), 1) * rows)
+        weights = np.sqrt(weights) if loss.pos_weight == "sqrt" else weights
+    return np.where(present, np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight), 1.0)
+
+
 def training_loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
     weight: torch.Tensor,
     loss: Loss,
     row_weight: torch.Tensor | None = None,
+    task: Task | None = None,
 ) -> torch.Tensor:
     """The recipe's loss, summed over rows, averaged over labels.
 
@@ -69,14 +93,22 @@ def training_loss(
       margin. Ridnik et al. 2021, "Asymmetric loss for multi-label classification".
     - label smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision".
 
-    The correction of probabilities by the positive weight is exact for `bce`, and approximate for the others.
+    `single_label` has the same losses over the softmax: cross-entropy, each class's term times its weight, as
+    `torch.nn.CrossEntropyLoss(reduction="sum")`, which takes shares of classes as targets too; and its focal form, each
+    term times (1 - p of the class)^gamma.
+
+    The correction of probabilities by the weight is exact for `bce`, and approximate for the others.
 
     Parameters
     ----------
     logits, targets : Tensor of shape (n_rows, n_labels), float32
+        For `single_label` the targets of a row add up to 1.
     weight : Tensor of shape (n_labels,), factors on the positives' terms
     row_weight : Tensor of shape (n_rows,), factors on the rows' losses; None for 1
     """
+    if task == "single_label":
+        of_row = _class_loss(logits, targets, weight, loss)
+        return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
     if loss.label_smoothing:
         targets = targets * (1 - loss.label_smoothing) + loss.label_smoothing / 2
     if loss.name == "bce":
@@ -92,3 +124,13 @@ def training_loss(
         terms = -(weight * targets * positive + (1 - targets) * negative)
     of_row = terms.mean(1)
     return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
+
+
+def _class_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Losses over the softmax, Tensor of shape (n_rows,)."""
+    if loss.label_smoothing:
+        targets = targets * (1 - loss.label_smoothing) + loss.label_smoothing / targets.shape[1]
+    log_p = F.log_softmax(logits, dim=1)
+    if loss.name == "focal":
+        log_p = (1 - log_p.exp()) ** loss.focal_gamma * log_p
+    return -(weight * targets * log_p).sum(1)

@@ -67,4 +67,5 @@ class ClassificationObjective:
         ids, mask = self.tokens.batch(pieces, self.pad_id)
         logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
         targets, of_piece = self.targets[pieces].to(device), self.piece_weight[pieces].to(device)
-        return training_loss(logits, targets, self.weight.to(device), self.recipe.loss, of_piece), mask
+        weight, recipe = self.weight.to(device), self.recipe
+        return training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task), mask

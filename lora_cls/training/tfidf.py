@@ -1,4 +1,4 @@
-"""Learner for the classical floor: TF-IDF and one logistic regression per label, through the same folds and files."""
+"""Learner for the classical floor: TF-IDF and logistic regression, through the same folds and files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ PRIOR_LOGIT = 20.0  # for a label that is all 0 or all 1 in a fold: certain, yet
 
 
 class TfidfLearner:
-    """Word and character n-grams, and scikit-learn's logistic regression with balanced classes.
+    """Word and character n-grams, and scikit-learn's logistic regression with balanced classes: one per label, or one
+    of all classes for `single_label`.
 
     Parameters
     ----------
@@ -58,7 +59,6 @@ class TfidfLearner:
     ) -> FoldResult:
         """See `Learner.fit_fold`."""
         from scipy.sparse import hstack
-        from sklearn.linear_model import LogisticRegression
 
         assert self.train is not None and self.train.labels is not None
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -66,22 +66,10 @@ class TfidfLearner:
         texts, labels = self.train.texts, self.train.labels[train_rows]
         vectorizers = _vectorizers(self.settings)
         features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
-        coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.zeros(self.n_labels)
-        for j in range(self.n_labels):
-            if labels[:, j].min() == labels[:, j].max():
-                intercept[j] = PRIOR_LOGIT if labels[0, j] else -PRIOR_LOGIT
-                continue
-            model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, solver="liblinear")
-            model.fit(features, labels[:, j])
-            coef[j], intercept[j] = model.coef_[0], model.intercept_[0]
+        fit = self._fit_classes if self.recipe.task == "single_label" else self._fit_labels
+        coef, intercept, weight = fit(features, labels)
         _save(folder.model, vectorizers, coef, intercept)
         train_seconds = time.monotonic() - started
-        # balanced classes shift the logit by log(negatives / positives), as a positive weight does
-        positives = labels.sum(axis=0)
-        odds = (len(labels) - positives) / np.maximum(positives, 1)
-        weight = (
-            np.where((positives > 0) & (odds > 0), odds, 1.0) if self.settings.class_weight else np.ones(self.n_labels)
-        )
         oof_logits = self.predict(folder, [texts[row] for row in oof_rows])
         test_logits = self.predict(folder, self.test.texts) if self.test else None
         seconds = {"train": round(train_seconds, 3), "predict": round(time.monotonic() - started - train_seconds, 3)}
@@ -91,6 +79,45 @@ class TfidfLearner:
             "trainable_parameters": int(coef.size + intercept.size),
         }
         return FoldResult(oof_logits, test_logits, weight, info)
+
+    def _fit_labels(self, features: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients (n_labels, n_features), intercepts and positive weights (n_labels,)."""
+        from sklearn.linear_model import LogisticRegression
+
+        coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.zeros(self.n_labels)
+        for j in range(self.n_labels):
+            if labels[:, j].min() == labels[:, j].max():
+                intercept[j] = PRIOR_LOGIT if labels[0, j] else -PRIOR_LOGIT
+                continue
+            model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, solver="liblinear")
+            model.fit(features, labels[:, j])
+            coef[j], intercept[j] = model.coef_[0], model.intercept_[0]
+        # balanced classes shift the logit by log(negatives / positives), as a positive weight does
+        positives = labels.sum(axis=0)
+        odds = (len(labels) - positives) / np.maximum(positives, 1)
+        if not self.settings.class_weight:
+            return coef, intercept, np.ones(self.n_labels)
+        return coef, intercept, np.where((positives > 0) & (odds > 0), odds, 1.0)
+
+    def _fit_classes(self, features: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `_fit_labels`, of one multinomial regression, with class weights."""
+        from sklearn.linear_model import LogisticRegression
+
+        coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.full(self.n_labels, -PRIOR_LOGIT)
+        counts = labels.sum(axis=0, dtype=np.int64)
+        present = np.flatnonzero(counts)
+        if len(present) == 1:
+            intercept[present] = PRIOR_LOGIT
+        else:
+            model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, max_iter=1000)
+            model.fit(features, labels.argmax(axis=1))
+            # of two classes scikit-learn keeps one row, the log-odds of the second
+            two = len(present) == 2
+            coef[present] = np.vstack([np.zeros_like(model.coef_), model.coef_]) if two else model.coef_
+            intercept[present] = [0.0, model.intercept_[0]] if two else model.intercept_
+        # balanced classes shift the logit by the log of the class's weight
+        weight = np.where(counts > 0, len(labels) / (len(present) * np.maximum(counts, 1)), 1.0)
+        return coef, intercept, weight if self.settings.class_weight else np.ones(self.n_labels)
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
         """See `Learner.predict`. Reads the saved files, so that what is scored is what was saved."""

@@ -13,7 +13,7 @@ from lora_cls.data import Dataset, stratified_folds
 from lora_cls.data.prompts import label_words, recipe_frame
 from lora_cls.data.tokens import Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
-from lora_cls.evaluation import combine_pieces, macro_f1
+from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
@@ -64,6 +64,7 @@ class TransformerLearner:
         assert recipe.backbone is not None
         self.recipe = recipe
         self.label_names, self.n_labels = list(label_names), len(label_names)
+        self.decisions = decisions_for(recipe.task, recipe.thresholds)
         self.train, self.test = train, test
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
@@ -105,7 +106,7 @@ class TransformerLearner:
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
         assert self.train is not None and self.train.labels is not None
-        pos_weight(self.train.labels, self.recipe.loss)
+        pos_weight(self.train.labels, self.recipe.loss, self.recipe.task)
         self._built()
         if self.recipe.head.kind == "label_tokens":
             scores = self._labels_before_training().roc_auc(self.train.labels)
@@ -135,10 +136,10 @@ class TransformerLearner:
         selection_rows = oof_rows
         if select == "inner":
             n_splits = max(2, round(1 / self.recipe.train.inner_fraction))
-            groups = self.train.groups[train_rows]
-            inner = stratified_folds(labels[train_rows], groups, n_splits, self.recipe.train.seed + fold) == 0
+            groups, seed = self.train.groups[train_rows], self.recipe.train.seed + fold
+            inner = stratified_folds(labels[train_rows], groups, n_splits, seed, task=self.recipe.task) == 0
             selection_rows, train_rows = train_rows[inner], train_rows[~inner]
-        weight = pos_weight(labels[train_rows], self.recipe.loss)
+        weight = pos_weight(labels[train_rows], self.recipe.loss, self.recipe.task)
         accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
         # read before the fold's own adapters are drawn: it resets the model
         start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
@@ -148,7 +149,7 @@ class TransformerLearner:
 
         def score() -> float:
             logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
-            return macro_f1(labels[selection_rows], (logits > 0).astype(np.int8))
+            return macro_f1(labels[selection_rows], self.decisions.untuned(logits))
 
         def keep_epoch(epoch: int) -> None:
             kept = folder.epoch(epoch)
@@ -198,7 +199,7 @@ class TransformerLearner:
         """Logits of every text, ndarray of shape (n_texts, n_labels), float32."""
         size = self.recipe.train.per_device_eval_batch_size
         logits = predict_logits(model, tokens, batch_size=size, pad_id=self.pad_id)
-        return combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
+        return self.decisions.pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _choose_dtype(self, frozen: str | None) -> torch.dtype:
         assert self.recipe.backbone is not None

@@ -76,3 +76,55 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_submission(path, IDS, 1 - Y_PRED, LABELS)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["s.csv"]
+
+
+CLASSES = np.array([[0, 1], [1, 0], [0, 1]], dtype=np.int8)
+
+
+def test_one_column_of_classes(tmp_path):
+    """A sample with one label column, whatever its name and place, gets the class of each row."""
+    sample = pd.DataFrame({"emotion": ["?", "?", "?"], "Id": ["y", "007", "x"]})
+    read = read_sample_submission(sample, IDS, LABELS, task="single_label")
+    assert read == (["emotion", "Id"], ["y", "007", "x"])
+    path = write_submission(tmp_path / "s.csv", IDS, CLASSES, LABELS, sample=read, label_column="mood")
+    assert path.read_text() == "emotion,Id\njoy,y\nfear,007\nfear,x\n"
+
+
+def test_one_column_of_several_labels(tmp_path):
+    """Labels are joined by the delimiter, and a row without any is an empty cell; the delimiter is asked for."""
+    sample = pd.DataFrame({"id": IDS, "tags": ""})
+    read = read_sample_submission(sample, IDS, LABELS, delimiter=";")
+    y_pred = np.array([[1, 1], [0, 0], [0, 1]])
+    path = write_submission(tmp_path / "s.csv", IDS, y_pred, LABELS, sample=read, delimiter=";")
+    assert path.read_text() == "id,tags\nx,joy;fear\ny,\n007,fear\n"
+    with pytest.raises(DataError, match=r"its one column 'tags' must hold all labels .* set data\.label_delimiter"):
+        read_sample_submission(sample, IDS, LABELS)
+
+
+def test_shape_of_the_training_table(tmp_path):
+    """Without a sample the training table's column of names is the header; a sample with 0/1 columns still wins."""
+    path = write_submission(tmp_path / "s.csv", IDS, CLASSES, LABELS, label_column="mood")
+    assert path.read_text() == "id,mood\nx,fear\ny,joy\n007,fear\n"
+    sample = read_sample_submission(SAMPLE, IDS, LABELS, task="single_label")
+    path = write_submission(tmp_path / "s.csv", IDS, CLASSES, LABELS, sample=sample, label_column="mood")
+    assert path.read_text() == "ID,fear,joy\ny,0,1\n007,1,0\nx,1,0\n"
+
+
+def test_one_label_under_another_name(tmp_path):
+    """The only column beside the id holds the 0/1 of the only label, whatever it is called."""
+    sample = read_sample_submission(pd.DataFrame({"id": IDS, "target": 0}), IDS, ["joy"], task="binary")
+    path = write_submission(tmp_path / "s.csv", IDS, CLASSES[:, 1:], ["joy"], sample=sample)
+    assert path.read_text() == "id,target\nx,1\ny,0\n007,1\n"
+
+
+def test_names_that_cannot_be_written(tmp_path):
+    """A row with no or two labels fits into no column of one class; the ids are named and no file appears."""
+    with pytest.raises(DataError, match="takes exactly one label per row: 007 have another number"):
+        write_submission(tmp_path / "s.csv", IDS, [[0, 1], [1, 0], [1, 1]], LABELS, label_column="mood")
+    assert os.listdir(tmp_path) == []
+
+
+def test_one_column_that_is_a_label():
+    """A sample with only one of the labels lacks the others; it is not a column of names."""
+    with pytest.raises(DataError, match="no column for the label 'joy'"):
+        read_sample_submission(SAMPLE.drop(columns="joy"), IDS, LABELS, task="single_label")

@@ -258,3 +258,42 @@ def test_recipe_is_read_only():
     recipe = load_recipe(BACKBONE)
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.seed = 1
+
+
+@pytest.mark.parametrize("mark", [",", "|", ";", " ", ", ", "-", " | ", "&", "*", "#", ">", "?", ":"])
+def test_marks_stand_for_themselves(mark):
+    """A delimiter on the command line needs no quotes within quotes."""
+    assert load_recipe(BACKBONE, [f"data.label_delimiter={mark}"]).data.label_delimiter == mark
+    assert parse_override("lora=~") == ("lora", None)
+    assert parse_override("lora=") == ("lora", None)
+    assert parse_override("data.label_columns=[]") == ("data.label_columns", [])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"task": "single_label", "thresholds": {"strategy": "global"}}, "thresholds.strategy: global decides labels"),
+        ({"task": "single_label", "loss": {"name": "asymmetric"}}, "loss.name: asymmetric is made for labels"),
+        ({"task": "single_label", "prediction": {"at_least_one": True}}, "prediction.at_least_one: task: single_label"),
+        (
+            {"task": "single_label", "data": {"label_delimiter": ","}},
+            "data.label_delimiter: task: single_label has one",
+        ),
+        ({"task": "binary", "data": {"label_delimiter": ","}}, "data.label_delimiter: task: binary has one"),
+        ({"task": "binary", "thresholds": {"strategy": "argmax"}}, "thresholds.strategy: argmax chooses one class"),
+        ({"task": "multi_label", "thresholds": {"strategy": "prior_adjusted"}}, "prior_adjusted chooses one class"),
+        ({"data": {"label_delimiter": ""}}, "data.label_delimiter"),
+        ({"task": "regression"}, "task: Input should be"),
+    ],
+)
+def test_fields_that_contradict_the_task(values, expected):
+    """A field without meaning for the task is an error that names both."""
+    assert expected in message({**BACKBONE, **values})
+
+
+def test_contradictions_with_the_task_at_once():
+    """All of them in one error; nothing while the task is null."""
+    wrong = {"loss": {"name": "asymmetric"}, "thresholds": {"strategy": "fixed"}, "prediction": {"at_least_one": True}}
+    said = message({**BACKBONE, "task": "single_label", **wrong})
+    assert "loss.name" in said and "thresholds.strategy" in said and "prediction.at_least_one" in said
+    assert load_recipe({**BACKBONE, **wrong}).task is None

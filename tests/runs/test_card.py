@@ -77,7 +77,9 @@ def test_second_snippet(finished, monkeypatch, capsys):
     monkeypatch.chdir(run.path)
     (code,) = blocks(run)
     exec(code, {})
-    assert len(capsys.readouterr().out.strip("[] \n").split()) == 3
+    proba, labels = capsys.readouterr().out.splitlines()
+    assert len(proba.strip("[] ").split()) == 3
+    assert labels.startswith("[[")
 
 
 @pytest.mark.parametrize("kind", ["tfidf", *KINDS])

@@ -127,6 +127,71 @@ def test_effective_number():
     assert pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=1e-6))[0] == pytest.approx(1)
 
 
+# 10 rows of 4 classes: 6, 3, 1 and 0 rows
+ONE_CLASS = np.eye(4, dtype=np.int8)[[0] * 6 + [1] * 3 + [2]]
+
+
+def test_class_weights_by_hand():
+    """scikit-learn's balanced weights over the classes that occur, their root, inverse effective numbers, a list."""
+    from sklearn.utils.class_weight import compute_class_weight
+
+    y = ONE_CLASS.argmax(axis=1)
+    found = pos_weight(ONE_CLASS, Loss(), "single_label")
+    assert found == pytest.approx([10 / 18, 10 / 9, 10 / 3, 1])
+    assert found[:3] == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=y))
+    assert found[y].mean() == pytest.approx(1)
+    root = pos_weight(ONE_CLASS, Loss(pos_weight="sqrt"), "single_label")
+    assert root == pytest.approx(np.sqrt([10 / 18, 10 / 9, 10 / 3, 1]))
+    raw = np.array([0.5 / (1 - 0.5**n) for n in (6, 3, 1)])
+    effective = pos_weight(ONE_CLASS, Loss(pos_weight="effective_number", effective_number_beta=0.5), "single_label")
+    assert effective == pytest.approx([*(raw * 3 / raw.sum()), 1])
+    assert pos_weight(ONE_CLASS, Loss(pos_weight="none"), "single_label").tolist() == [1] * 4
+    assert pos_weight(ONE_CLASS, Loss(pos_weight=[1, 2, 3, 4]), "single_label").tolist() == [1, 2, 3, 4]
+    capped = pos_weight(ONE_CLASS, Loss(max_pos_weight=1.5), "single_label")
+    assert capped == pytest.approx([1 / 1.5, 10 / 9, 1.5, 1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_class_loss_is_pytorchs(smoothing):
+    """Cross-entropy with weights and smoothing is PyTorch's summed one; in batches it adds up to the same."""
+    torch.manual_seed(0)
+    logits, y, weight = torch.randn(7, 3), torch.tensor([0, 2, 1, 1, 0, 2, 2]), torch.tensor([1.0, 4.0, 0.5])
+    targets, loss = F.one_hot(y, 3).float(), Loss(label_smoothing=smoothing)
+    expected = F.cross_entropy(logits, y, weight, reduction="sum", label_smoothing=smoothing)
+    torch.testing.assert_close(training_loss(logits, targets, weight, loss, task="single_label"), expected)
+    parts = [training_loss(logits[i], targets[i], weight, loss, task="single_label") for i in (slice(5), slice(5, 7))]
+    torch.testing.assert_close(sum(parts), expected)
+
+
+def test_class_losses_by_hand():
+    """At probabilities 0.5, 0.3, 0.2: cross-entropy, focal, smoothed, shares of classes and row weights."""
+    p, weight = [0.5, 0.3, 0.2], torch.tensor([1.0, 2.0, 4.0])
+    logits = torch.tensor([p]).log()
+
+    def value(targets, row_weight=None, **loss):
+        rows = torch.tensor([targets])
+        return float(training_loss(logits, rows, weight, Loss(**loss), row_weight, "single_label"))
+
+    nll = [-math.log(v) for v in p]
+    assert value([0.0, 1.0, 0.0]) == pytest.approx(2 * nll[1])
+    assert value([0.0, 1.0, 0.0], torch.tensor([0.25])) == pytest.approx(0.5 * nll[1])
+    assert value([0.0, 0.0, 1.0], name="focal", focal_gamma=2) == pytest.approx(4 * 0.8**2 * nll[2])
+    assert value([0.0, 0.0, 1.0], name="focal", focal_gamma=0) == pytest.approx(4 * nll[2])
+    assert value([0.75, 0.25, 0.0]) == pytest.approx(0.75 * nll[0] + 0.25 * 2 * nll[1])
+    smoothed = 0.8 * nll[0] + 0.2 / 3 * (nll[0] + 2 * nll[1] + 4 * nll[2])
+    assert value([1.0, 0.0, 0.0], label_smoothing=0.2) == pytest.approx(smoothed)
+
+
+@pytest.mark.parametrize("name", ["bce", "focal"])
+def test_extreme_class_logits(name):
+    """A model that is very sure, right or wrong, gives finite losses and gradients."""
+    logits = torch.tensor([[200.0, -200.0], [200.0, -200.0]], requires_grad=True)
+    loss = training_loss(logits, torch.eye(2), torch.ones(2), Loss(name=name), task="single_label")
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(logits.grad).all()
+
+
 class Recorder:
     """An accelerator that notes the gradients of every step."""
 
@@ -142,17 +207,18 @@ class Recorder:
         return self.accelerator.clip_grad_norm_(parameters, max_norm)
 
 
-@pytest.mark.parametrize("n_rows", [16, 13])
-def test_accumulation_equals_a_large_batch(n_rows, tiny_recipe, tmp_path):
+@pytest.mark.parametrize(("n_rows", "task"), [(16, "multi_label"), (13, "multi_label"), (13, "single_label")])
+def test_accumulation_equals_a_large_batch(n_rows, task, tiny_recipe, tmp_path):
     """Two batches of 8 give the gradients of one of 16, also where the last batch is short."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(5, 300, size=n) for n in rng.integers(3, 30, n_rows)]
     tokens = Tokens(ids, np.arange(n_rows), np.zeros(n_rows, dtype=bool))
-    labels = rng.integers(0, 2, (n_rows, 3))
+    labels = rng.integers(0, 2, (n_rows, 3)) if task == "multi_label" else np.eye(3)[rng.integers(3, size=n_rows)]
     gradients = []
     for batch_size, accumulate in ((8, 2), (16, 1)):
         recipe = tiny_recipe(
             "llama",
+            task=task,
             train__per_device_train_batch_size=batch_size,
             train__gradient_accumulation_steps=accumulate,
             train__num_train_epochs=1,

@@ -126,3 +126,75 @@ def test_texts_without_a_word(emotion_table, tmp_path):
     learner = make_learner(recipe, data.label_names, data)
     with pytest.raises(LoraClsError, match="word n-grams"):
         learner.fit_fold(0, np.arange(8), np.arange(8, 12), FoldFolder(tmp_path / "f"))
+
+
+def classes_of(table):
+    """One class per row: the first label, or none."""
+    return table[["joy", "anger", "fear"]].assign(none=1).idxmax(axis=1)
+
+
+@pytest.fixture
+def fitted_classes(emotion_table, tmp_path):
+    """As `fitted`, for one class per row of a column of names; `change` changes that column."""
+
+    def make(change=None, **tfidf):
+        recipe = load_recipe({"tfidf": tfidf, "task": "single_label"})
+        table = emotion_table(60)
+        table = table[["id", "text"]].assign(mood=classes_of(table))
+        if change is not None:
+            change(table)
+        data = load_train(recipe.data.model_copy(update={"label_columns": ["mood"]}), table, task="single_label")
+        folder = FoldFolder(tmp_path / "f")
+        learner = make_learner(recipe, data.label_names, data, data.subset(range(5)))
+        return learner, data, learner.fit_fold(0, np.arange(40), np.arange(40, 60), folder), folder
+
+    return make
+
+
+def test_classes_are_scikit_learns(fitted_classes):
+    """Logits, weights and the reloaded model are those of one multinomial regression with balanced classes."""
+    from scipy.sparse import hstack
+    from scipy.special import softmax
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.utils.class_weight import compute_class_weight
+
+    from lora_cls.training.tfidf import _load
+
+    learner, data, result, folder = fitted_classes()
+    y = data.labels.argmax(axis=1)
+    vectorizers, _, _ = _load(folder.model, learner.settings)
+    features = hstack([v.transform(data.texts) for v in vectorizers]).tocsr()
+    model = LogisticRegression(class_weight="balanced", max_iter=1000).fit(features[:40], y[:40])
+    expected = model.predict_proba(features[40:])
+    np.testing.assert_allclose(softmax(result.oof_logits, axis=1), expected, atol=1e-6)
+    assert (result.oof_logits.argmax(axis=1) == y[40:]).mean() > 0.5  # of four classes; some texts hold two
+    assert result.pos_weight == pytest.approx(compute_class_weight("balanced", classes=np.arange(4), y=y[:40]))
+    fresh = make_learner(learner.recipe, data.label_names)
+    np.testing.assert_array_equal(fresh.predict(folder, data.texts[40:]), result.oof_logits)
+    _, _, plain, _ = fitted_classes(class_weight=None)
+    assert plain.pos_weight.tolist() == [1.0] * 4
+
+
+def test_two_classes_and_one(fitted_classes):
+    """scikit-learn keeps one row for two classes: here both have logits. Absent classes are improbable, yet finite."""
+
+    def two(table):
+        table["mood"] = np.where(table["mood"] == "joy", "joy", "other")
+
+    def late(table):
+        two(table)
+        table.loc[50:, "mood"] = "late"
+
+    def alone(table):
+        table.loc[:39, "mood"], table.loc[50:, "mood"] = "other", "late"
+
+    _, data, result, _ = fitted_classes(two)
+    assert result.oof_logits.shape == (20, 2)
+    assert (result.oof_logits.argmax(axis=1) == data.labels[40:].argmax(axis=1)).mean() > 0.8
+    _, data, result, _ = fitted_classes(late)
+    assert data.label_names == ["joy", "late", "other"]
+    assert (result.oof_logits[:, 1] < -5).all() and np.isfinite(result.oof_logits).all()
+    assert result.pos_weight[1] == 1
+    _, data, result, _ = fitted_classes(alone)
+    assert (result.oof_logits.argmax(axis=1) == data.label_names.index("other")).all()
+    assert np.isfinite(result.oof_logits).all() and (result.pos_weight > 0).all()

@@ -1,0 +1,103 @@
+"""A label column that holds names: one class per row, or several labels between delimiters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.data.labels import BAD, MISSING
+from lora_cls.data.table import as_id, is_missing
+
+MOST_NAMES = 1000
+"""A column of more different names is no label column."""
+FEW_NAMES = 20
+"""So many names are believed whatever the number of rows."""
+LIKELY_DELIMITERS = ("|", ";", ",")
+
+Names = list[list[str] | None]
+"""The names in each cell, none in an empty one; None for a cell that holds no name but, say, a list."""
+
+
+def split_names(values: pd.Series, delimiter: str | None) -> Names:
+    """The names in each cell of a column, stripped; the whole cell is one name where there is no delimiter.
+
+    Names of integers keep their spelling; 7.0, which pandas makes of 7 beside a missing cell, is "7".
+    """
+    names: Names = []
+    for value in values.tolist():
+        if isinstance(value, str):
+            parts = [value] if delimiter is None else value.split(delimiter)
+            names.append([part for part in map(str.strip, parts) if part])
+        elif is_missing(value):
+            names.append([])
+        elif isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)):
+            names.append([as_id(value)])
+        else:
+            names.append(None)
+    return names
+
+
+def distinct_names(names: Names) -> list[str]:
+    """Every name once, sorted; by value if all are integers."""
+    found = {name for cell in names for name in cell or ()}
+    if all(_is_integer(name) for name in found):
+        return sorted(found, key=lambda name: (int(name), name))
+    return sorted(found)
+
+
+def too_many(n_names: int, n_cells: int) -> bool:
+    """Whether so many names in so many filled cells cannot be labels."""
+    return n_names > MOST_NAMES or (n_names > FEW_NAMES and n_names > n_cells / 2)
+
+
+def looks_like_names(values: pd.Series, delimiter: str | None) -> bool:
+    """Whether a column that nobody named can be a column of names: each name stands in two cells or more on average."""
+    names = split_names(values, delimiter)
+    found, filled = distinct_names(names), sum(bool(cell) for cell in names)
+    if delimiter is not None and not occurs(values, delimiter):
+        return False
+    return None not in names and 2 <= len(found) <= min(MOST_NAMES, filled / 2)
+
+
+def occurs(values: pd.Series, delimiter: str) -> bool:
+    """Whether any cell holds the delimiter."""
+    return any(isinstance(value, str) and delimiter in value.strip() for value in values.tolist())
+
+
+def likely_delimiter(values: pd.Series) -> str | None:
+    """What seems to stand between several names of a cell: a mark in over a fifth of the cells, with a name on one
+    side of it that other cells hold too. (`Sales, Marketing` as one department does not look so.)"""
+    cells = [value.strip() for value in values.tolist() if isinstance(value, str) and value.strip()]
+    for mark in LIKELY_DELIMITERS:
+        marked = [cell for cell in cells if mark in cell]
+        if len(marked) * 5 <= len(cells):
+            continue
+        in_cells = Counter(part.strip() for cell in set(cells) for part in set(cell.split(mark)) if part.strip())
+        if any(count > 1 for count in in_cells.values()):
+            return mark
+    return None
+
+
+def name_matrix(names: Names, classes: Sequence[str]) -> np.ndarray:
+    """Labels of shape (n_samples, n_classes), int8: 1 for each name of a row.
+
+    `MISSING` in all of a row without names, and `BAD` in all of one whose cell holds no name or one that is no class.
+    """
+    position = {name: j for j, name in enumerate(classes)}
+    labels = np.zeros((len(names), len(classes)), dtype=np.int8)
+    for i, cell in enumerate(names):
+        if cell is None or any(name not in position for name in cell):
+            labels[i] = BAD
+        elif not cell:
+            labels[i] = MISSING
+        else:
+            labels[i, [position[name] for name in cell]] = 1
+    return labels
+
+
+def _is_integer(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()
