@@ -83,6 +83,8 @@ def score_sentence(metrics: dict[str, Any]) -> str:
     finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
+    if metrics.get("unparsable_answers"):
+        sentence += f" {metrics['unparsable_answers']} of {metrics['answers']} answers could not be read as labels."
     if metrics["epochs_pending"]:
         sentence += " Of the last epoch so far: epochs are chosen when all folds are done."
     if metrics["optimistic"]:
