@@ -190,8 +190,8 @@ class GenerativeLearner(TransformerLearner):
         jobs = []
         for i, path in enumerate(paths):
             contexts = self.answers.contexts(path)  # sorted: what continues a context follows it
-            passed = [a for a, b in zip(contexts, [*contexts[1:], ()], strict=True) if b[: len(a)] != a]
-            jobs += [(i, context) for context in passed]
+            ends = [a for a, b in zip(contexts, contexts[1:], strict=False) if b[: len(a)] != a] + contexts[-1:]
+            jobs += [(i, context) for context in ends]
         rows = [np.concatenate([prompts[i], np.array(context, dtype=np.int64)]) for i, context in jobs]
         found: list[dict[Context, np.ndarray]] = [{} for _ in prompts]
         size = self.recipe.train.per_device_eval_batch_size

@@ -210,7 +210,7 @@ def test_loss_by_hand(tiny_recipe, emotion_table):
         n_tokens += len(answer)
         for i, token in enumerate(answer):
             expected -= next_log_proba(model, [*prompt, *answer[:i]])[token]
-    found = sum(float(objective.loss(model, batch)[0]) for batch in (rows[:5], rows[5:]))
+    found = sum(objective.loss(model, batch)[0].item() for batch in (rows[:5], rows[5:]))
     assert found == pytest.approx(expected / (n_tokens / 12), rel=1e-4)
 
 
