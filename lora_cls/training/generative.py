@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -190,7 +191,7 @@ class GenerativeLearner(TransformerLearner):
         jobs = []
         for i, path in enumerate(paths):
             contexts = self.answers.contexts(path)  # sorted: what continues a context follows it
-            ends = [a for a, b in zip(contexts, contexts[1:], strict=False) if b[: len(a)] != a] + contexts[-1:]
+            ends = [a for a, b in pairwise(contexts) if b[: len(a)] != a] + contexts[-1:]
             jobs += [(i, context) for context in ends]
         rows = [np.concatenate([prompts[i], np.array(context, dtype=np.int64)]) for i, context in jobs]
         found: list[dict[Context, np.ndarray]] = [{} for _ in prompts]
