@@ -49,28 +49,44 @@ class LabelWriter(SequenceClassifier):
 
     @torch.no_grad()
     def write(
-        self, prompts: Sequence[np.ndarray], n_tokens: int, end_ids: Sequence[int], pad_id: int
-    ) -> list[list[int]]:
-        """The most probable continuation of every prompt, token by token, without its end.
+        self, prompts: Sequence[np.ndarray], n_tokens: int, end_ids: Sequence[int], columns: np.ndarray, pad_id: int
+    ) -> list[tuple[list[int], np.ndarray]]:
+        """The most probable continuation of every prompt, token by token.
 
         Parameters
         ----------
         n_tokens : an answer stops after so many at the latest
         end_ids : and after any of these tokens
+
+        Returns
+        -------
+        list of (ids, log_proba)
+            `ids`: the answer without its end. `log_proba`: of the tokens `columns`, ndarray of shape (n_steps,
+            n_columns), float32; before each token of the answer and, if there was room, after its last.
         """
-        from transformers import GenerationConfig
+        from transformers import GenerationConfig, LogitsProcessorList
 
         ids, mask = self._batch(prompts, pad_id)
         settings = GenerationConfig(
             do_sample=False, num_beams=1, use_cache=True, max_new_tokens=n_tokens, eos_token_id=list(end_ids),
             pad_token_id=pad_id,
         )  # fmt: skip
-        with self._mixed(ids.device), quiet_transformers():
-            written = self.base.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+        steps: list[np.ndarray] = []
+
+        def record(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            steps.append(_log_proba(logits, columns))
+            return logits
+
+        layer = self.base.get_output_embeddings()
+        with self._mixed(ids.device), quiet_transformers(), _exact_output(layer):
+            written = self.base.generate(
+                input_ids=ids, attention_mask=mask, generation_config=settings,
+                logits_processor=LogitsProcessorList([record]),
+            )  # fmt: skip
         answers = []
-        for row in written[:, ids.shape[1] :].tolist():
-            stop = next((i for i, token in enumerate(row) if token in end_ids), len(row))
-            answers.append(row[:stop])
+        for i, row in enumerate(written[:, ids.shape[1] :].tolist()):
+            stop = next((t for t, token in enumerate(row) if token in end_ids), len(row))
+            answers.append((row[:stop], np.array([step[i] for step in steps[: stop + 1]])))
         return answers
 
     @torch.no_grad()
@@ -86,10 +102,8 @@ class LabelWriter(SequenceClassifier):
         """
         ids, mask = self._batch(rows, pad_id)
         with _exact_output(self.base.get_output_embeddings()):
-            logits = self(ids, mask, n_last).float()
-        chosen = logits[..., torch.from_numpy(columns).to(logits.device)]
-        found: np.ndarray = (chosen - logits.logsumexp(-1, keepdim=True)).cpu().numpy()
-        return found
+            logits = self(ids, mask, n_last)
+        return _log_proba(logits, columns)
 
     def _batch(self, rows: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         device = next(self.parameters()).device
@@ -98,6 +112,13 @@ class LabelWriter(SequenceClassifier):
 
     def _mixed(self, device: torch.device) -> Any:
         return torch.autocast(device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
+
+
+def _log_proba(logits: torch.Tensor, columns: np.ndarray) -> np.ndarray:
+    """Log-probabilities of the tokens `columns`, on the last axis."""
+    chosen = logits[..., torch.from_numpy(columns).to(logits.device)].float()
+    found: np.ndarray = (chosen - logits.float().logsumexp(-1, keepdim=True)).cpu().numpy()
+    return found
 
 
 @contextmanager

@@ -168,13 +168,18 @@ class GenerativeLearner(TransformerLearner):
         model.eval()
         for pieces in sorted_batches(tokens.lengths, self.recipe.train.per_device_eval_batch_size):
             prompts = [tokens.ids[piece] for piece in pieces]
-            ids = model.write(prompts, self.answers.longest, self.end_ids, self.pad_id)
-            paths = []
-            for piece, answer in zip(pieces, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+            paths, known = [], []
+            for piece, (ids, steps) in zip(
+                pieces,
+                model.write(prompts, self.answers.longest, self.end_ids, self.answers.columns, self.pad_id),
+                strict=True,
+            ):
+                answer = self.tokenizer.decode(ids, skip_special_tokens=True)
                 path = self.answers.parse(answer)
                 paths.append(path or [])
+                known.append({tuple(ids[:t]): step for t, step in enumerate(steps)})
                 written[piece] = (int(tokens.text[piece]), answer, path is not None)
-            logits[pieces] = self._scores(model, prompts, paths)
+            logits[pieces] = self._scores(model, prompts, paths, known)
         if not np.isfinite(logits).all():
             raise TrainingError(
                 "The model answers with values that are not finite numbers. Set backbone.dtype: float32."
@@ -182,19 +187,26 @@ class GenerativeLearner(TransformerLearner):
         self._written = written
         return combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
-    def _scores(self, model: LabelWriter, prompts: list[np.ndarray], paths: list[list[int]]) -> np.ndarray:
+    def _scores(
+        self,
+        model: LabelWriter,
+        prompts: list[np.ndarray],
+        paths: list[list[int]],
+        found: list[dict[Context, np.ndarray]],
+    ) -> np.ndarray:
         """Logits of the labels along each prompt's path, ndarray of shape (n_prompts, n_labels), float32.
 
-        One row reads every point that its tokens pass through: mostly one row per prompt, and further ones only where
-        labels begin with the same tokens.
+        `found` holds the log-probabilities noted while the answers were written. They are all that is needed unless an
+        answer was written in another way than ours, or labels begin with the same tokens: what is missing is computed,
+        one row for all points that its tokens pass through.
         """
         jobs = []
         for i, path in enumerate(paths):
-            contexts = self.answers.contexts(path)  # sorted: what continues a context follows it
+            # sorted: what continues a context follows it
+            contexts = [context for context in self.answers.contexts(path) if context not in found[i]]
             ends = [a for a, b in pairwise(contexts) if b[: len(a)] != a] + contexts[-1:]
             jobs += [(i, context) for context in ends]
         rows = [np.concatenate([prompts[i], np.array(context, dtype=np.int64)]) for i, context in jobs]
-        found: list[dict[Context, np.ndarray]] = [{} for _ in prompts]
         size = self.recipe.train.per_device_eval_batch_size
         for batch in sorted_batches(np.array([len(row) for row in rows]), size):
             n_last = 1 + max(len(jobs[b][1]) for b in batch)

@@ -277,7 +277,7 @@ def test_scores_by_brute_force(tiny_recipe, emotion_table, answers, path):
     learner, model = make(tiny_recipe, emotion_table(6))
     learner.answers = answers
     prompts = [learner.train_tokens.ids[row] for row in (2, 3, 4)]
-    found = learner._scores(model, prompts, [path, [0, 3], []])[0]
+    found = learner._scores(model, prompts, [path, [0, 3], []], [{}, {}, {}])[0]
     assert np.abs(found - brute_force(model, prompts[0].tolist(), answers, path)).max() < 1e-4
 
 
@@ -285,7 +285,9 @@ def test_probabilities_of_all_sets_sum_to_one(tiny_recipe, emotion_table, answer
     learner, model = make(tiny_recipe, emotion_table(6))
     learner.answers = answers
     paths = [list(c) for n in range(5) for c in itertools.combinations(range(4), n)]
-    logits = learner._scores(model, [learner.train_tokens.ids[2]] * len(paths), paths).astype(np.float64)
+    logits = learner._scores(model, [learner.train_tokens.ids[2]] * len(paths), paths, [{} for _ in paths]).astype(
+        np.float64
+    )
     h = 1 / (1 + np.exp(-logits))
     total = 0.0
     for path, row in zip(paths, h, strict=True):
@@ -299,7 +301,7 @@ def test_exactly_one_label(tiny_recipe, emotion_table, tokenizer):
     learner, model = make(tiny_recipe, emotion_table(6))
     learner.answers = LabelAnswers(tokenizer, ["sad", "joy", "sad and angry"], 4, exclusive=True)
     prompt = learner.train_tokens.ids[2]
-    logits = learner._scores(model, [prompt], [[1]])[0]
+    logits = learner._scores(model, [prompt], [[1]], [{}])[0]
     assert np.exp(logits).sum() == pytest.approx(1.0, abs=1e-5)
     lines = learner.answers.lines
     p = np.zeros(3)
@@ -319,6 +321,22 @@ def test_batches_do_not_matter(tiny_recipe, emotion_table):
         alone = learner._logits(model, learner.train_tokens.take([row]), np.ones(3))
         assert learner._written[0][1:] == written[row][1:]
         assert np.abs(alone[0] - together[row]).max() < 1e-4
+
+
+def test_what_was_noted_while_writing(run):
+    """Probabilities noted while an answer is written are those of a pass over prompt and answer; and they suffice."""
+    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner.predict(run.fold(0), ["happy"])
+    model, tokens = learner._built(), learner.encode(["happy lovely day", "scared", "a train", "furious and worried"])
+    written = model.write(tokens.ids, learner.answers.longest, learner.end_ids, learner.answers.columns, 0)
+    for prompt, (ids, steps) in zip(tokens.ids, written, strict=True):
+        row = np.array([*prompt, *ids])
+        again = model.log_proba([row], len(ids) + 1, learner.answers.columns, 0)[0]
+        assert np.abs(steps - again[: len(steps)]).max() < 1e-4
+    known = [{tuple(ids[:t]): step for t, step in enumerate(steps)} for ids, steps in written]
+    paths = [learner.answers.parse(learner.tokenizer.decode(ids)) or [] for ids, _ in written]
+    quick = learner._scores(model, tokens.ids, paths, known)
+    assert np.abs(quick - learner._scores(model, tokens.ids, paths, [{} for _ in paths])).max() < 1e-4
 
 
 def test_scores_of_a_16_bit_base_are_not_coarse(tiny_recipe, emotion_table):
