@@ -97,9 +97,15 @@ class Head(Section):
             problems.append("prompt must hold {text} exactly once.")
         if self.label_words is not None and self.kind == "linear":
             problems.append("label_words has no meaning for kind: linear.")
+        if self.kind == "generate":
+            unused = [name for name in ("pooling", "learning_rate", "dropout") if name in self._changed()]
+            problems += [f"{name} has no meaning for kind: generate, which has no layer of its own." for name in unused]
         if problems:
             raise ValueError(" ".join(problems))
         return self
+
+    def _changed(self) -> list[str]:
+        return [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
 
 
 class Lora(BaseModel):
@@ -376,6 +382,13 @@ class Recipe(Section):
             *(getattr(self, name) is not None for name in ("backbone", "tfidf", "quantization", "lora"))
         )
         problems += _task_problems(self)
+        if self.head.kind == "generate" and (
+            self.loss.name != "bce" or self.loss.label_smoothing or isinstance(self.loss.pos_weight, list)
+        ):
+            problems.append(
+                "head.kind: generate learns the answer's tokens by cross-entropy: loss.name, loss.label_smoothing and "
+                "numbers in loss.pos_weight have no meaning for it. Remove them."
+            )
         if problems:
             raise ValueError(" ".join(problems))
         return self

@@ -83,6 +83,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         recipe.task, y_true, decisions.untuned(logits), y_score, names, None, groups
     )
     metrics["note"] = LEFT_OUT
+    metrics |= run.answer_counts()
     write_csv(run.path / "oof_proba.csv", _table(folds["id"].tolist(), y_score, names))
     write_json(run.path / "thresholds.json", kept)
     test_logits, test_ids = run.test_logits(), run.test_ids

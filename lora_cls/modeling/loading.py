@@ -36,16 +36,20 @@ def load_base(
     device: torch.device,
     source: Source | None = None,
     attn_implementation: str | None = None,
+    with_output: bool = False,
 ) -> nn.Module:
     """The bare base model (no head) in eval mode on `device`, its parameters frozen.
+
+    `with_output` loads the causal language model around it, which predicts the next token.
 
     Raises
     ------
     BackboneError
         If it cannot be found or opened; says what to install or set.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM if with_output else AutoModel
     source = source or find_source(backbone.name_or_path, backbone.revision)
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation and attn_implementation != "auto":
@@ -57,7 +61,7 @@ def load_base(
         base: Any
         base, loaded = _from_hub(
             source,
-            lambda: AutoModel.from_pretrained(
+            lambda: loader.from_pretrained(
                 source.path_or_id,
                 revision=source.revision,
                 trust_remote_code=backbone.trust_remote_code,
@@ -66,6 +70,11 @@ def load_base(
             ),
         )
     missing = [key for key in loaded["missing_keys"] if "pooler" not in key]  # nothing reads the pooler
+    if with_output and missing == ["lm_head.weight"]:
+        raise BackboneError(
+            f"{source.name} has no output layer (lm_head), and its configuration does not tie one to the embeddings: "
+            "it cannot write. Take the whole causal language model, or head.kind: linear."
+        )
     if missing:
         raise BackboneError(
             f"{source.name}: its weights lack {shorten(sorted(missing), 4)}. Random ones would stand in their place: "

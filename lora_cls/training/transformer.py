@@ -33,7 +33,7 @@ from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
 from lora_cls.training.losses import pos_weight
-from lora_cls.training.objective import ClassificationObjective
+from lora_cls.training.objective import ClassificationObjective, Objective
 from lora_cls.training.progress import Progress
 
 CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention")
@@ -71,6 +71,7 @@ class TransformerLearner:
         given = choices or {}
         self.source: Source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
         self.backbone_path: str | None = self.source.path_or_id
+        self.notes: list[str] = []
         threads = given.get("num_threads") if train else None  # as frozen; answering needs no equal last digits
         threads = threads or recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
@@ -106,7 +107,7 @@ class TransformerLearner:
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
         assert self.train is not None and self.train.labels is not None
-        pos_weight(self.train.labels, self.recipe.loss, self.recipe.task)
+        self._weight(self.train.labels)
         self._built()
         if self.recipe.head.kind == "label_tokens":
             scores = self._labels_before_training().roc_auc(self.train.labels)
@@ -139,7 +140,7 @@ class TransformerLearner:
             groups, seed = self.train.groups[train_rows], self.recipe.train.seed + fold
             inner = stratified_folds(labels[train_rows], groups, n_splits, seed, task=self.recipe.task) == 0
             selection_rows, train_rows = train_rows[inner], train_rows[~inner]
-        weight = pos_weight(labels[train_rows], self.recipe.loss, self.recipe.task)
+        weight = self._weight(labels[train_rows])
         accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
         # read before the fold's own adapters are drawn: it resets the model
         start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
@@ -155,13 +156,12 @@ class TransformerLearner:
             kept = folder.epoch(epoch)
             kept.path.mkdir(exist_ok=True)
             self._save(model, kept)
-            write_array(kept.oof_logits, self._logits(model, self.train_tokens.take(oof_rows), weight))  # type: ignore[union-attr]
-            if self.test_tokens is not None:
-                write_array(kept.test_logits, self._logits(model, self.test_tokens, weight))
+            oof_logits, test_logits = self._answer(model, oof_rows, weight, kept)
+            write_array(kept.oof_logits, oof_logits)
+            if test_logits is not None:
+                write_array(kept.test_logits, test_logits)
 
-        objective = ClassificationObjective(
-            self.train_tokens.take(train_rows), labels[train_rows], weight, self.recipe, self.pad_id
-        )
+        objective = self._objective(train_rows, weight)
         state = train_fold(
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.progress,
@@ -170,8 +170,7 @@ class TransformerLearner:
         )  # fmt: skip
         self._save(model, folder)
         started = time.monotonic()
-        oof_logits = self._logits(model, self.train_tokens.take(oof_rows), weight)
-        test_logits = self._logits(model, self.test_tokens, weight) if self.test_tokens is not None else None
+        oof_logits, test_logits = self._answer(model, oof_rows, weight, folder)
         seconds = time.monotonic() - started
         info = {
             "epoch": state.best_epoch or state.epoch,
@@ -191,6 +190,24 @@ class TransformerLearner:
         tokens = self.encode(texts)
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
         return self._logits(model, tokens, folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels))
+
+    def _weight(self, labels: np.ndarray) -> np.ndarray:
+        """Positive weights of the loss for a fold's labels, ndarray of shape (n_labels,)."""
+        return pos_weight(labels, self.recipe.loss, self.recipe.task)
+
+    def _objective(self, rows: np.ndarray, weight: np.ndarray) -> Objective:
+        assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
+        return ClassificationObjective(
+            self.train_tokens.take(rows), self.train.labels[rows], weight, self.recipe, self.pad_id
+        )
+
+    def _answer(
+        self, model: SequenceClassifier, oof_rows: np.ndarray, weight: np.ndarray, folder: FoldFolder
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits of the rows held out, and of the test rows where there are any. `folder` takes what else is told."""
+        assert self.train_tokens is not None
+        oof_logits = self._logits(model, self.train_tokens.take(oof_rows), weight)
+        return oof_logits, self._logits(model, self.test_tokens, weight) if self.test_tokens is not None else None
 
     def _save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
         save_model(model, folder.adapter if self.recipe.lora else folder.model)
@@ -217,18 +234,25 @@ class TransformerLearner:
             # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
             dtype = self.dtype if recipe.lora else torch.float32
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
-            base = load_base(recipe.backbone, recipe.quantization, dtype, self.device, self.source, attention)
+            base = self._load(dtype, attention)
             if reads_both_ways(base.config):
                 self.choices["is_causal"] = False  # for the README's snippet, which opens the base by itself
             check_positions(base, recipe.data.max_length)
             self._check_base(base_fingerprint(base))
             mixed = None if self.dtype == torch.float32 else self.dtype
-            self._model = build_model(base, recipe, self.n_labels, mixed)
+            self._model = self._build(base, mixed)
             if self._model.global_first:
                 self.choices["global_attention"] = "first token"  # for the snippet of the run's README
             if "attn_implementation" not in self.choices:
                 self.choices["attn_implementation"] = self._choose_attention(self._model)
         return self._model
+
+    def _load(self, dtype: torch.dtype, attention: str) -> torch.nn.Module:
+        assert self.recipe.backbone is not None
+        return load_base(self.recipe.backbone, self.recipe.quantization, dtype, self.device, self.source, attention)
+
+    def _build(self, base: torch.nn.Module, mixed: torch.dtype | None) -> SequenceClassifier:
+        return build_model(base, self.recipe, self.n_labels, mixed)
 
     def _check_base(self, found: str) -> None:
         """Refuse a base that has the right shape and other weights."""
