@@ -256,7 +256,7 @@ class RunFolder:
     @property
     def label_column(self) -> str | None:
         """The one column that held the labels' names; None where each label had a 0/1 column."""
-        column = read_json(self.path / "labels.json")["column"]
+        column = read_json(self.path / "labels.json").get("column")
         return None if column is None else str(column)
 
     def decisions(self, settings: Thresholds | None = None) -> Decisions:
