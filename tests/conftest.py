@@ -181,6 +181,7 @@ def _make_tokenizer(kind):
     elif kind == "smollm2":
         tokenizer = _byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "$A")
         names = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>", "unk": "<|endoftext|>"}
+        special["chat_template"] = CHAT_TEMPLATE
     elif kind == "llama":  # no pad token
         tokenizer = _byte_bpe(["<unk>", "<s>", "</s>"], "<s> $A")
         names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}

@@ -10,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from lora_cls.data.prompts import label_words
 from lora_cls.errors import RecipeError
+from lora_cls.modeling.chat import Chat, render_chat
+from lora_cls.recipe import Recipe
 
 NONE_WORDS = ("none", "no label", "nothing")
 NEAR = 0.85  # similarity from which a misspelt label is still that label
@@ -21,6 +24,20 @@ def none_word(words: Sequence[str]) -> str:
     """The word for no label: `none`, unless a label is called so."""
     taken = {_plain(word) for word in words}
     return next(word for word in (*NONE_WORDS, "none of the labels") if word not in taken)
+
+
+def answer_format(
+    tokenizer: Any, recipe: Recipe, label_names: Sequence[str], chat: Chat | None = None
+) -> tuple[Chat, LabelAnswers]:
+    """How a recipe with `head.kind: generate` asks and is answered.
+
+    Parameters
+    ----------
+    chat : as it was when a run was started; rendered from the tokenizer's template where None
+    """
+    words, exclusive = label_words(recipe.head, label_names), recipe.task == "single_label"
+    chat = chat or render_chat(tokenizer, recipe.head.prompt, words, none_word(words), exclusive)
+    return chat, LabelAnswers(tokenizer, words, chat.end_id(tokenizer), exclusive)
 
 
 class LabelAnswers:

@@ -38,7 +38,8 @@ class Chat:
 
     def frame(self, tokenizer: Any) -> Frame:
         """The tokens around a text. The template spells out every special token, also the first."""
-        return Frame(plain_ids(tokenizer, self.before), plain_ids(tokenizer, self.after))
+        before = self.before.rstrip(" ")
+        return Frame(plain_ids(tokenizer, before), plain_ids(tokenizer, self.after), self.before[len(before) :])
 
     def end_id(self, tokenizer: Any) -> int:
         return int(tokenizer.convert_tokens_to_ids(self.end))

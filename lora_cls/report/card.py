@@ -221,24 +221,25 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
     autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
     if writes:
         chat, n_tokens = choices["chat"], choices["max_new_tokens"]
+        before = chat["before"].rstrip(" ")  # spaces before the text are read with it
         return f"""{chr(10).join(imports)}
 
 tokenizer = AutoTokenizer.from_pretrained({path!r}{tokenizer_options})
 {chr(10).join(load)}
 model.generation_config = type(model.generation_config)()  # a model's own may sample
-before = {chat["before"]!r}
+before, lead = {before!r}, {chat["before"][len(before) :]!r}
 after = {chat["after"]!r}
 end = [tokenizer.convert_tokens_to_ids({chat["end"]!r}), tokenizer.eos_token_id]
 
 
 def ids(text, **options):
-    return tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"] if text else []
 
 
 @torch.no_grad()
 def answer(text):
     room = {recipe.data.max_length - n_tokens} - len(ids(before)) - len(ids(after))
-    prompt = ids(before) + ids(text, split_special_tokens=True)[:room] + ids(after)
+    prompt = ids(before) + ids(lead + text, split_special_tokens=True)[:room] + ids(after)
     batch = torch.tensor([prompt], device=base.device)
     mask, options = torch.ones_like(batch), dict(max_new_tokens={n_tokens}, eos_token_id=end, pad_token_id=end[0])
     with {autocast}:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +12,10 @@ import torch
 from torch import nn
 
 from lora_cls.data import Dataset
-from lora_cls.data.prompts import label_words
-from lora_cls.data.tokens import Tokens, encode, pad, sorted_batches
+from lora_cls.data.tokens import Frame, Tokens, encode, pad, sorted_batches
 from lora_cls.errors import RecipeError, TrainingError
-from lora_cls.evaluation import decisions_for
-from lora_cls.modeling.answers import Context, LabelAnswers, none_word
-from lora_cls.modeling.chat import Chat, render_chat
+from lora_cls.modeling.answers import Context, LabelAnswers, answer_format
+from lora_cls.modeling.chat import Chat
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.writer import LabelWriter, build_writer
@@ -96,40 +93,32 @@ class GenerativeLearner(TransformerLearner):
         backbone: str | None = None,
         progress: Progress | None = None,
     ) -> None:
-        self.words = label_words(recipe.head, label_names)
-        self.exclusive = recipe.task == "single_label"
-        self._given_chat = (choices or {}).get("chat")
+        self._given_chat = (choices or {}).get("chat")  # whatever a later tokenizer makes of its template
         self._written: list[tuple[int, str, bool]] = []
         super().__init__(recipe, label_names, train, test, choices, backbone, progress)
         self.choices |= {"chat": vars(self.chat), "max_new_tokens": self.answers.longest}
 
-    @cached_property
-    def chat(self) -> Chat:
-        """As the run was started with it, whatever a later version of the tokenizer makes of the template."""
-        if self._given_chat:
-            return Chat(**self._given_chat)
-        none = none_word(self.words)
-        return render_chat(self.tokenizer, self.recipe.head.prompt, self.words, none, self.exclusive)
-
-    @cached_property
-    def answers(self) -> LabelAnswers:
-        return LabelAnswers(self.tokenizer, self.words, self.chat.end_id(self.tokenizer), self.exclusive)
-
-    @cached_property
+    @property
     def end_ids(self) -> list[int]:
         ends = [self.answers.end_id, self.tokenizer.eos_token_id]
         return [int(end) for end in dict.fromkeys(ends) if end is not None]
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         """Prompts of the texts. There is room for the longest answer, and no text can speak for the template."""
-        data, frame, longest = self.recipe.data, self.chat.frame(self.tokenizer), self.answers.longest
-        if data.max_length - len(frame) - longest <= data.chunk_stride:
+        data, longest = self.recipe.data, self.answers.longest
+        stride = data.chunk_stride if data.long_text == "chunk" else 0
+        if data.max_length - len(self.frame) - longest <= stride:
             raise RecipeError(
-                f"data.max_length is {data.max_length}: the prompt takes {len(frame)} tokens of it, the longest answer "
-                f"{longest}, and chunk_stride {data.chunk_stride}. Raise it, or shorten the prompt."
+                f"data.max_length is {data.max_length}: the prompt takes {len(self.frame)} tokens of it, the longest "
+                f"answer {longest}{f', and chunk_stride {stride}' if stride else ''}. Raise it, or shorten the prompt."
             )
         room = data.model_copy(update={"max_length": data.max_length - longest})
-        return encode(self.tokenizer, texts, room, frame, split_special_tokens=True)
+        return encode(self.tokenizer, texts, room, self.frame, split_special_tokens=True)
+
+    def _frame(self) -> Frame:
+        given = Chat(**self._given_chat) if self._given_chat else None
+        self.chat, self.answers = answer_format(self.tokenizer, self.recipe, self.label_names, given)
+        return self.chat.frame(self.tokenizer)
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
         """See `Learner.predict`."""
@@ -186,7 +175,7 @@ class GenerativeLearner(TransformerLearner):
                 "The model answers with values that are not finite numbers. Set backbone.dtype: float32."
             )
         self._written = written
-        return decisions_for(self.recipe.task).pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
+        return self.decisions.pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _scores(
         self,

@@ -11,7 +11,7 @@ import torch
 
 from lora_cls.data import Dataset, stratified_folds
 from lora_cls.data.prompts import label_words, recipe_frame
-from lora_cls.data.tokens import Tokens, encode, long_text_note, pad_token_id
+from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
@@ -91,7 +91,7 @@ class TransformerLearner:
         self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
         self.pad_id = pad_token_id(self.tokenizer)
-        self.frame = recipe_frame(self.tokenizer, recipe.head, label_names)
+        self.frame = self._frame()
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
         for name, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):
@@ -100,6 +100,9 @@ class TransformerLearner:
         self._model: SequenceClassifier | None = None
         self._label_start: LabelStart | None = None
         self._trained = False
+
+    def _frame(self) -> Frame:
+        return recipe_frame(self.tokenizer, self.recipe.head, self.label_names)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
         return encode(self.tokenizer, texts, self.recipe.data, self.frame)
