@@ -3,8 +3,8 @@
     python -m benchmarks.memory            # the table of estimates; loads nothing
     python -m benchmarks.memory --measure  # trains a few batches of each packaged model, each in a process of its own
 
-Measured is the peak of a process that trains on synthetic texts all longer than `data.max_length`, with the learner that
-`lora-cls run` uses. Prints Markdown.
+Measured is the peak of a process that trains on synthetic texts all longer than `data.max_length`, with the learner
+that `lora-cls run` uses. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def measure(recipe: Recipe) -> int:
 
     n = 5 * recipe.train.per_device_train_batch_size
     rng = np.random.default_rng(0)
-    table = pd.DataFrame({"id": np.arange(n), "text": [" ".join(map(str, rng.integers(0, 9999, 200))) for _ in range(n)]})
+    table = pd.DataFrame(
+        {"id": np.arange(n), "text": [" ".join(map(str, rng.integers(0, 9999, 200))) for _ in range(n)]}
+    )
     for j in range(N_LABELS):
         table[f"label{j}"] = (np.arange(n) + j) % 2
     names = [f"label{j}" for j in range(N_LABELS)]

@@ -144,9 +144,6 @@ def snippet(recipe: Recipe, info: dict[str, Any], n_labels: int, fold: str) -> s
             'base.score.load_state_dict({key.removeprefix("score."): value for key, value in weights.items()})',
             "model = base.eval()",
         ]
-    if not choices.get("is_causal", True):
-        load.insert(1, "for module in base.modules():  # is_causal: false in its configuration; fused attention asks here")
-        load.insert(2, "    module.is_causal = False")
     autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
     return f"""{chr(10).join(imports)}
 

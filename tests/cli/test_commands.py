@@ -50,7 +50,9 @@ def test_check_counts_tokens(lora_cls, tmp_path, tiny_model):
     assert "Tokens per train text" in out
     assert "Tokens per test text" in out
     assert "are cut at data.max_length 24" in out
-    found = re.search(r"Training takes about ([\d.]+) GiB on this .PU, estimated: base 0.00, .* 16 texts of 24 tokens", out)
+    found = re.search(
+        r"Training takes about ([\d.]+) GiB on this .PU, estimated: base 0.00, .* 16 texts of 24 tokens", out
+    )
     assert 0.5 < float(found[1]) < 2
 
 

@@ -50,7 +50,9 @@ def test_code_is_not_run(folder, tmp_path):
 def test_model_that_needs_its_code(folder, tmp_path):
     """A model that transformers does not know is refused with what to set; nothing runs."""
     change(folder / "config.json", model_type="unheard_of")
-    change(folder / "config.json", auto_map={"AutoConfig": "modeling_qwen.Config", "AutoModel": "modeling_qwen.Qwen2Model"})
+    change(
+        folder / "config.json", auto_map={"AutoConfig": "modeling_qwen.Config", "AutoModel": "modeling_qwen.Qwen2Model"}
+    )
     backbone = Backbone(name_or_path=str(folder))
     for load in (
         lambda: load_base(backbone, None, torch.float32, torch.device("cpu")),
