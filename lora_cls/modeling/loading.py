@@ -85,26 +85,7 @@ def load_base(
     else:
         base.to(device)
     base.config.use_cache = False
-    if reads_both_ways(base.config):
-        _attend_both_ways(base)
     return base.eval().requires_grad_(False)
-
-
-def reads_both_ways(config: Any) -> bool:
-    """Whether a decoder's configuration says `is_causal: false`, as embedding models made of decoders do (stella)."""
-    return getattr(config, "is_causal", True) is False
-
-
-def _attend_both_ways(base: nn.Module) -> None:
-    """Tell the attention modules what the configuration says.
-
-    transformers 5 makes the mask by the configuration; but with fused attention a batch without padding has no mask, and
-    then the module's own `is_causal`, which Qwen 2 and its like set to True, would decide: other answers for the same text.
-    """
-    module: Any
-    for module in base.modules():
-        if getattr(module, "is_causal", None) is True:
-            module.is_causal = False
 
 
 def load_config(backbone: Backbone, source: Source) -> Any:

@@ -1,7 +1,7 @@
 """The memory that training a recipe takes, from the model's configuration alone: no weights are read, none are made.
 
-One training step of the recipe's own model is run on tensors without data (PyTorch's fake tensors), and every byte that
-lives at once is counted: what autograd keeps, casts of autocast, attention scores, gradients, whatever the architecture.
+One training step of the recipe's own model is run on tensors without data (PyTorch's fake tensors), and every byte
+that lives at once is counted: what autograd keeps, casts of autocast, attention scores, gradients, in any architecture.
 Added by arithmetic is what such a step does not show: packed 4-bit and 8-bit weights, one weight unpacked at a time,
 AdamW's moments, and what a process holds before any model.
 
@@ -25,11 +25,11 @@ from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import Quantization, Recipe
 
-# Bytes that a process holds before any model. CPU: torch, transformers, PEFT and bitsandbytes as imported here, measured.
-# GPU: a CUDA context with its kernels and workspaces, a usual figure and not measured here.
+# Bytes that a process holds before any model. CPU: torch, transformers, PEFT and bitsandbytes as imported here, fitted
+# to measured runs. GPU: a CUDA context with its kernels and workspaces, a usual figure and not measured here.
 LIBRARIES = {"cpu": 700 * 2**20, "cuda": 600 * 2**20}
-# On a CPU the C library's heap keeps holes where tensors of other sizes lay: measured 1.2 to 2.0 times what lives at once,
-# and less than it where `MALLOC_MMAP_THRESHOLD_` makes it give every large tensor back. No such figure for a GPU.
+# On a CPU the C library's heap keeps holes where tensors of other sizes lay: measured 1.2 to 2.0 times what lives at
+# once, and no more than that where `MALLOC_MMAP_THRESHOLD_` makes it give large tensors back. Not measured for a GPU.
 HEAP = {"cpu": 1.7, "cuda": 1.0}
 
 
@@ -94,9 +94,13 @@ def estimate_memory(
     _fill(model)
     rows = recipe.train.per_device_train_batch_size
     n_tokens = length or recipe.data.max_length
-    activations = _step_peak(model, rows, n_tokens) - trained  # it ends with the gradients made
     if recipe.train.gradient_accumulation_steps > 1:
-        activations = _step_peak(model, rows, n_tokens)  # they wait beside the next batch
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)  # those of the batch before, waiting
+        activations = _step_peak(model, rows, n_tokens)
+    else:
+        activations = _step_peak(model, rows, n_tokens) - trained  # it ends with the gradients made
     return Memory(
         parameters=parameters,
         base=stored,

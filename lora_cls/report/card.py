@@ -213,11 +213,6 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
                 'base.score.load_state_dict({key.removeprefix("score."): value for key, value in weights.items()})',
             ]
         load.append("model = base.eval()")
-    if not choices.get("is_causal", True):
-        load.insert(
-            1, "for module in base.modules():  # is_causal: false in its configuration; fused attention asks here"
-        )
-        load.insert(2, "    module.is_causal = False")
     autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
     if writes:
         chat, n_tokens = choices["chat"], choices["max_new_tokens"]

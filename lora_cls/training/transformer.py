@@ -17,14 +17,7 @@ from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
-from lora_cls.modeling.loading import (
-    base_fingerprint,
-    check_positions,
-    load_base,
-    load_config,
-    load_tokenizer,
-    reads_both_ways,
-)
+from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
@@ -238,8 +231,6 @@ class TransformerLearner:
             dtype = self.dtype if recipe.lora else torch.float32
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
             base = self._load(dtype, attention)
-            if reads_both_ways(base.config):
-                self.choices["is_causal"] = False  # for the README's snippet, which opens the base by itself
             check_positions(base, recipe.data.max_length)
             self._check_base(base_fingerprint(base))
             mixed = None if self.dtype == torch.float32 else self.dtype
@@ -295,9 +286,7 @@ class TransformerLearner:
         current = str(model.base.config._attn_implementation)
         if self.recipe.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager") or not self.train:
             return current
-        if (
-            not model.base._supports_sdpa
-        ):  # Longformer, SqueezeBERT: told to use it they go on as before, with a warning
+        if not model.base._supports_sdpa:  # Longformer, SqueezeBERT: they would go on with their own, and warn
             return current
         size = self.recipe.train.per_device_train_batch_size
         key = f"attention {self.source.path_or_id} {self.recipe.quantization} {self.choices} batch {size}"

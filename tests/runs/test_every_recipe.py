@@ -4,6 +4,7 @@ Only what makes a run small is changed: place of the model, folds, epochs, lengt
 """
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import transformers
 
 from lora_cls import recipe as recipes
 from lora_cls.cross_validation import cross_validate
+from lora_cls.errors import RunError
 from lora_cls.prediction import Classifier
 from lora_cls.recipe import load_recipe
 
@@ -139,3 +141,13 @@ def test_every_model_is_used():
     loaded = [load_recipe(file) for file in FILES]
     assert {recipe.backbone.name_or_path for recipe in loaded if recipe.backbone} == set(CONFIGURATIONS)
     assert set(PARAMETERS) == set(CONFIGURATIONS)
+
+
+def test_the_run_folder_has_the_whole_name(rows, tmp_path, monkeypatch):
+    """A recipe's name may hold a point: its run is not cut there (`runs/llama-3` for two recipes)."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/llama-3.2-1b")
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    with pytest.raises(RunError, match=re.escape(str(folder))):
+        cross_validate("llama-3.2-1b", *rows)
