@@ -10,7 +10,7 @@ from lora_cls.errors import RecipeError
 from lora_cls.recipe import Loss
 
 
-def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
+def pos_weight(labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None = None) -> np.ndarray:
     """One positive weight per label, from the rows that train.
 
     `balanced` is negatives / positives within each label, as in the documentation of
@@ -19,9 +19,12 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
     "Class-balanced loss based on effective number of samples". Computed weights are capped at `loss.max_pos_weight`; a
     label without positives, whose loss no weight changes, gets 1.
 
+    Soft labels count by their shares, and rows by their weights (scaled to a mean of 1), as they do in the loss.
+
     Parameters
     ----------
-    labels : ndarray of shape (n_samples, n_labels), 0 or 1
+    labels : ndarray of shape (n_samples, n_labels), 0 to 1
+    row_weight : ndarray of shape (n_samples,), 0 or more; None counts every row alike
 
     Returns
     -------
@@ -39,15 +42,19 @@ def pos_weight(labels: np.ndarray, loss: Loss) -> np.ndarray:
                 f"loss.pos_weight must hold {n_labels} numbers above 0, one per label. Got {loss.pos_weight} instead."
             )
         return np.array(loss.pos_weight, dtype=np.float64)
-    positives = labels.sum(axis=0).astype(np.float64)
-    balanced = np.where(positives > 0, (len(labels) - positives) / np.maximum(positives, 1), 1.0)
+    values = labels.astype(np.float64)
+    if row_weight is not None:
+        values = values * (row_weight / row_weight.mean())[:, None]
+    positives = values.sum(axis=0)
+    negatives = np.maximum(len(labels) - positives, 0.0)  # weighted sums may miss 0 by their last digit
+    occurs = positives > 0
+    balanced = np.where(occurs, negatives / np.where(occurs, positives, 1), 1.0)
     if loss.pos_weight == "none":
         return np.ones(n_labels)
     weights = np.sqrt(balanced) if loss.pos_weight == "sqrt" else balanced
     if loss.pos_weight == "effective_number":
         beta = loss.effective_number_beta
-        effective = (1 - beta ** (len(labels) - positives)) / np.maximum(1 - beta**positives, 1 - beta)
-        weights = np.where(positives > 0, effective, 1.0)
+        weights = np.where(occurs, (1 - beta**negatives) / np.where(occurs, 1 - beta**positives, 1), 1.0)
     # A label without negatives would get weight 0, whose logarithm corrects nothing; cap both ways.
     return np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight)
 
@@ -92,3 +99,18 @@ def training_loss(
         terms = -(weight * targets * positive + (1 - targets) * negative)
     of_row = terms.mean(1)
     return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
+
+
+def validation_loss(logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss) -> float:
+    """The recipe's loss as a score of held-out rows: their mean, every row once, without label smoothing.
+
+    Positive weights stay, since the model answers under them; smoothing goes, since it would reward doubt.
+
+    Parameters
+    ----------
+    logits, targets : ndarray of shape (n_rows, n_labels)
+    weight : ndarray of shape (n_labels,), as in training
+    """
+    found, truth, factors = (torch.as_tensor(values, dtype=torch.float64) for values in (logits, targets, weight))
+    plain = loss.model_copy(update={"label_smoothing": 0.0})
+    return float(training_loss(found, truth, factors, plain)) / len(logits)

@@ -23,6 +23,9 @@ PRIOR_LOGIT = 20.0  # for a label that is all 0 or all 1 in a fold: certain, yet
 class TfidfLearner:
     """Word and character n-grams, and scikit-learn's logistic regression with balanced classes.
 
+    Rows weigh in the loss as for a transformer. A row with a soft label is two rows, a positive and a negative one,
+    weighted by the shares: the cross-entropy is the same.
+
     Parameters
     ----------
     recipe : with a `tfidf` section
@@ -66,19 +69,26 @@ class TfidfLearner:
         texts, labels = self.train.texts, self.train.labels[train_rows]
         vectorizers = _vectorizers(self.settings)
         features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
+        targets = labels if self.train.targets is None else self.train.targets[train_rows]
+        row_weight = None if self.train.row_weight is None else self.train.row_weight[train_rows]
+        of_row = np.ones(len(labels)) if row_weight is None else row_weight
+        positives, negatives = of_row @ targets, of_row @ (1.0 - targets)
+        odds = negatives / np.where(positives > 0, positives, 1)
         coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.zeros(self.n_labels)
         for j in range(self.n_labels):
-            if labels[:, j].min() == labels[:, j].max():
-                intercept[j] = PRIOR_LOGIT if labels[0, j] else -PRIOR_LOGIT
+            if odds[j] == 0 or positives[j] == 0:
+                intercept[j] = PRIOR_LOGIT if positives[j] else -PRIOR_LOGIT
                 continue
             model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, solver="liblinear")
-            model.fit(features, labels[:, j])
+            if self.train.targets is None and row_weight is None:
+                model.fit(features, labels[:, j])
+            else:
+                model.set_params(class_weight=None)
+                model.fit(*_weighted(features, targets[:, j], row_weight, self.settings.class_weight is not None))
             coef[j], intercept[j] = model.coef_[0], model.intercept_[0]
         _save(folder.model, vectorizers, coef, intercept)
         train_seconds = time.monotonic() - started
         # balanced classes shift the logit by log(negatives / positives), as a positive weight does
-        positives = labels.sum(axis=0)
-        odds = (len(labels) - positives) / np.maximum(positives, 1)
         weight = (
             np.where((positives > 0) & (odds > 0), odds, 1.0) if self.settings.class_weight else np.ones(self.n_labels)
         )
@@ -101,6 +111,23 @@ class TfidfLearner:
             return np.zeros((0, self.n_labels), dtype=np.float32)
         features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
         return np.asarray(features @ coef.T + intercept, dtype=np.float32)
+
+
+def _weighted(
+    features: Any, targets: np.ndarray, row_weight: np.ndarray | None, balanced: bool
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Features, 0/1 labels and weights that say the same as soft labels and row weights; `balanced` as scikit-learn's,
+    by weighted counts."""
+    from scipy.sparse import vstack
+
+    of_row = np.ones(len(targets)) if row_weight is None else row_weight
+    weights = np.stack([of_row * targets, of_row * (1.0 - targets)])
+    if balanced:
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    weights = (weights * (len(targets) / weights.sum())).ravel()
+    used = weights > 0
+    truth = np.repeat([1, 0], len(targets))
+    return vstack([features, features]).tocsr()[used], truth[used], weights[used]
 
 
 def _vectorizers(settings: Tfidf) -> list[Any]:

@@ -13,7 +13,7 @@ from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import pos_weight, training_loss
+from lora_cls.training.losses import pos_weight, training_loss, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
@@ -86,6 +86,7 @@ LOGIT = math.log(4)
 @pytest.mark.parametrize(
     ("loss", "positive", "negative"),
     [
+        ({"name": "bce"}, -3 * math.log(P), -math.log(0.2)),
         ({"name": "focal"}, -3 * 0.2**2 * math.log(P), -(0.8**2) * math.log(0.2)),
         ({"name": "focal", "focal_gamma": 0}, -3 * math.log(P), -math.log(0.2)),
         ({"name": "asymmetric"}, -3 * math.log(P), -(0.75**4) * math.log(0.25)),
@@ -125,6 +126,41 @@ def test_effective_number():
     near_one = pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=1 - 1e-9))
     assert near_one[0] == pytest.approx(99, rel=1e-3)
     assert pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=1e-6))[0] == pytest.approx(1)
+
+
+def test_row_weights_and_soft_labels_by_hand():
+    """Two rows at p = 0.8, of weights 2 and 0.5; a soft label is its share of the positive and of the negative term."""
+    logits, targets = torch.full((2, 2), LOGIT), torch.tensor([[1.0, 0.0], [0.25, 0.25]])
+    positive, negative = -3 * math.log(P), -math.log(1 - P)
+    expected = 2 * (positive + negative) / 2 + 0.5 * (0.25 * positive + 0.75 * negative)
+    found = training_loss(logits, targets, torch.tensor([3.0, 3.0]), Loss(), torch.tensor([2.0, 0.5]))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_loss():
+    """The mean over rows of the recipe's loss with its positive weights, and the truth unsmoothed."""
+    logits, targets = np.full((4, 1), LOGIT), np.array([[1], [0], [0], [0]], dtype=np.int8)
+    expected = (-3 * math.log(P) - 3 * math.log(1 - P)) / 4
+    for smoothing in (0.0, 0.3):
+        found = validation_loss(logits, targets, np.array([3.0]), Loss(label_smoothing=smoothing))
+        assert found == pytest.approx(expected, rel=1e-9)
+    focal = validation_loss(logits, targets, np.array([3.0]), Loss(name="focal"))
+    assert focal == pytest.approx((-3 * 0.04 * math.log(P) - 3 * 0.64 * math.log(1 - P)) / 4, rel=1e-9)
+
+
+def test_positive_weights_of_weighted_rows():
+    """A row of weight 2 counts as two rows, whatever the scale of the weights; soft labels count by their shares."""
+    labels = np.array([[1], [0], [0], [1]], dtype=np.int8)
+    row_weight = np.array([2.0, 1.0, 1.0, 0.0])
+    assert pos_weight(labels, Loss(), row_weight).tolist() == [1.0]
+    assert pos_weight(labels, Loss(), 10 * row_weight) == pytest.approx([1.0])
+    assert pos_weight(labels, Loss(), np.array([1.0, 2.0, 3.0, 1.0])) == pytest.approx([2.5])
+    assert pos_weight(np.array([[0.5], [0.25], [0.0], [0.25]]), Loss()) == pytest.approx([3.0])
+    assert pos_weight(np.array([[0.1], [0.0]]), Loss()) == pytest.approx([19.0])
+    assert pos_weight(labels, Loss(), np.array([0.0, 1.0, 1.0, 0.0])).tolist() == [1.0], "its positives weigh nothing"
+    assert pos_weight(labels, Loss(), np.array([1.0, 0.0, 0.0, 1.0])) == pytest.approx([0.01])
+    effective = pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=0.9), row_weight * 5)
+    assert effective == pytest.approx([1.0])
 
 
 class Recorder:
