@@ -14,6 +14,7 @@ from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
 from lora_cls.data.tokens import Tokens, encode
 from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.training.selection import check_selection
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def check(
     sample_submission: Table | None = None,
     overrides: Sequence[str] = (),
     fold_table: Table | None = None,
+    *,
+    extra_train: Table | None = None,
 ) -> Check:
     """Load and check everything that a run would read; the backbone's tokenizer, but not its weights.
 
@@ -50,10 +53,11 @@ def check(
         For anything the user can mend.
     """
     recipe = load_recipe(recipe, overrides)
-    tables = Tables(recipe, train, test, sample_submission)
+    tables = Tables(recipe, train, test, sample_submission, extra_train)
     data = tables.train
     assert data.labels is not None
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)
+    check_selection(recipe, data, fold)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
     tokens: dict[str, dict[str, float]] = {}
     if recipe.backbone is not None:

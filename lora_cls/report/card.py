@@ -36,7 +36,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
         "| label | support | shipped threshold | precision | recall | F1 | ROC-AUC |",
         "|---|---|---|---|---|---|---|",
     ]
-    scores = metrics.get("cross_fitted") or metrics["untuned"]
+    scores = metrics["cross_fitted"]
     for row in scores["per_label"]:
         values = (row["threshold"], row["precision"], row["recall"], row["f1"], row["roc_auc"])
         cells = " | ".join("" if value is None else f"{value:.3f}" for value in values)
@@ -71,14 +71,16 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
 
 def score_sentence(metrics: dict[str, Any]) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
-    scores = metrics.get("cross_fitted")
+    scores = metrics["cross_fitted"]
     how = "thresholds tuned on the other folds"
-    if scores is None:
-        scores, how = metrics["untuned"], "untuned, logit > 0; thresholds cannot be cross-fitted from one fold"
+    if scores["over"] == "parts":
+        how = f"thresholds for each of {scores['n_parts']} parts of them tuned on the other parts"
     low, high = scores["macro_f1_interval"]["low"], scores["macro_f1_interval"]["high"]
+    rows = metrics["rows_scored"]
+    where = f"out of fold on {rows} rows" if metrics["n_splits"] > 1 else f"on {rows} held-out rows"
     sentence = (
-        f"Macro-F1 {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) out of fold on "
-        f"{metrics['rows_scored']} rows, {how}; untuned {metrics['untuned']['macro_f1']:.4f}."
+        f"Macro-F1 {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
+        f"{how}; untuned {metrics['untuned']['macro_f1']:.4f}."
     )
     finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
     if finished < n_splits:

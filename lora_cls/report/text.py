@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def print_run(run: RunFolder) -> None:
     """The score, a table per label, what it cost, and the paths of the files."""
     console, metrics, info = _console(), read_json(run.path / "metrics.json"), run.info
-    scores = metrics.get("cross_fitted") or metrics["untuned"]
-    table = Table(title="Out of fold, per label (decided by the other folds' thresholds; shown is the shipped one)")
+    scores = metrics["cross_fitted"]
+    table = Table(title=f"Per label (decided by the other {scores['over']}' thresholds; shown is the shipped one)")
     table.add_column("label")
     for column in ("positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
         table.add_column(column, justify="right")
