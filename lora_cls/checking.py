@@ -15,6 +15,7 @@ from lora_cls.data import fold_notes, summarize
 from lora_cls.data.prompts import recipe_frame
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note
 from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.training.selection import check_selection
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ def check(
     sample_submission: Table | None = None,
     overrides: Sequence[str] = (),
     fold_table: Table | None = None,
+    *,
+    extra_train: Table | None = None,
 ) -> Check:
     """Load and check everything that a run would read; the backbone's tokenizer and configuration, not its weights.
 
@@ -54,11 +57,12 @@ def check(
         For anything the user can mend.
     """
     recipe = load_recipe(recipe, overrides)
-    tables = Tables(recipe, train, test, sample_submission)
+    tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     data = tables.train
     assert data.labels is not None
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)
+    check_selection(recipe, data, fold)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
     tokens: dict[str, dict[str, float]] = {}
     memory: dict[str, Any] = {}

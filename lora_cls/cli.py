@@ -95,12 +95,16 @@ def predict(
 
 
 @app.command()
-def refit(run: RunPath, train: Train = None) -> None:
+def refit(
+    run: RunPath,
+    train: Train = None,
+    extra_train: Annotated[Optional[str], typer.Option("--extra-train", help="Table of extra rows.")] = None,  # noqa: UP045
+) -> None:
     """Train one model on all rows of a run, for those who ship one."""
     from lora_cls import cross_validation
     from lora_cls.runs import RunFolder
 
-    folder = cross_validation.refit(RunFolder(run), train, show=True)
+    folder = cross_validation.refit(RunFolder(run), train, extra_train=extra_train, show=True)
     print(f"Model of all rows: {folder.path}\nIt has no out-of-fold score of its own. Use it with:")
     print(f"lora-cls predict {run} --models refit --input FILE")
 

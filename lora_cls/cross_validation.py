@@ -28,20 +28,23 @@ from lora_cls.data import (
     read_sample_submission,
     read_table,
     stratified_folds,
+    stratified_subsample,
     table_path,
+    text_key,
 )
 from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
 from lora_cls.data.table import as_id
-from lora_cls.errors import RecipeError, RunError
+from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
 from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
 from lora_cls.training.learner import FoldResult, make_learner
 from lora_cls.training.progress import Progress
+from lora_cls.training.selection import check_selection
 
-SMOKE_ROWS, SMOKE_TEST_ROWS = 96, 32
+SMOKE_ROWS, SMOKE_TEST_ROWS, SMOKE_EXTRA_ROWS = 96, 32, 16
 VERSIONS = (
     "lora_cls",
     "torch",
@@ -60,7 +63,12 @@ class Tables:
     that the label columns say."""
 
     def __init__(
-        self, recipe: Recipe, train: Table | None = None, test: Table | None = None, sample: Table | None = None
+        self,
+        recipe: Recipe,
+        train: Table | None = None,
+        test: Table | None = None,
+        sample: Table | None = None,
+        extra: Table | None = None,
     ) -> None:
         data = recipe.data
         if train is not None and (data.train or "").startswith("sample:"):
@@ -71,11 +79,18 @@ class Tables:
         sample = data.sample_submission if sample is None else sample
         if train is None:
             raise RecipeError("No training data: give --train FILE, or data.train in the recipe.")
-        self.paths = {"train": _name(train), "test": _name(test), "sample_submission": _name(sample)}
+        extra = data.extra_train if extra is None else extra
+        self.paths = {
+            "train": _name(train),
+            "test": _name(test),
+            "sample_submission": _name(sample),
+            "extra_train": _name(extra),
+        }
         self.sample = None if sample is None else read_table(sample)
         test = None if test is None else read_table(test, name="the test DataFrame")
-        self.train: Dataset = load_train(data, train, test, self.sample, recipe.task)
+        self.train: Dataset = load_train(data, train, test, self.sample, recipe.task, extra)
         self.recipe = resolved_recipe(recipe, self.train)
+        self._sample_note = self._keep_sample(data.max_rows, recipe.cv.random_state)
         self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
         if self.test is not None and self.sample is not None:
             read_sample_submission(
@@ -92,26 +107,65 @@ class Tables:
     @property
     def notes(self) -> list[str]:
         """What the user should know before anything runs."""
-        found = [f"{len(self.train)} training rows, {len(self.test) if self.test else 'no'} test rows"]
-        found += [self.train.columns.how] if self.train.columns else []
-        return [*found, *self.train.notes, *(self.test.notes if self.test else [])]
+        train = self.train
+        n_rows = int((~train.extra).sum())
+        found = [f"{n_rows} training rows, {len(self.test) if self.test else 'no'} test rows"]
+        found += [train.columns.how] if train.columns else []
+        found += [*train.notes, *(self.test.notes if self.test else []), *self._sample_note]
+        if train.row_weight is not None:
+            weight = train.row_weight
+            found.append(
+                f"row weights: {weight.min():g} to {weight.max():g}, mean {weight.mean():.4g}, "
+                f"{int((weight == 0).sum())} of {len(weight)} rows weigh 0 (in the loss they are scaled to a mean of 1)"
+            )
+        if self.test is not None and train.extra.any():
+            known = {text_key(text) for text in self.test.texts}
+            shared = sum(text_key(train.texts[i]) in known for i in np.flatnonzero(train.extra))
+            if shared:
+                found.append(f"of the extra rows {shared} also stand in the test table, as pseudo-labels do")
+        return found
+
+    def _keep_sample(self, max_rows: int | None, random_state: int) -> list[str]:
+        """`data.max_rows`; says what it left. Extra rows stay, and so does each part's share of a split."""
+        own, held_out = np.flatnonzero(~self.train.extra), self.train.held_out
+        if max_rows is None or len(own) <= max_rows:
+            return []
+        assert self.train.labels is not None
+        parts = [own] if held_out is None else [own[held_out[own]], own[~held_out[own]]]
+        rows = [np.flatnonzero(self.train.extra)]
+        for part in parts:
+            share = max(1, len(part) * max_rows // len(own))
+            labels, groups = self.train.labels[part], self.train.groups[part]
+            rows.append(part[stratified_subsample(labels, groups, share, random_state)])
+        self.train = self.train.subset(np.sort(np.concatenate(rows)))
+        kept = int((~self.train.extra).sum())
+        note = f"{kept} of {len(own)} training rows are used, a stratified sample (data.max_rows {max_rows})"
+        return [note if self.train.held_out is None else f"{note}; {int(self.train.held_out.sum())} are held out"]
 
     def fingerprints(self) -> dict[str, Any]:
+        extra = self.train.extra
         return {
-            "train_sha256": self.train.fingerprint(),
+            "train_sha256": self.train.subset(~extra).fingerprint(),
+            "extra_train_sha256": self.train.subset(extra).fingerprint() if extra.any() else None,
             "test_sha256": self.test.fingerprint() if self.test else None,
             "sample_submission_sha256": None if self.sample is None else _fingerprint(self.sample),
         }
 
     def smoke(self) -> None:
-        """Keep a few rows, some of every label."""
-        labels = self.train.labels
+        """Keep a few rows, some of every label, and of every part of a split."""
+        labels, own = self.train.labels, np.flatnonzero(~self.train.extra)
         assert labels is not None
         rng = np.random.default_rng(0)
         of_each = max(2, min(6, SMOKE_ROWS // labels.shape[1]))
-        rows = [row for j in range(labels.shape[1]) for row in rng.permutation(np.flatnonzero(labels[:, j]))[:of_each]]
-        rows += list(rng.permutation(len(labels)))
-        self.train = self.train.subset(sorted(dict.fromkeys(int(row) for row in rows[:SMOKE_ROWS])))
+        held_out = self.train.held_out
+        rows: list[int] = []
+        for part in [] if held_out is None else [held_out[own], ~held_out[own]]:
+            rows += rng.permutation(own[part])[: SMOKE_ROWS // 4].tolist()
+        for column in labels[own].T:
+            rows += rng.permutation(own[column > 0])[:of_each].tolist()
+        rows += rng.permutation(own).tolist()
+        extra = np.flatnonzero(self.train.extra)[:SMOKE_EXTRA_ROWS].tolist()
+        self.train = self.train.subset([*sorted(list(dict.fromkeys(rows))[:SMOKE_ROWS]), *extra])
         if self.test is not None:
             self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
         if self.sample is not None and self.test is not None:
@@ -160,6 +214,7 @@ def cross_validate(
     out: str | Path | None = None,
     *,
     sample_submission: Table | None = None,
+    extra_train: Table | None = None,
     folds: Sequence[int] | None = None,
     fold_table: Table | None = None,
     overrides: Sequence[str] = (),
@@ -172,7 +227,7 @@ def cross_validate(
     Parameters
     ----------
     recipe : path, name of a shipped recipe, or Recipe
-    train, test, sample_submission : files or DataFrames; those of the recipe where None
+    train, test, sample_submission, extra_train : files or DataFrames; those of the recipe where None
     out : the run folder; `runs/<recipe>` where None
     folds : numbers of the folds to run now; all where None
     fold_table : columns id and fold, instead of making folds
@@ -195,7 +250,7 @@ def cross_validate(
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
-    tables = Tables(recipe, train, test, sample_submission)
+    tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
     if smoke:
@@ -214,12 +269,14 @@ def cross_validate(
             raise RunError(f"{path} was started with other folds than those of {_name(fold_table)}.")
     else:
         fold = make_folds(recipe, data, fold_table)
-    numbers = sorted({int(f) for f in fold})
+    numbers = sorted({int(f) for f in fold if f >= 0})
     unknown = sorted(set(folds or ()) - set(numbers))
     if unknown:
         raise RecipeError(
             f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
         )
+    check_selection(recipe, data, fold)
+    _check_rows(data, fold)
 
     with Progress(0, show) as progress:
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
@@ -250,12 +307,14 @@ def cross_validate(
     return run
 
 
-def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> FoldFolder:
+def refit(
+    run: RunFolder, train: Table | None = None, *, extra_train: Table | None = None, show: bool = False
+) -> FoldFolder:
     """Train one model on all rows, for those who ship one. It has no out-of-fold score of its own.
 
     Parameters
     ----------
-    train : the run's training data; where None, the file that the run was started with
+    train, extra_train : the run's training data; where None, the files that the run was started with
 
     Raises
     ------
@@ -263,19 +322,21 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
         If the data is not the run's.
     """
     info, recipe = run.info, run.recipe
-    path = train if train is not None else info["data"]["paths"]["train"]
-    if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
-        raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")
+    path = _found_again(run, "train", train, "training data")
+    extra = _found_again(run, "extra_train", extra_train, "data of extra rows")
     # Decided when the run was started, and not again without its test file.
     decided = {
         "data.label_columns": info["data"]["label_columns"],
         "data.text_columns": info["data"]["text_columns"],
         "data.test": None,
         "data.sample_submission": None,
+        "data.extra_train": None,
     }
-    tables = Tables(load_recipe(recipe, decided), path)
-    if tables.train.fingerprint() != info["data"]["train_sha256"]:
-        raise RunError(f"{_name(path)} is not the data that {run.path} was trained on.")
+    tables = Tables(load_recipe(recipe, decided), path, extra=extra)
+    found = tables.fingerprints()
+    for key, table in (("train_sha256", path), ("extra_train_sha256", extra)):
+        if found[key] != info["data"].get(key):
+            raise RunError(f"{_name(table)} is not the data that {run.path} was trained on.")
     with Progress(1, show) as progress:
         if run.refit.finished:
             progress.say(f"{run.refit.path} is finished already.")
@@ -286,10 +347,18 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
             n_epochs = round(median(chosen))
             progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
         learner = make_learner(recipe, run.label_names, tables.train, None, info["choices"], None, progress)
-        rows = np.arange(len(tables.train))
+        rows = np.arange(len(tables.train))  # extra rows too
         _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
         progress.fold_done("all rows", "done")
     return run.refit
+
+
+def _found_again(run: RunFolder, key: str, given: Table | None, what: str) -> Table | None:
+    """A table of a run: the one given, or the file that the run was started with."""
+    path = given if given is not None else run.info["data"]["paths"].get(key)
+    if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
+        raise RunError(f"The {what} of {run.path} was {path}: give it again with --{key.replace('_', '-')}.")
+    return path
 
 
 def choose_epochs(run: RunFolder) -> None:
@@ -313,7 +382,7 @@ def choose_epochs(run: RunFolder) -> None:
             by_epoch[:, fold == number] = decisions.probabilities(logits, weight)
         for number in numbers:
             if not chosen[number]:
-                others = fold != number
+                others = (fold != number) & (fold >= 0)
                 truth = y_true[others]
                 scores = [
                     macro_f1(truth, decisions.apply(s[others], decisions.tune(truth, s[others]))) for s in by_epoch
@@ -347,11 +416,39 @@ def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
 
 
 def make_folds(recipe: Recipe, data: Dataset, fold_table: Table | None = None) -> np.ndarray:
-    """The fold of every training row, ndarray of shape (n_samples,), int64: read from a table, or stratified."""
+    """The fold of every training row, ndarray of shape (n_samples,), int64: read from a table, by the split column, or
+    stratified. Rows that are only trained on have fold -1."""
     assert data.labels is not None
     if fold_table is not None:
-        return read_folds(fold_table, data.ids, data.columns.id if data.columns else None)
-    return stratified_folds(data.labels, data.groups, recipe.cv.n_splits, recipe.cv.random_state, task=recipe.task)
+        if data.held_out is not None:
+            raise RecipeError("A table of folds and data.split_column both say which rows are held out: give one.")
+        id_name, sampled = data.columns.id if data.columns else None, recipe.data.max_rows is not None
+        return read_folds(fold_table, data.ids, id_name, extra=data.extra, sampled=sampled)
+    if data.held_out is not None:
+        return np.where(data.held_out, 0, -1).astype(np.int64)
+    own = ~data.extra
+    fold = np.full(len(data), -1, dtype=np.int64)
+    fold[own] = stratified_folds(
+        data.labels[own], data.groups[own], recipe.cv.n_splits, recipe.cv.random_state, task=recipe.task
+    )
+    return fold
+
+
+def _check_rows(data: Dataset, fold: np.ndarray) -> None:
+    """Refuse folds of which nothing can be scored, or from which nothing can be learnt."""
+    if len(np.unique(data.groups[fold >= 0])) < 2:
+        raise DataError(
+            f"{data.source}: the held-out rows are one row, or stay together as one (identical texts, or one value of "
+            "data.group_column). Scores need two at least."
+        )
+    if data.row_weight is None:
+        return
+    for number in np.unique(fold[fold >= 0]).tolist():
+        if not data.row_weight[fold != number].any():
+            raise DataError(
+                f"{data.source}: all rows that fold {number} is trained on weigh 0 in data.weight_column "
+                f"'{data.columns.weight if data.columns else None}'."
+            )
 
 
 def _complete(folder: FoldFolder, result: FoldResult) -> None:
@@ -385,7 +482,8 @@ def _info(tables: Tables) -> dict[str, Any]:
             "test_id_column": tables.id_name,
             "text_columns": columns.text if columns else None,
             "label_columns": columns.labels if columns else tables.train.label_names,
-            "train_rows": len(tables.train),
+            "train_rows": int((~tables.train.extra).sum()),
+            "extra_rows": int(tables.train.extra.sum()),
             "test_rows": len(tables.test) if tables.test else None,
         }
         | tables.fingerprints(),

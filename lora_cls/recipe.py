@@ -194,15 +194,18 @@ class Data(Section):
     """Columns that are neither text nor label nor id."""
     split_column: str | None = None
     """A column that says which rows are held out (`validation`, `valid`, `val`, `dev`, `test`) instead of folds; the
-    others (`train`) are only trained on."""
+    others (`train`, `training`) are only trained on."""
     weight_column: str | None = None
-    """How much each training row counts in the loss, 0 or more; scores count every row once."""
+    """How much each training row counts in the loss and in its positive weights, 0 or more; scores count every row
+    once."""
     soft_labels: bool = False
-    """Labels may be numbers between 0 and 1, as shares of annotators; scores take 0.5 and above as 1."""
+    """Labels may be numbers between 0 and 1, as shares of annotators; scores take 0.5 and above as 1. Not for
+    single_label, nor for a column of names."""
     extra_train: str | None = None
-    """A table like the training table whose rows are only ever trained on: never held out, never scored."""
+    """A table like the training table whose rows are only ever trained on: never held out, never scored. Rows whose
+    text stands in the training table are left out."""
     max_rows: int | None = Field(default=None, ge=4)
-    """Train and score on a stratified sample of so many training rows."""
+    """Train and score on a stratified sample of so many training rows at most; `cv.random_state` draws it."""
     unescape: bool = False
     """Turn a backslash and an n, as some exports write line ends, into line ends (and \\r, \\t likewise)."""
     on_missing: Literal["error", "drop"] = "error"
@@ -218,6 +221,12 @@ class Data(Section):
     """How the chunks of a text answer together: sigmoid of the mean log-odds, mean probability, or the greatest."""
     max_chunks: int | None = Field(default=None, ge=1)
     """Read no more than so many chunks of a text, evenly spread over it; null reads all."""
+
+    @model_validator(mode="after")
+    def _one_division(self) -> Data:
+        if self.folds and self.split_column:
+            raise ValueError("give either folds or split_column: both say which rows are held out.")
+        return self
 
     @model_validator(mode="after")
     def _strides(self) -> Data:
@@ -250,9 +259,16 @@ class Train(Section):
     inner_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the fold's training rows that `select: inner` holds back."""
     select_by: Literal["macro_f1", "loss", "loss_within_margin"] = "macro_f1"
-    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1; the lowest loss; or the lowest
-    loss among the epochs whose macro-F1 lies within `select_margin` of the best."""
+    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the lowest loss
+    (the recipe's, without label smoothing); or the lowest loss among the epochs whose macro-F1 lies within
+    `select_margin` of the best."""
     select_margin: float = Field(default=0.01, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _select_by_applies(self) -> Train:
+        if self.select_by != "macro_f1" and self.select not in ("inner", "scored_fold"):
+            raise ValueError(f"select_by: {self.select_by} has no meaning for select: {self.select}.")
+        return self
 
 
 class Loss(Section):
@@ -345,6 +361,11 @@ def _task_problems(recipe: Recipe) -> list[str]:
                 "loss.name: asymmetric is made for labels that are mostly negative; task: single_label takes bce "
                 "(cross-entropy over the classes) or focal."
             )
+        if recipe.data.soft_labels:
+            problems.append(
+                "data.soft_labels: task: single_label gives every row exactly one class: remove it, or set task: "
+                "multi_label for shares of several labels."
+            )
         if recipe.prediction.at_least_one:
             problems.append("prediction.at_least_one: task: single_label gives every row exactly one class: remove it.")
     elif task is not None and strategy in ("argmax", "prior_adjusted"):
@@ -353,6 +374,11 @@ def _task_problems(recipe: Recipe) -> list[str]:
         )
     if task in ("single_label", "binary") and recipe.data.label_delimiter is not None:
         problems.append(f"data.label_delimiter: task: {task} has one label per row: remove it, or the task.")
+    if recipe.data.soft_labels and recipe.data.label_delimiter is not None:
+        problems.append(
+            "data.soft_labels: shares stand in one column per label, and data.label_delimiter splits one column of "
+            "names: remove either."
+        )
     return problems
 
 
@@ -389,6 +415,8 @@ class Recipe(Section):
                 "head.kind: generate learns the answer's tokens by cross-entropy: loss.name, loss.label_smoothing and "
                 "numbers in loss.pos_weight have no meaning for it. Remove them."
             )
+        if self.head.kind == "generate" and self.data.soft_labels:
+            problems.append("head.kind: generate writes a label or not: data.soft_labels has no meaning for it.")
         if problems:
             raise ValueError(" ".join(problems))
         return self

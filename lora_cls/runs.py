@@ -2,7 +2,7 @@
 
 ```
 recipe.yaml       resolved                     run.json     versions, device, measured choices, fingerprints, seconds
-labels.json       names, order, task, column   folds.csv    id, fold, group (rows that stay together)
+labels.json       names, order, task, column   folds.csv    id, fold (-1: only trained on), group
 train_labels.csv  id and 0/1 columns           README.md    model card, and a snippet that loads it without us
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
@@ -274,7 +274,7 @@ class RunFolder:
 
     @property
     def folds(self) -> pd.DataFrame:
-        """Columns id, fold, group; the training rows in their order."""
+        """Columns id, fold, group; the training rows in their order. Rows of fold -1 are only trained on."""
         table = read_csv(self.path / "folds.csv")
         return table.assign(**_integers(self.path / "folds.csv", table, ["fold", "group"]))
 
@@ -295,7 +295,7 @@ class RunFolder:
 
     @property
     def fold_numbers(self) -> list[int]:
-        return sorted(int(f) for f in set(self.folds["fold"]))
+        return sorted(int(f) for f in set(self.folds["fold"]) if f >= 0)
 
     @property
     def finished_folds(self) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.data import read_sample_submission, write_submission
+from lora_cls.data import read_sample_submission, stratified_folds, write_submission
 from lora_cls.errors import RunError
 from lora_cls.evaluation import bootstrap_macro_f1, summary
 from lora_cls.recipe import Prediction, Recipe, Task, Thresholds, load_recipe
@@ -16,12 +16,19 @@ from lora_cls.runs import RunFolder, write_csv, write_json
 
 LEFT_OUT = (
     "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "
-    "variance of training. The score describes one fold's model; the submission combines all folds."
+    "variance of training."
 )
+MANY_MODELS = "The score describes one fold's model; the submission combines all folds."
+ONE_MODEL = "The score and the submission are those of the one model that was trained."
+PARTS = 5
 
 
 def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Prediction | None = None) -> dict[str, Any]:
     """Tune thresholds on the out-of-fold probabilities of the finished folds, score them, and write every file.
+
+    Decisions for a fold are by thresholds of the other folds. Where only one fold is scored, its rows are divided into
+    five stratified parts (`stratified_folds` by `cv.random_state`), and decisions for a part are by thresholds of the
+    other parts: the model never saw any of them.
 
     Writes `oof_proba.csv`, `thresholds.json`, `metrics.json`, and for a run with test rows `test_proba.csv` and
     `submission.csv`.
@@ -38,7 +45,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     Raises
     ------
     RunError
-        If no fold is finished.
+        If no fold is finished, or those finished hold out a single group of rows.
     """
     recipe = run.recipe
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
@@ -48,6 +55,11 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     (rows, logits), (_, y_score) = run.oof_logits(), run.oof_proba()
     folds, weights = run.folds.iloc[rows], run.pos_weights()
     fold, groups = folds["fold"].to_numpy(), folds["group"].to_numpy()
+    if len(np.unique(groups)) < 2:
+        raise RunError(
+            f"{run.path}: the rows scored so far are one row, or stay together as one; scores need two at least. "
+            "Train more folds with --resume."
+        )
     y_true, decisions = run.y_true[rows], run.decisions(thresholds)
     settings: dict[str, Any] = {
         "strategy": decisions.strategy,
@@ -64,25 +76,23 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         "folds_finished": finished,
         "n_splits": len(run.fold_numbers),
         "rows_scored": len(rows),
-        "rows": len(run.folds),
+        "rows": int((run.folds["fold"] >= 0).sum()),
     }
     kept: dict[str, Any] = {
         "settings": settings,
         "prediction": prediction.model_dump(),
         "shipped": dict(zip(names, shipped.tolist(), strict=True)),
     }
-    if len(finished) > 1:
-        fitted = decisions.cross_fit(y_true, y_score, fold, prediction.at_least_one)
-        metrics["cross_fitted"] = {"optimistic": optimistic} | _scores(
-            recipe.task, y_true, fitted.y_pred, y_score, names, shipped, groups
-        )
-        kept["folds"] = {
-            int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()
-        }
+    over, part = ("folds", fold) if len(finished) > 1 else ("parts", _parts(y_true, groups, recipe))
+    fitted = decisions.cross_fit(y_true, y_score, part, prediction.at_least_one)
+    metrics["cross_fitted"] = {"optimistic": optimistic, "over": over, "n_parts": len(fitted.thresholds)} | _scores(
+        recipe.task, y_true, fitted.y_pred, y_score, names, shipped, groups
+    )
+    kept[over] = {int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()}
     metrics["untuned"] = {"optimistic": optimistic} | _scores(
         recipe.task, y_true, decisions.untuned(logits), y_score, names, None, groups
     )
-    metrics["note"] = LEFT_OUT
+    metrics["note"] = f"{LEFT_OUT} {MANY_MODELS if len(run.fold_numbers) > 1 else ONE_MODEL}"
     metrics |= run.answer_counts()
     write_csv(run.path / "oof_proba.csv", _table(folds["id"].tolist(), y_score, names))
     write_json(run.path / "thresholds.json", kept)
@@ -109,6 +119,14 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         }
     write_json(run.path / "metrics.json", metrics)
     return metrics
+
+
+def _parts(y_true: np.ndarray, groups: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Parts of the rows of a single fold, ndarray of shape (n_rows,), int64.
+
+    Iterative stratification for classes too: it divides any rows, however few of a class were held out.
+    """
+    return stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)
 
 
 def _scores(

@@ -1,13 +1,14 @@
 """Tables in, checked datasets and folds out; submissions back to disk. Knows nothing of models.
 
-Reading order: `table` (files), `labels` (0/1 values), `columns` (what each column is), `dataset`, `folds`, `summary`,
-`submission`.
+Reading order: `table` (files), `labels` (0/1 values), `rows` (weights and split), `columns` (what each column is),
+`dataset`, `folds`, `subsample`, `summary`, `submission`.
 """
 
 from lora_cls.data.columns import Columns, resolve_columns
 from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
 from lora_cls.data.folds import fold_notes, read_folds, stratified_folds
 from lora_cls.data.submission import read_sample_submission, write_submission
+from lora_cls.data.subsample import stratified_subsample
 from lora_cls.data.summary import summarize
 from lora_cls.data.table import Source, read_table, table_path
 
@@ -23,6 +24,7 @@ __all__ = [
     "read_table",
     "resolve_columns",
     "stratified_folds",
+    "stratified_subsample",
     "summarize",
     "table_path",
     "text_key",

@@ -43,6 +43,9 @@ class Columns:
         """The labels in their order: the classes, or the 0/1 columns."""
         return self.labels if self.classes is None else self.classes
 
+    weight: str | None = None
+    split: str | None = None
+
 
 def resolve_columns(
     config: Data,
@@ -82,9 +85,17 @@ def find_columns(
     """`resolve_columns` that returns the problems, and what could be decided despite them."""
     problems: list[str] = []
     named_text = _named_text(config, train, problems)
-    group = _present(train, [config.group_column] if config.group_column else [], "data.group_column", problems)
+    group, weight, split = (
+        _present(train, [name] if name else [], f"data.{field}", problems)
+        for field, name in (
+            ("group_column", config.group_column),
+            ("weight_column", config.weight_column),
+            ("split_column", config.split_column),
+        )
+    )
     id_column = find_id(config, train, problems)
-    others = {*named_text, *group, *([id_column] if id_column else [])}
+    others = {*named_text, *group, *weight, *split, *([id_column] if id_column else [])}
+    others |= _ignored(config, train, test, others, problems)
     if config.label_columns is not None or (sample is not None and not _only_classes(train, sample, id_column)):
         field, named, labels_how = _named_labels(config, sample, id_column, problems)
         labels = _fit_for_labels(train, named, field, others, problems)
@@ -106,10 +117,17 @@ def find_columns(
     }
     if group:
         roles["groups"] = f"{group[0]}, and identical texts"
+    if weight:
+        roles["row weights"] = weight[0]
+    if split:
+        roles["split"] = split[0]
+    if config.ignore_columns:
+        roles["ignored"] = shorten(config.ignore_columns)
     how = "; ".join(f"{role}: {what}" for role, what in roles.items())
+    group_name, weight_name, split_name = (names[0] if names else None for names in (group, weight, split))
     columns = Columns(
-        id=id_column, text=text, labels=labels, how=how, group=group[0] if group else None, task=found,
-        classes=classes, notes=notes,
+        id=id_column, text=text, labels=labels, how=how, group=group_name, weight=weight_name, split=split_name,
+        task=found, classes=classes, notes=notes,
     )  # fmt: skip
     return columns, problems
 
@@ -131,7 +149,8 @@ def find_test_columns(
     elif config.text_columns is not None or config.text_template is not None:
         text, how = _named_text(config, test, problems), "from the recipe"
     else:
-        text, how = _guess_text(test, None, {*labels, *([id_column] if id_column else [])}, problems)
+        taken = {*labels, *config.ignore_columns, *([id_column] if id_column else [])}
+        text, how = _guess_text(test, None, taken, problems)
     group = train_columns.group if train_columns else config.group_column
     group = group if group in test.columns else None  # a test table needs no groups
     how = f"text: {shorten(text)}, {how}; id: {id_column or 'the row numbers, because no column is named id'}"
@@ -144,10 +163,11 @@ def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | Non
     if config.id_column is not None:
         found = _present(frame, [config.id_column], "data.id_column", problems)
         return found[0] if found else None
-    exact = [name for name in frame.columns if name.lower() == "id"]
+    exact = [name for name in frame.columns if name.lower() == "id" and name not in config.ignore_columns]
     if exact:
         return str(exact[0])
     named = {config.group_column, *(config.text_columns or []), *(config.label_columns or [])}
+    named |= {config.weight_column, config.split_column, *config.ignore_columns}
     for name in frame.columns:
         if name.endswith(("_id", "_Id", "ID")) and name not in named and _is_unique(frame[name]):
             return str(name)
@@ -191,6 +211,21 @@ def _present(frame: pd.DataFrame, names: Sequence[str], field: str, problems: li
             guess = did_you_mean(name, frame.columns)
             problems.append(f"no column '{name}' ({field}).{guess} Columns: {shorten(frame.columns, 40)}.")
     return [name for name in names if name in frame.columns]
+
+
+def _ignored(
+    config: Data, train: pd.DataFrame, test: pd.DataFrame | None, others: set[str], problems: list[str]
+) -> set[str]:
+    """`data.ignore_columns`, which may also be columns that only the test table has."""
+    of_test = () if test is None else test.columns
+    _present(train, [name for name in config.ignore_columns if name not in of_test], "data.ignore_columns", problems)
+    both = [name for name in config.ignore_columns if name in others]
+    if both:
+        problems.append(
+            f"data.ignore_columns: {shorten(both)} cannot be ignored and be the id, text, group, weight or "
+            "split column too."
+        )
+    return set(config.ignore_columns)
 
 
 def _named_text(config: Data, frame: pd.DataFrame, problems: list[str]) -> list[str]:
@@ -259,7 +294,10 @@ def _fit_for_labels(
         problems.append(f"{field}: named more than once: {shorten(twice)}.")
     both = [name for name in dict.fromkeys(named) if name in others]
     if both:
-        problems.append(f"{field}: {shorten(both)} cannot be a label and the id, text or group column too.")
+        problems.append(
+            f"{field}: {shorten(both)} cannot be a label and the id, text, group, weight or split column, or an "
+            "ignored one, too."
+        )
     found = _present(train, [name for name in dict.fromkeys(named) if name not in others], field, problems)
     if field == "sample submission" and not found:
         problems.append(
@@ -276,14 +314,16 @@ def _guess_labels(
     others: set[str],
     problems: list[str],
 ) -> tuple[list[str], str]:
-    """The 0/1 columns; of those, the ones that the test table lacks, if there is one; or its one column of names."""
+    """The 0/1 columns (of soft labels: those of numbers from 0 to 1) that the test table, if there is one, lacks; or
+    its one column of names."""
     free = [name for name in train.columns if name not in others and not name.startswith("Unnamed: ")]
-    zero_one = [name for name in free if looks_like_labels(train[name])]
+    zero_one = [name for name in free if looks_like_labels(train[name], config.soft_labels)]
     of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], config.label_delimiter)]
+    kind = _kind(config)
     if test is None:
         if not zero_one:
-            _no_labels(train, "0/1 columns", [], of_names, problems)
-        return zero_one, "the 0/1 columns (no test file was given to compare with)"
+            _no_labels(train, kind, [], [] if config.soft_labels else of_names, problems)
+        return zero_one, f"the {kind} (no test file was given to compare with)"
     labels = [name for name in zero_one if name not in test.columns]
     if not of_names and not labels:  # of a delimiter that stands nowhere `_decide_task` knows more to say
         of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], None)]
@@ -297,12 +337,17 @@ def _guess_labels(
             return [], "not found"
         return of_names, "the only column with few values that the test file lacks"
     if not labels:
-        _no_labels(
-            train, "0/1 columns (or one column of few values) that the test file lacks", zero_one, of_names, problems
-        )
+        wanted = kind if config.soft_labels else f"{kind} (or one column of few values)"
+        _no_labels(train, f"{wanted} that the test file lacks", zero_one, of_names, problems)
     left_out = [name for name in free if name not in test.columns and name not in labels]
-    how = "the 0/1 columns that the test file lacks"
-    return labels, how + (f" (it also lacks {shorten(left_out)}: not 0/1, so not labels)" if left_out else "")
+    how = f"the {kind} that the test file lacks"
+    why = "not from 0 to 1" if config.soft_labels else "not 0/1"
+    return labels, how + (f" (it also lacks {shorten(left_out)}: {why}, so not labels)" if left_out else "")
+
+
+def _kind(config: Data, count: int = 2) -> str:
+    columns = "column" if count == 1 else "columns"
+    return f"{columns} of numbers from 0 to 1" if config.soft_labels else f"0/1 {columns}"
 
 
 def _no_labels(
@@ -346,14 +391,14 @@ def _decide_task(
                 f"task: binary needs exactly one label column. Got {len(labels)} ({shorten(labels)}) instead. Set "
                 "data.label_columns to one of them, or task: multi_label."
             )
-        return task or "multi_label", None, why or "because there are several 0/1 columns", ()
+        return task or "multi_label", None, why or f"because there are several {_kind(config)}", ()
     name = labels[0]
     values = train[name]
     zero_one = config.soft_labels or looks_like_labels(values)
     if zero_one and task != "single_label":
         if config.label_delimiter is not None:
             problems.append(f"data.label_delimiter has no meaning for the 0/1 column '{name}': remove it.")
-        return task or "binary", None, why or "because there is one 0/1 column", ()
+        return task or "binary", None, why or f"because there is one {_kind(config, 1)}", ()
     if task == "binary":
         problems.append(
             f"task: binary needs a 0/1 column, but '{name}' holds {_examples(split_names(values, None))}. Set task: "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +17,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lora_cls.data.columns import Columns, fill_template, find_columns, find_test_columns, template_fields
-from lora_cls.data.labels import BAD, EXPECTED, MISSING, parse_labels
+from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_labels, parse_soft_labels
 from lora_cls.data.names import name_matrix, split_names
+from lora_cls.data.rows import parse_split, parse_weights
 from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
-from lora_cls.errors import DataError, shorten
+from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.recipe import Data, Task
+
+_LINE_END = re.compile(r"\r\n|\r")
+_ESCAPED = {r"\n": "\n", r"\r": "\r", r"\t": "\t"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,14 @@ class Dataset:
         The file, or what stands for it.
     columns : Columns or None
         The roles of the table's columns.
+    targets : ndarray of shape (n_samples, n_labels), float32, or None
+        Soft labels, 0 to 1; `labels` is then 1 where they are 0.5 or more. None without soft labels.
+    row_weight : ndarray of shape (n_samples,), float64, or None
+        How much each row counts in the loss. None where all count alike.
+    held_out : ndarray of shape (n_samples,), bool, or None
+        Rows that a split column holds out. None without one.
+    extra : ndarray of shape (n_samples,), bool
+        Rows that are only ever trained on: never held out, never scored.
     """
 
     ids: list[str]
@@ -51,6 +65,14 @@ class Dataset:
     notes: list[str] = field(default_factory=list)
     source: str = ""
     columns: Columns | None = None
+    targets: np.ndarray | None = None
+    row_weight: np.ndarray | None = None
+    held_out: np.ndarray | None = None
+    extra: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def __post_init__(self) -> None:
+        if not len(self.extra):
+            object.__setattr__(self, "extra", np.zeros(len(self.ids), dtype=bool))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -72,14 +94,25 @@ class Dataset:
             texts=[self.texts[i] for i in positions],
             labels=None if self.labels is None else self.labels[positions],
             groups=self.groups[positions],
+            targets=None if self.targets is None else self.targets[positions],
+            row_weight=None if self.row_weight is None else self.row_weight[positions],
+            held_out=None if self.held_out is None else self.held_out[positions],
+            extra=self.extra[positions],
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, labels and label names, in their order; 64 hexadecimal digits."""
+        """SHA-256 over ids, texts, labels and label names, in their order; 64 hexadecimal digits.
+
+        Soft labels, row weights, the split and extra rows count where there are any.
+        """
         labels = None if self.labels is None else self.labels.shape
         digest = hashlib.sha256(json.dumps([self.ids, self.texts, self.label_names, labels]).encode("ascii"))
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels, dtype=np.int8).tobytes())
+        used = {"targets": self.targets, "row_weight": self.row_weight, "held_out": self.held_out}
+        for name, values in (used | {"extra": self.extra if self.extra.any() else None}).items():
+            if values is not None:
+                digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
 
@@ -89,16 +122,23 @@ def load_train(
     test: Source | None = None,
     sample_submission: Source | None = None,
     task: Task | None = None,
+    extra_train: Source | None = None,
 ) -> Dataset:
-    """Read and check a training table.
+    """Read and check a training table, and the rows that are only trained on.
 
     Parameters
     ----------
     config : Data
         Paths and columns.
-    train, test, sample_submission : path or DataFrame
-        Stand in for the recipe's own. The latter two only serve to tell which columns are labels.
+    train, test, sample_submission, extra_train : path or DataFrame
+        Stand in for the recipe's own. The middle two only serve to tell which columns are labels.
     task : the recipe's; None takes what the label columns say, see `columns.task`
+
+    Returns
+    -------
+    Dataset
+        Rows of `extra_train` stand behind those of `train`, their ids with `extra-` before them. Labels are those of
+        `train`; for a column of names, these must be all that `extra_train` holds.
 
     Raises
     ------
@@ -120,11 +160,13 @@ def load_train(
     where = str(frame.attrs["source"])
     ids, id_problems = _ids(frame, columns)
     texts, empty, text_problems = _texts(config, frame, columns)
-    labels, label_problems = _labels(config, frame, columns, ids)
-    unlabelled = (labels == MISSING).any(axis=1)
-    problems += id_problems + text_problems + label_problems
+    values, label_problems = _labels(config, frame, columns, ids)
+    unlabelled = (values == MISSING).any(axis=1)
+    weight, weight_problems = parse_weights(frame, columns.weight) if columns.weight else (None, [])
+    held_out, split_problems = parse_split(frame, columns.split) if columns.split else (None, [])
+    problems += id_problems + text_problems + label_problems + weight_problems + split_problems
     if config.on_missing == "error":
-        problems += _missing_problems(frame, columns, ids, empty, labels)
+        problems += _missing_problems(frame, columns, ids, empty, values)
     if problems:
         raise problem_report(where, problems)
     keep = ~(empty | unlabelled)
@@ -134,20 +176,33 @@ def load_train(
     dataset = Dataset(
         ids=ids,
         texts=texts,
-        labels=labels,
+        labels=_binary(values),
         label_names=list(columns.label_names),
         groups=_groups(texts, frame[columns.group] if columns.group else None),
         notes=notes,
         source=where,
         columns=columns,
+        targets=values if config.soft_labels else None,
+        row_weight=weight,
+        held_out=held_out,
     )
     if not keep.all():
         # Groups are found anew: a dropped row may have been the only link between two others.
         kept = dataset.subset(keep)
-        values = frame[columns.group][keep] if columns.group else None
-        dataset = replace(kept, groups=_groups(kept.texts, values))
-    task_notes = [*columns.notes, *(_exclusive_notes(dataset) if task is None else [])]
-    return replace(dataset, notes=notes + task_notes + _constant_notes(dataset))
+        of_group = frame[columns.group][keep] if columns.group else None
+        dataset = replace(kept, groups=_groups(kept.texts, of_group))
+    notes += columns.notes
+    if task is None:
+        notes += _exclusive_notes(dataset)
+    if held_out is not None:
+        notes += _split_notes(dataset, frame[columns.split][keep])
+    notes += _escape_notes(config, dataset.texts, "training")
+    dataset = replace(dataset, notes=notes + _constant_notes(dataset))
+    extra_train = extra_train if extra_train is not None else config.extra_train
+    if extra_train is None:
+        return dataset
+    keys = frame[columns.group][keep] if columns.group else None
+    return _with_extra_rows(config, dataset, keys, extra_train)
 
 
 def load_test(config: Data, test: Source | None = None, *, train_columns: Columns | None = None) -> Dataset:
@@ -181,7 +236,7 @@ def load_test(config: Data, test: Source | None = None, *, train_columns: Column
     problems += id_problems + text_problems
     if problems:
         raise problem_report(str(frame.attrs["source"]), problems)
-    notes = []
+    notes = _escape_notes(config, texts, "test")
     if empty.any():
         rows = _rows(frame, columns, ids, empty)
         notes.append(f"{_count(empty, 'empty test text')}, predicted all the same: {rows}.")
@@ -200,8 +255,9 @@ def load_test(config: Data, test: Source | None = None, *, train_columns: Column
 
 
 def text_key(text: str) -> str:
-    """Texts with the same key are the same text: outer white space and Unicode composition do not count."""
-    return unicodedata.normalize("NFC", text).strip()
+    """Texts with the same key are the same text: outer white space, the kind of line ends and Unicode composition do
+    not count."""
+    return unicodedata.normalize("NFC", _LINE_END.sub("\n", text)).strip()
 
 
 def _read_optional(given: Source | None, configured: str | None, name: str) -> pd.DataFrame | None:
@@ -251,7 +307,7 @@ def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
 def _texts(config: Data, frame: pd.DataFrame, columns: Columns) -> tuple[list[str], np.ndarray, list[str]]:
     """Texts, which rows have none, and the problems."""
     problems: list[str] = []
-    parts = {name: _column_texts(frame, name, problems) for name in columns.text}
+    parts = {name: _column_texts(frame, name, problems, config.unescape) for name in columns.text}
     # A template adds words of its own; a row is empty if all its columns are.
     filled = [any(part.strip() for part in row) for row in zip(*parts.values(), strict=True)]
     empty = ~np.array(filled, dtype=bool) if parts else np.zeros(len(frame), dtype=bool)
@@ -266,7 +322,7 @@ def _texts(config: Data, frame: pd.DataFrame, columns: Columns) -> tuple[list[st
     return texts, empty, problems
 
 
-def _column_texts(frame: pd.DataFrame, name: str, problems: list[str]) -> list[str]:
+def _column_texts(frame: pd.DataFrame, name: str, problems: list[str], unescape: bool) -> list[str]:
     texts: list[str] = []
     wrong: list[str] = []
     for i, value in enumerate(frame[name].tolist()):
@@ -277,6 +333,8 @@ def _column_texts(frame: pd.DataFrame, name: str, problems: list[str]) -> list[s
         text = str(text)
         if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
             wrong.append(f"{row_name(frame, i)} holds half of a character (a lone surrogate)")
+        if unescape and "\\" in text:
+            text = re.sub(r"\\[nrt]", lambda found: _ESCAPED[found[0]], text)
         texts.append(text)
     if wrong:
         problems.append(f"column '{name}': not a text: {shorten(wrong)}. Expected text.")
@@ -284,21 +342,27 @@ def _column_texts(frame: pd.DataFrame, name: str, problems: list[str]) -> list[s
 
 
 def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Labels of shape (n_samples, n_labels) with `MISSING` and `BAD` in them, and the problems of bad values."""
+    """Labels of shape (n_samples, n_labels), int8 or (soft) float32, with `MISSING` and `BAD` in them, and the problems
+    of bad values."""
     if columns.classes is not None:
         return _names(config, frame, columns, ids)
-    labels = np.zeros((len(frame), len(columns.labels)), dtype=np.int8)
+    labels = np.zeros((len(frame), len(columns.labels)), dtype=np.float32 if config.soft_labels else np.int8)
+    expected = EXPECTED_SOFT if config.soft_labels else EXPECTED
     problems = []
     for column, name in enumerate(columns.labels):
-        labels[:, column] = parse_labels(frame[name])
+        labels[:, column] = parse_soft_labels(frame[name]) if config.soft_labels else parse_labels(frame[name])
         bad = np.flatnonzero(labels[:, column] == BAD).tolist()
         if bad:
             cells = frame[name].tolist()
             examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
+            hint = ""
+            if columns.task != "single_label" and (parse_soft_labels(frame[name].iloc[bad]) >= 0).all():
+                hint = ", or data.soft_labels: true if these are shares"
+            elif len(columns.labels) == 1 and not config.soft_labels:
+                hint = ", or task: single_label if its values are classes"
             problems.append(
-                f"label column '{name}': expected {EXPECTED}, but row {examples}. Mend the values, or set "
-                "data.label_columns if this is no label"
-                f"{', or task: single_label if its values are classes' if len(columns.labels) == 1 else ''}."
+                f"label column '{name}': expected {expected}, but row {examples}. Mend the values, or set "
+                f"data.label_columns if this is no label{hint}."
             )
     if columns.task == "single_label" and not problems:
         ones, known = (labels == 1).sum(axis=1), (labels >= 0).all(axis=1)
@@ -323,7 +387,14 @@ def _names(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) 
         return labels, []
     cells = frame[name].tolist()
     examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
-    return labels, [f"label column '{name}': expected names ({shorten(classes)}), but row {examples}."]
+    return labels, [
+        f"label column '{name}': expected names that the training table has ({shorten(classes)}), but row {examples}."
+    ]
+
+
+def _binary(values: np.ndarray) -> np.ndarray:
+    """0/1 labels, int8, of labels that may be soft."""
+    return values if values.dtype == np.int8 else (values >= 0.5).astype(np.int8)
 
 
 def _missing_problems(
@@ -346,16 +417,18 @@ def _missing_problems(
     return problems
 
 
-def _drop_notes(empty: np.ndarray, unlabelled: np.ndarray) -> list[str]:
+def _drop_notes(empty: np.ndarray, unlabelled: np.ndarray, rows: str = "training rows") -> list[str]:
     if not (empty | unlabelled).any():
         return []
-    count = f"{int((empty | unlabelled).sum())} of {len(empty)} training rows"
+    count = f"{int((empty | unlabelled).sum())} of {len(empty)} {rows}"
     why = f"{int(unlabelled.sum())} with a missing label, {int(empty.sum())} with an empty text"
     return [f"dropped {count} (data.on_missing: drop): {why}."]
 
 
 def _exclusive_notes(dataset: Dataset) -> list[str]:
     assert dataset.labels is not None and dataset.columns is not None
+    if dataset.targets is not None:
+        return []  # single_label takes no shares
     exclusive = dataset.columns.task == "multi_label" and (dataset.labels.sum(axis=1, dtype=np.int64) == 1).all()
     if not exclusive:
         return []
@@ -363,6 +436,136 @@ def _exclusive_notes(dataset: Dataset) -> list[str]:
         f"every training row has exactly one of the {len(dataset.label_names)} labels. If every text must have "
         "exactly one: --set task=single_label."
     ]
+
+
+def _split_notes(dataset: Dataset, words: pd.Series) -> list[str]:
+    """How the split column divides the rows; a part without rows is an error."""
+    assert dataset.held_out is not None
+    assert dataset.columns is not None
+    held_out = int(dataset.held_out.sum())
+    counts = Counter(str(word).strip().lower() for word in words)
+    found = ", ".join(f"{count} {word}" for word, count in counts.most_common())
+    where = f"data.split_column '{dataset.columns.split}'"
+    if held_out in (0, len(dataset)):
+        lacking = "held out" if held_out == 0 else "left to train on"
+        raise DataError(f"{dataset.source}: by {where} no row is {lacking} ({found}).")
+    return [
+        f"{held_out} rows are held out by {where}, as one fold ({found}); cv.n_splits is not used, and one model is "
+        "trained."
+    ]
+
+
+def _escape_notes(config: Data, texts: Sequence[str], kind: str) -> list[str]:
+    escaped = np.array(["\\n" in text for text in texts], dtype=bool)
+    if config.unescape or not escaped.any():
+        return []
+    return [
+        f"a backslash followed by n stands in {_count(escaped, f'{kind} text')}: if the file was exported with line "
+        "ends written so, set data.unescape: true."
+    ]
+
+
+def _with_extra_rows(config: Data, train: Dataset, train_keys: pd.Series | None, source: Source) -> Dataset:
+    """The training rows, and behind them the rows of a table that are only trained on.
+
+    A row whose text stands in the training table is left out: its copy may be held out.
+
+    Parameters
+    ----------
+    train_keys : the training rows' values of the group column, where there is one
+    """
+    assert train.columns is not None
+    assert train.labels is not None
+    frame = read_table(source, name="the DataFrame of extra rows")
+    where, given = str(frame.attrs["source"]), train.columns
+    names = [(given.text, "the training table's text"), (given.labels, "the training table's labels")]
+    problems = [
+        f"no column '{name}' ({field}).{did_you_mean(name, frame.columns)} Columns: {shorten(frame.columns, 40)}."
+        for found, field in names
+        for name in found
+        if name not in frame.columns
+    ]
+    if problems:
+        raise problem_report(where, problems)
+    columns = replace(
+        given,
+        id=given.id if given.id in frame.columns else None,
+        group=given.group if given.group in frame.columns else None,
+        weight=given.weight if given.weight in frame.columns else None,
+        split=None,
+    )
+    ids, id_problems = _ids(frame, columns)
+    texts, empty, text_problems = _texts(config, frame, columns)
+    values, label_problems = _labels(config, frame, columns, ids)
+    weight, weight_problems = parse_weights(frame, columns.weight) if columns.weight else (np.ones(len(ids)), [])
+    problems = id_problems + text_problems + label_problems + weight_problems
+    ids = [f"extra-{name}" for name in ids]
+    clash = sorted(set(ids) & set(train.ids))
+    if clash:
+        problems.append(f"with `extra-` before them these ids stand in the training table too: {shorten(clash)}.")
+    unlabelled = (values == MISSING).any(axis=1)
+    if config.on_missing == "error":
+        problems += _missing_problems(frame, columns, ids, empty, values)
+    if problems:
+        raise problem_report(where, problems)
+    known = {text_key(text) for text in train.texts}
+    seen = np.array([text_key(text) in known for text in texts], dtype=bool)
+    keep = ~(empty | unlabelled | seen)
+    notes = _drop_notes(empty, unlabelled, "extra rows")
+    if seen.any():
+        notes.append(f"left out {_count(seen, 'extra row')} whose text stands in the training table.")
+    if given.weight and not columns.weight:
+        notes.append(f"the extra rows have no column '{given.weight}': each weighs 1.")
+    notes.append(f"{int(keep.sum())} extra rows of {where} are trained on with every fold, and never scored.")
+    if not keep.any():
+        return replace(train, notes=train.notes + notes)
+    rows = Dataset(
+        ids=ids,
+        texts=texts,
+        labels=_binary(values),
+        label_names=train.label_names,
+        groups=np.arange(len(ids)),
+        targets=values if config.soft_labels else None,
+        row_weight=None if given.weight is None else weight,
+        held_out=None if train.held_out is None else np.zeros(len(ids), dtype=bool),
+        extra=np.ones(len(ids), dtype=bool),
+    ).subset(keep)
+    notes += _escape_notes(config, rows.texts, "extra")
+    keys = None if columns.group is None else frame[columns.group][keep]
+    groups = _groups_behind(train.groups, train_keys, _groups(rows.texts, keys), keys)
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(train, name), getattr(rows, name)])
+        for name in ("labels", "targets", "row_weight", "held_out", "extra")
+        if getattr(train, name) is not None
+    }
+    return replace(
+        train,
+        ids=train.ids + rows.ids,
+        texts=train.texts + rows.texts,
+        groups=np.concatenate([train.groups, groups]),
+        notes=train.notes + notes,
+        **joined,
+    )
+
+
+def _groups_behind(
+    train: np.ndarray, train_keys: pd.Series | None, extra: np.ndarray, extra_keys: pd.Series | None
+) -> np.ndarray:
+    """Groups of extra rows: those of the training rows with the same value, else new ones behind them.
+
+    Groups of training rows stay what they are without extra rows, and so do the folds.
+    """
+    groups = extra + (int(train.max()) + 1)
+    if train_keys is not None and extra_keys is not None:
+        known = {
+            as_id(value): group
+            for value, group in zip(train_keys, train.tolist(), strict=True)
+            if not is_missing(value)
+        }
+        for i, value in enumerate(extra_keys.tolist()):
+            if not is_missing(value) and as_id(value) in known:
+                groups[extra == extra[i]] = known[as_id(value)]
+    return groups
 
 
 def _constant_notes(dataset: Dataset) -> list[str]:

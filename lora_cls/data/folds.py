@@ -103,6 +103,7 @@ def fold_notes(
     ----------
     labels : ndarray of shape (n_samples, n_labels)
     fold : ndarray of shape (n_samples,)
+        Rows of fold -1 are trained on with every fold.
     label_names : length n_labels
     groups : ndarray of shape (n_samples,), optional
         Given, a group that is split over folds is noted.
@@ -113,12 +114,17 @@ def fold_notes(
         On labels with fewer positives than folds, labels without a positive in some fold, and split groups.
     """
     labels, fold = np.asarray(labels), np.asarray(fold)
-    folds = np.unique(fold)
+    folds = np.unique(fold[fold >= 0])
     notes = []
     positives = np.stack([labels[fold == k].sum(axis=0, dtype=np.int64) for k in folds])
     for name, count, per_fold in zip(label_names, positives.sum(axis=0), positives.T, strict=True):
         absent = folds[per_fold == 0]
-        if count < len(folds):
+        if len(folds) == 1:
+            if not count:
+                notes.append(f"label '{name}' has no positive row among the held-out rows: its F1 can only be 0.")
+            elif not labels[fold < 0, list(label_names).index(name)].any():
+                notes.append(f"label '{name}' has no positive row to train on.")
+        elif count < len(folds):
             notes.append(
                 f"label '{name}' has {count} positive rows for {len(folds)} folds: {len(absent)} folds hold none out, "
                 "and its scores are uncertain."
@@ -136,16 +142,28 @@ def fold_notes(
     return notes
 
 
-def read_folds(source: Source, ids: Sequence[str], id_column: str | None = None) -> np.ndarray:
+def read_folds(
+    source: Source,
+    ids: Sequence[str],
+    id_column: str | None = None,
+    *,
+    extra: np.ndarray | None = None,
+    sampled: bool = False,
+) -> np.ndarray:
     """Read folds from a table of id and fold.
 
     Parameters
     ----------
     source : path or DataFrame
-        With a column `fold` and a column `id` (or `id_column`); exactly the training ids, in any order.
+        With a column `fold` and a column `id` (or `id_column`); exactly the training ids, in any order. Fold -1 is for
+        rows that are only trained on.
     ids : length n_samples
     id_column : str or None
         Null, or a name that the table lacks, takes the column `id`.
+    extra : ndarray of shape (n_samples,), bool
+        Rows that the table may leave out, and must not hold out.
+    sampled : bool
+        The table may hold more ids than `ids`.
 
     Returns
     -------
@@ -178,14 +196,17 @@ def read_folds(source: Source, ids: Sequence[str], id_column: str | None = None)
         elif name in fold_of:
             problems.append(f"{row_name(frame, i)}: id '{name}' stands more than once.")
         if number is None:
-            problems.append(f"{row_name(frame, i)}: fold must be an integer from 0. Got {value!r} instead.")
+            problems.append(
+                f"{row_name(frame, i)}: fold must be an integer from 0, or -1 (only trained on). Got {value!r} instead."
+            )
         fold_of[name] = -1 if number is None else number
     if len(problems) > 10:
         problems = [*problems[:10], f"and {len(problems) - 10} more such rows."]
-    problems += _coverage_problems(fold_of, ids)
+    optional = set() if extra is None else {name for name, is_extra in zip(ids, extra, strict=True) if is_extra}
+    problems += _coverage_problems(fold_of, ids, optional, sampled)
     if problems:
         raise problem_report(where, problems)
-    return np.array([fold_of[name] for name in ids], dtype=np.int64)
+    return np.array([fold_of.get(name, -1) for name in ids], dtype=np.int64)
 
 
 def _fold_number(value: object) -> int | None:
@@ -193,21 +214,28 @@ def _fold_number(value: object) -> int | None:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    return int(number) if number.is_integer() and number >= 0 else None
+    return int(number) if number.is_integer() and number >= -1 else None
 
 
-def _coverage_problems(fold_of: dict[str, int], ids: Sequence[str]) -> list[str]:
+def _coverage_problems(fold_of: dict[str, int], ids: Sequence[str], optional: set[str], sampled: bool) -> list[str]:
     known = set(ids)
-    missing = [name for name in ids if name not in fold_of]
-    extra = [name for name in fold_of if name and name not in known]
+    missing = [name for name in ids if name not in fold_of and name not in optional]
+    extra = [] if sampled else [name for name in fold_of if name and name not in known]
+    scored = [name for name in ids if name in optional and fold_of.get(name, -1) >= 0]
     problems = []
     if missing:
         problems.append(f"{len(missing)} training ids have no fold: {shorten(missing)}.")
     if extra:
         problems.append(f"{len(extra)} ids are not in the training table: {shorten(extra)}. Remove these rows.")
+    if scored:
+        problems.append(f"{len(scored)} extra rows have a fold, but are never held out: {shorten(scored)}. Write -1.")
     used = {fold for fold in fold_of.values() if fold >= 0}
-    if len(used) < 2:
-        problems.append(f"at least two folds are needed. Got {shorten(sorted(used)) or 'none'} instead.")
+    only_trained = any(fold_of.get(name) == -1 for name in ids if name not in optional)
+    if len(used) < 2 - only_trained:
+        problems.append(
+            "at least two folds are needed, or one and rows of fold -1 to train on. "
+            f"Got {shorten(sorted(used)) or 'none'} instead."
+        )
     elif len(used) <= max(used):
         gaps = [fold for fold in range(min(max(used), 1000)) if fold not in used]
         problems.append(

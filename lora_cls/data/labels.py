@@ -11,6 +11,7 @@ from lora_cls.data.table import is_missing
 
 MISSING, BAD = -1, -2
 EXPECTED = "0 or 1 (or true/false)"
+EXPECTED_SOFT = "a number from 0 to 1"
 
 # In a label column these words can only mean an empty cell; in a text they are words.
 _MISSING_WORDS = frozenset({"nan", "na", "<na>", "null", "none"})
@@ -41,12 +42,32 @@ def parse_labels(values: pd.Series) -> np.ndarray:
     return codes
 
 
-def looks_like_labels(values: pd.Series) -> bool:
-    """Whether at least half of a column's filled cells are 0/1.
+def parse_soft_labels(values: pd.Series) -> np.ndarray:
+    """Read a column of labels that may lie between 0 and 1, as shares of annotators.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,), float32
+        From 0 to 1, `MISSING` for an empty cell, `BAD` for anything else.
+    """
+    found = parse_labels(values).astype(np.float32)
+    cells = values.tolist()
+    for i in np.flatnonzero(found == BAD).tolist():
+        try:
+            number = float(cells[i])
+        except (TypeError, ValueError):
+            continue
+        if 0 <= number <= 1:
+            found[i] = number
+    return found
+
+
+def looks_like_labels(values: pd.Series, soft: bool = False) -> bool:
+    """Whether at least half of a column's filled cells are 0/1; or, of soft labels, numbers from 0 to 1.
 
     Not all of them: a label column with one mistake must be found, so that the mistake is reported.
     """
-    codes = parse_labels(values)
+    codes = parse_soft_labels(values) if soft else parse_labels(values)
     good = int((codes >= 0).sum())
     return good > 0 and good >= int((codes == BAD).sum())
 

@@ -16,7 +16,7 @@ def summarize(train: Dataset, test: Dataset | None = None) -> dict[str, Any]:
     Parameters
     ----------
     train : Dataset
-        With labels.
+        With labels. Its extra rows are left out.
     test : Dataset or None
 
     Returns
@@ -24,6 +24,7 @@ def summarize(train: Dataset, test: Dataset | None = None) -> dict[str, Any]:
     dict
         JSON-able: `train` (rows, labels, label rates, words, duplicates), and `test` or None. Shares are from 0 to 1.
     """
+    train = train.subset(~train.extra)
     keys = [text_key(text) for text in train.texts]
     return {
         "train": {

@@ -67,7 +67,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
         "| label | support | shipped threshold | precision | recall | F1 | ROC-AUC |",
         "|---|---|---|---|---|---|---|",
     ]
-    scores = metrics.get("cross_fitted") or metrics["untuned"]
+    scores = metrics["cross_fitted"]
     for row in scores["per_label"]:
         values = (row["threshold"], row["precision"], row["recall"], row["f1"], row["roc_auc"])
         cells = " | ".join("" if value is None else f"{value:.3f}" for value in values)
@@ -101,21 +101,24 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
 
 def score_sentence(metrics: dict[str, Any]) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
-    scores = metrics.get("cross_fitted")
+    scores, strategy = metrics["cross_fitted"], metrics["strategy"]
     classes = metrics["task"] == "single_label"
-    how = {
-        "prior_adjusted": "classes weighted as tuned on the other folds",
-        "argmax": "the most probable class",
-        "fixed": "fixed thresholds",
-    }.get(metrics["strategy"], "thresholds tuned on the other folds")
-    if scores is None:
-        rule = "greatest logit" if classes else "logit > 0"
-        scores, how = metrics["untuned"], f"untuned, {rule}; thresholds cannot be cross-fitted from one fold"
+    if strategy == "argmax":
+        how = "the most probable class"
+    elif strategy == "fixed":
+        how = "fixed thresholds"
+    else:
+        how = "classes weighted as tuned on the other folds" if classes else "thresholds tuned on the other folds"
+        if scores["over"] == "parts":
+            what = "weights of the classes" if classes else "thresholds"
+            how = f"{what} for each of {scores['n_parts']} parts of them tuned on the other parts"
     low, high = scores["macro_f1_interval"]["low"], scores["macro_f1_interval"]["high"]
+    rows = metrics["rows_scored"]
+    where = f"out of fold on {rows} rows" if metrics["n_splits"] > 1 else f"on {rows} held-out rows"
     name = "F1 of the positive class" if metrics["task"] == "binary" else "Macro-F1"
     sentence = (
-        f"{name} {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) out of fold on "
-        f"{metrics['rows_scored']} rows, {how}; untuned {metrics['untuned']['macro_f1']:.4f}."
+        f"{name} {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
+        f"{how}; untuned {metrics['untuned']['macro_f1']:.4f}."
     )
     if classes:
         sentence += f" Accuracy {scores['accuracy']:.4f}, untuned {metrics['untuned']['accuracy']:.4f}."

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 def print_run(run: RunFolder) -> None:
     """The score, a table per label, what it cost, and the paths of the files."""
     console, metrics, info = _console(), read_json(run.path / "metrics.json"), run.info
-    scores = metrics.get("cross_fitted") or metrics["untuned"]
-    classes = metrics["task"] == "single_label"
+    scores, classes = metrics["cross_fitted"], metrics["task"] == "single_label"
     noun = "class" if classes else "label"
-    table = Table(title=f"Out of fold, per {noun} (decided by the other folds' thresholds; shown is the shipped one)")
+    where = "Out of fold" if metrics["n_splits"] > 1 else "Held-out rows"
+    decided = f"decided by the other {scores['over']}' thresholds; shown is the shipped one"
+    table = Table(title=f"{where}, per {noun} ({decided})")
     table.add_column(noun)
     for column in ("rows" if classes else "positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
         table.add_column(column, justify="right")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_cls.errors import RunError
+from lora_cls.training.selection import Score
 
 
 @dataclass
@@ -23,15 +24,16 @@ class FoldState:
     Attributes
     ----------
     epoch : finished epochs
-    best_epoch, best_score : of the epoch kept so far, where `train.select` chooses
+    scores : of the finished epochs, where `train.select` chooses by them
+    best_epoch : the one that it chooses so far
     seconds : spent in training
     rows, tokens, padded_tokens : processed in that time; padded_tokens counts tokens and padding
     scaler : state of the fp16 gradient scaler
     """
 
     epoch: int = 0
+    scores: list[Score] = field(default_factory=list)
     best_epoch: int | None = None
-    best_score: float | None = None
     seconds: float = 0.0
     rows: int = 0
     tokens: int = 0
@@ -61,17 +63,19 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: FoldState,
-    best: dict[str, torch.Tensor] | None,
+    kept: dict[int, dict[str, torch.Tensor]],
 ) -> None:
     """Write parameters, optimizer moments and progress; no pickle, one rename.
 
-    Randomness needs no state: it derives from (seed, fold, epoch).
+    `kept` holds the snapshots of epochs that may still be chosen. Randomness needs no state: it derives from (seed,
+    fold, epoch).
     """
     tensors = {f"model/{name}": tensor for name, tensor in snapshot(model).items()}
     for name, parameter in trainable(model).items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
-    tensors |= {f"best/{name}": tensor for name, tensor in (best or {}).items()}
+    for epoch, weights in kept.items():
+        tensors |= {f"epoch/{epoch}/{name}": tensor for name, tensor in weights.items()}
     scratch = file.with_name(f".{file.name}.tmp")
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
@@ -83,7 +87,7 @@ def save_state(
 
 def load_state(
     file: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[FoldState, dict[str, torch.Tensor] | None]:
+) -> tuple[FoldState, dict[int, dict[str, torch.Tensor]]]:
     """Continue from `save_state`'s file.
 
     Raises
@@ -94,6 +98,7 @@ def load_state(
     try:
         with safe_open(file, framework="pt") as opened:
             progress = FoldState(**json.loads(opened.metadata()["progress"]))
+            progress.scores = [Score(*score) for score in progress.scores]
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no iteration of its own)
         found = _under(tensors, "model/")
         expected = {name: parameter.shape for name, parameter in trainable(model).items()}
@@ -111,7 +116,8 @@ def load_state(
         raise RunError(
             f"{file} is damaged or belongs to another model ({error}). Remove it to train the fold again."
         ) from error
-    return progress, _under(tensors, "best/") or None
+    epochs = sorted({int(key.split("/")[1]) for key in tensors if key.startswith("epoch/")})
+    return progress, {epoch: _under(tensors, f"epoch/{epoch}/") for epoch in epochs}
 
 
 def _is_moment(key: str, name: str) -> bool:

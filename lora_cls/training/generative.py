@@ -127,12 +127,15 @@ class GenerativeLearner(TransformerLearner):
         self.notes = [f"{unread} of {len(self._written)} answers could not be read as labels"] if unread else []
         return logits
 
-    def _weight(self, labels: np.ndarray) -> np.ndarray:
+    def _weight(self, rows: np.ndarray) -> np.ndarray:
         return np.ones(self.n_labels)
 
     def _objective(self, rows: np.ndarray, weight: np.ndarray) -> Objective:
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
-        return AnswerObjective(self.train_tokens.take(rows), self.train.labels[rows], self.answers, self.pad_id)
+        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
+        return AnswerObjective(
+            self.train_tokens.take(rows), self.train.labels[rows], self.answers, self.pad_id, row_weight
+        )
 
     def _answer(
         self, model: SequenceClassifier, oof_rows: np.ndarray, weight: np.ndarray, folder: FoldFolder

@@ -40,7 +40,13 @@ class LabelStart:
         ]
 
     def begin(
-        self, model: SequenceClassifier, train_rows: np.ndarray, labels: np.ndarray, weight: np.ndarray, softmax: bool
+        self,
+        model: SequenceClassifier,
+        train_rows: np.ndarray,
+        labels: np.ndarray,
+        weight: np.ndarray,
+        softmax: bool,
+        row_weight: np.ndarray | None = None,
     ) -> None:
         """Start the head of a fold: its mean logit over the fold's training rows becomes their prior log-odds.
 
@@ -50,12 +56,15 @@ class LabelStart:
         Parameters
         ----------
         train_rows : positions of the fold's training rows
-        labels : ndarray of shape (n_samples, n_labels), of all training rows
+        labels : ndarray of shape (n_samples, n_labels), of all training rows; 0 to 1
         weight : ndarray of shape (n_labels,)
+        row_weight : ndarray of shape (n_samples,), of all training rows; None counts every row alike
         """
         mine = np.isin(self.rows, train_rows)
         mine = mine if mine.any() else np.ones(len(mine), dtype=bool)
-        share = (labels[train_rows].sum(0) + 0.5) / (len(train_rows) + 1)  # half a row more: 0 and 1 stay finite
+        of_row = np.ones(len(train_rows)) if row_weight is None else row_weight[train_rows]
+        positives = (of_row / of_row.mean()) @ labels[train_rows]
+        share = (positives + 0.5) / (len(train_rows) + 1)  # half a row more: 0 and 1 stay finite
         prior = np.log(share) if softmax else np.log(share / (1 - share))
         head: Any = trainable_head(model)
         device = head.weight.device

@@ -20,6 +20,7 @@ from lora_cls.recipe import Recipe
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
 from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress
+from lora_cls.training.selection import Score, best_epoch, may_win
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
 
@@ -85,7 +86,7 @@ def train_fold(
     state_file: Path,
     metrics_file: Path,
     progress: Progress,
-    score: Callable[[], float] | None = None,
+    score: Callable[[], Score] | None = None,
     after_epoch: Callable[[int], None] | None = None,
     n_epochs: int | None = None,
 ) -> FoldState:
@@ -95,7 +96,8 @@ def train_fold(
     ----------
     objective : the training rows of this fold, and their loss
     fold : number of the fold, -1 for a model of all rows
-    score : computes the score of the current weights where `train.select` keeps the best epoch; the best is put back
+    score : computes the score of the current weights where `train.select` keeps the best epoch (`train.select_by`);
+        the best is put back
     after_epoch : called with each finished epoch, before its state is saved
     n_epochs : stop after so many epochs of the recipe's schedule; all of them where None
 
@@ -107,9 +109,10 @@ def train_fold(
     train, name = recipe.train, "all rows" if fold < 0 else f"fold {fold}"
     device = next(model.parameters()).device
     inner = torch.optim.AdamW(parameter_groups(model, recipe), fused=device.type in ("cuda", "cpu"))
-    state, best = FoldState(), None
+    state = FoldState()
+    kept: dict[int, dict[str, torch.Tensor]] = {}
     if state_file.is_file():
-        state, best = load_state(state_file, model, inner)
+        state, kept = load_state(state_file, model, inner)
         if accelerator.scaler is not None and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
         progress.say(f"{name}: continues after epoch {state.epoch}")
@@ -166,21 +169,24 @@ def train_fold(
         if not all(torch.isfinite(parameter).all() for parameter in trainable(model).values()):
             _not_finite("The weights are", f"{name}, epoch {epoch}, step {steps_per_epoch}", recipe)
         if score is not None:
-            value = score()
-            record["selection_macro_f1"] = value
-            if state.best_score is None or value > state.best_score:
-                state.best_epoch, state.best_score, best = epoch, value, snapshot(model)
+            state.scores.append(score())
+            record["selection_macro_f1"], record["selection_loss"] = state.scores[-1]
+            state.best_epoch = best_epoch(state.scores, train)
+            wanted = may_win(state.scores, train)
+            kept = {number: weights for number, weights in kept.items() if number in wanted}
+            if epoch in wanted:
+                kept[epoch] = snapshot(model)
         if after_epoch is not None:
             after_epoch(epoch)
         with metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
-        save_state(state_file, model, inner, state, best)
+        save_state(state_file, model, inner, state, kept)
         progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(lengths) / seconds)
     accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
-    if best is not None:
-        restore(model, best)
+    if state.best_epoch is not None:
+        restore(model, kept[state.best_epoch])
     return state
 
 

@@ -10,7 +10,9 @@ from lora_cls.errors import RecipeError
 from lora_cls.recipe import Loss, Task
 
 
-def pos_weight(labels: np.ndarray, loss: Loss, task: Task | None = None) -> np.ndarray:
+def pos_weight(
+    labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None = None, task: Task | None = None
+) -> np.ndarray:
     """One positive weight per label, from the rows that train; for `single_label` one weight per class.
 
     `balanced` is negatives / positives within each label, as in the documentation of
@@ -23,9 +25,12 @@ def pos_weight(labels: np.ndarray, loss: Loss, task: Task | None = None) -> np.n
     then weighs the same, and the mean weight of a row is 1. `effective_number` is inverse to effective counts, scaled
     to a sum of n_classes (Cui et al.'s own form).
 
+    Soft labels count by their shares, and rows by their weights (scaled to a mean of 1), as they do in the loss.
+
     Parameters
     ----------
-    labels : ndarray of shape (n_samples, n_labels), 0 or 1
+    labels : ndarray of shape (n_samples, n_labels), 0 to 1
+    row_weight : ndarray of shape (n_samples,), 0 or more; None counts every row alike
     task : the recipe's
 
     Returns
@@ -44,25 +49,29 @@ def pos_weight(labels: np.ndarray, loss: Loss, task: Task | None = None) -> np.n
                 f"loss.pos_weight must hold {n_labels} numbers above 0, one per label. Got {loss.pos_weight} instead."
             )
         return np.array(loss.pos_weight, dtype=np.float64)
-    positives = labels.sum(axis=0).astype(np.float64)
+    values = labels.astype(np.float64)
+    if row_weight is not None:
+        values = values * (row_weight / row_weight.mean())[:, None]
+    positives = values.sum(axis=0)
     if task == "single_label":
         return _class_weight(positives, loss)
-    balanced = np.where(positives > 0, (len(labels) - positives) / np.maximum(positives, 1), 1.0)
+    negatives = np.maximum(len(labels) - positives, 0.0)  # weighted sums may miss 0 by their last digit
+    occurs = positives > 0
+    balanced = np.where(occurs, negatives / np.where(occurs, positives, 1), 1.0)
     if loss.pos_weight == "none":
         return np.ones(n_labels)
     weights = np.sqrt(balanced) if loss.pos_weight == "sqrt" else balanced
     if loss.pos_weight == "effective_number":
         beta = loss.effective_number_beta
-        effective = (1 - beta ** (len(labels) - positives)) / np.maximum(1 - beta**positives, 1 - beta)
-        weights = np.where(positives > 0, effective, 1.0)
+        weights = np.where(occurs, (1 - beta**negatives) / np.where(occurs, 1 - beta**positives, 1), 1.0)
     # A label without negatives would get weight 0, whose logarithm corrects nothing; cap both ways.
     return np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight)
 
 
 def _class_weight(counts: np.ndarray, loss: Loss) -> np.ndarray:
-    """Computed weights of classes from their numbers of rows; 1 for a class without."""
+    """Computed weights of classes from their numbers of rows (fractions where rows have weights); 1 for one without."""
     present = counts > 0
-    rows = np.maximum(counts, 1)
+    rows = np.where(present, counts, 1.0)
     if loss.pos_weight == "none":
         return np.ones(len(counts))
     if loss.pos_weight == "effective_number":
@@ -134,3 +143,21 @@ def _class_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tenso
     if loss.name == "focal":
         log_p = (1 - log_p.exp()) ** loss.focal_gamma * log_p
     return -(weight * targets * log_p).sum(1)
+
+
+def validation_loss(
+    logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss, task: Task | None = None
+) -> float:
+    """The recipe's loss as a score of held-out rows: their mean, every row once, without label smoothing.
+
+    Positive weights stay, since the model answers under them; smoothing goes, since it would reward doubt.
+
+    Parameters
+    ----------
+    logits, targets : ndarray of shape (n_rows, n_labels)
+    weight : ndarray of shape (n_labels,), as in training
+    task : the recipe's
+    """
+    found, truth, factors = (torch.as_tensor(values, dtype=torch.float64) for values in (logits, targets, weight))
+    plain = loss.model_copy(update={"label_smoothing": 0.0})
+    return float(training_loss(found, truth, factors, plain, task=task)) / len(logits)

@@ -24,6 +24,9 @@ class TfidfLearner:
     """Word and character n-grams, and scikit-learn's logistic regression with balanced classes: one per label, or one
     of all classes for `single_label`.
 
+    Rows weigh in the loss as for a transformer. A row with a soft label is two rows, a positive and a negative one,
+    weighted by the shares: the cross-entropy is the same.
+
     Parameters
     ----------
     recipe : with a `tfidf` section
@@ -67,8 +70,10 @@ class TfidfLearner:
         texts, labels = self.train.texts, self.train.labels[train_rows]
         vectorizers = _vectorizers(self.settings)
         features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
+        targets = labels if self.train.targets is None else self.train.targets[train_rows]
+        row_weight = None if self.train.row_weight is None else self.train.row_weight[train_rows]
         fit = self._fit_classes if self.recipe.task == "single_label" else self._fit_labels
-        coef, intercept, weight = fit(features, labels)
+        coef, intercept, weight = fit(features, targets, row_weight)
         _save(folder.model, vectorizers, coef, intercept)
         train_seconds = time.monotonic() - started
         oof_logits = self.predict(folder, [texts[row] for row in oof_rows])
@@ -81,44 +86,58 @@ class TfidfLearner:
         }
         return FoldResult(oof_logits, test_logits, weight, info)
 
-    def _fit_labels(self, features: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fit_labels(
+        self, features: Any, targets: np.ndarray, row_weight: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Coefficients (n_labels, n_features), intercepts and positive weights (n_labels,)."""
         from sklearn.linear_model import LogisticRegression
 
+        assert self.train is not None
+        of_row = np.ones(len(targets)) if row_weight is None else row_weight
+        positives, negatives = of_row @ targets, of_row @ (1.0 - targets)
+        odds = negatives / np.where(positives > 0, positives, 1)
         coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.zeros(self.n_labels)
         for j in range(self.n_labels):
-            if labels[:, j].min() == labels[:, j].max():
-                intercept[j] = PRIOR_LOGIT if labels[0, j] else -PRIOR_LOGIT
+            if odds[j] == 0 or positives[j] == 0:
+                intercept[j] = PRIOR_LOGIT if positives[j] else -PRIOR_LOGIT
                 continue
             model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, solver="liblinear")
-            model.fit(features, labels[:, j])
+            if self.train.targets is None and row_weight is None:
+                model.fit(features, targets[:, j])
+            else:
+                model.set_params(class_weight=None)
+                model.fit(*_weighted(features, targets[:, j], row_weight, self.settings.class_weight is not None))
             coef[j], intercept[j] = model.coef_[0], model.intercept_[0]
-        # balanced classes shift the logit by log(negatives / positives), as a positive weight does
-        positives = labels.sum(axis=0)
-        odds = (len(labels) - positives) / np.maximum(positives, 1)
         if not self.settings.class_weight:
             return coef, intercept, np.ones(self.n_labels)
+        # balanced classes shift the logit by log(negatives / positives), as a positive weight does
         return coef, intercept, np.where((positives > 0) & (odds > 0), odds, 1.0)
 
-    def _fit_classes(self, features: Any, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _fit_classes(
+        self, features: Any, targets: np.ndarray, row_weight: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `_fit_labels`, of one multinomial regression, with class weights."""
         from sklearn.linear_model import LogisticRegression
 
+        of_row = np.ones(len(targets)) if row_weight is None else row_weight / row_weight.mean()
         coef, intercept = np.zeros((self.n_labels, features.shape[1])), np.full(self.n_labels, -PRIOR_LOGIT)
-        counts = labels.sum(axis=0, dtype=np.int64)
+        counts = of_row @ targets
         present = np.flatnonzero(counts)
+        weight = np.ones(self.n_labels)
+        if self.settings.class_weight:  # scikit-learn's `balanced`, by weighted counts
+            weight[present] = len(targets) / (len(present) * counts[present])
         if len(present) == 1:
             intercept[present] = PRIOR_LOGIT
         else:
-            model = LogisticRegression(C=self.settings.C, class_weight=self.settings.class_weight, max_iter=1000)
-            model.fit(features, labels.argmax(axis=1))
+            y, used = targets.argmax(axis=1), of_row > 0  # a class whose rows all weigh 0 is absent
+            model = LogisticRegression(C=self.settings.C, max_iter=1000)
+            model.fit(features[used], y[used], sample_weight=(of_row * weight[y])[used])
             # of two classes scikit-learn keeps one row, the log-odds of the second
             two = len(present) == 2
             coef[present] = np.vstack([np.zeros_like(model.coef_), model.coef_]) if two else model.coef_
             intercept[present] = [0.0, model.intercept_[0]] if two else model.intercept_
-        # balanced classes shift the logit by the log of the class's weight
-        weight = np.where(counts > 0, len(labels) / (len(present) * np.maximum(counts, 1)), 1.0)
-        return coef, intercept, weight if self.settings.class_weight else np.ones(self.n_labels)
+        # the weights shift the logit by the log of the class's weight
+        return coef, intercept, weight
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
         """See `Learner.predict`. Reads the saved files, so that what is scored is what was saved."""
@@ -129,6 +148,23 @@ class TfidfLearner:
             return np.zeros((0, self.n_labels), dtype=np.float32)
         features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
         return np.asarray(features @ coef.T + intercept, dtype=np.float32)
+
+
+def _weighted(
+    features: Any, targets: np.ndarray, row_weight: np.ndarray | None, balanced: bool
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Features, 0/1 labels and weights that say the same as soft labels and row weights; `balanced` as scikit-learn's,
+    by weighted counts."""
+    from scipy.sparse import vstack
+
+    of_row = np.ones(len(targets)) if row_weight is None else row_weight
+    weights = np.stack([of_row * targets, of_row * (1.0 - targets)])
+    if balanced:
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    weights = (weights * (len(targets) / weights.sum())).ravel()
+    used = weights > 0
+    truth = np.repeat([1, 0], len(targets))
+    return vstack([features, features]).tocsr()[used], truth[used], weights[used]
 
 
 def _vectorizers(settings: Tfidf) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lora_cls.data import Dataset, stratified_folds
+from lora_cls.data import Dataset
 from lora_cls.data.prompts import label_words, recipe_frame
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
@@ -25,9 +25,10 @@ from lora_cls.runs import FoldFolder, write_array
 from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
-from lora_cls.training.losses import pos_weight
+from lora_cls.training.losses import pos_weight, validation_loss
 from lora_cls.training.objective import ClassificationObjective, Objective
 from lora_cls.training.progress import Progress
+from lora_cls.training.selection import Score, hold_back
 
 CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention")
 
@@ -103,7 +104,7 @@ class TransformerLearner:
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
         assert self.train is not None and self.train.labels is not None
-        self._weight(self.train.labels)
+        self._weight(np.arange(len(self.train)))
         self._built()
         if self.recipe.head.kind == "label_tokens":
             scores = self._labels_before_training().roc_auc(self.train.labels)
@@ -128,25 +129,27 @@ class TransformerLearner:
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
         folder.path.mkdir(parents=True, exist_ok=True)
         labels, select = self.train.labels, self.recipe.train.select
+        targets = labels if self.train.targets is None else self.train.targets
         if fold < 0:
             select = "last"  # nothing is held out to choose by
         selection_rows = oof_rows
         if select == "inner":
-            n_splits = max(2, round(1 / self.recipe.train.inner_fraction))
-            groups, seed = self.train.groups[train_rows], self.recipe.train.seed + fold
-            inner = stratified_folds(labels[train_rows], groups, n_splits, seed, task=self.recipe.task) == 0
-            selection_rows, train_rows = train_rows[inner], train_rows[~inner]
-        weight = self._weight(labels[train_rows])
+            train_rows, selection_rows = hold_back(self.recipe, self.train, train_rows, fold)
+        weight = self._weight(train_rows)
         accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
         # read before the fold's own adapters are drawn: it resets the model
         start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
         model = self._fresh_model(fold)
         if start is not None:
-            start.begin(model, train_rows, labels, weight, softmax=self.recipe.task == "single_label")
+            softmax = self.recipe.task == "single_label"
+            start.begin(model, train_rows, targets, weight, softmax, self.train.row_weight)
 
-        def score() -> float:
+        def score() -> Score:
             logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
-            return macro_f1(labels[selection_rows], self.decisions.untuned(logits))
+            return Score(
+                macro_f1(labels[selection_rows], self.decisions.untuned(logits)),
+                validation_loss(logits, targets[selection_rows], weight, self.recipe.loss, self.recipe.task),
+            )
 
         def keep_epoch(epoch: int) -> None:
             kept = folder.epoch(epoch)
@@ -187,14 +190,19 @@ class TransformerLearner:
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
         return self._logits(model, tokens, folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels))
 
-    def _weight(self, labels: np.ndarray) -> np.ndarray:
-        """Positive weights of the loss for a fold's labels, ndarray of shape (n_labels,)."""
-        return pos_weight(labels, self.recipe.loss, self.recipe.task)
+    def _weight(self, rows: np.ndarray) -> np.ndarray:
+        """Positive or class weights by the given training rows, ndarray of shape (n_labels,)."""
+        assert self.train is not None and self.train.labels is not None
+        values = self.train.labels if self.train.targets is None else self.train.targets
+        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
+        return pos_weight(values[rows], self.recipe.loss, row_weight, self.recipe.task)
 
     def _objective(self, rows: np.ndarray, weight: np.ndarray) -> Objective:
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
+        values = self.train.labels if self.train.targets is None else self.train.targets
+        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
         return ClassificationObjective(
-            self.train_tokens.take(rows), self.train.labels[rows], weight, self.recipe, self.pad_id
+            self.train_tokens.take(rows), values[rows], weight, self.recipe, self.pad_id, row_weight
         )
 
     def _answer(

@@ -313,7 +313,8 @@ def test_subset_and_fingerprint():
     assert data.subset(np.array([False, True, False])).texts == ["second text"]
     assert len(data.subset([])) == 0
     assert data.fingerprint() == load_train(Data(), table()).fingerprint()
-    assert len(data.fingerprint()) == 64
+    # as it was before soft labels, weights and splits: runs that use none of them can still be resumed
+    assert data.fingerprint() == "bcd9864e7e65fc477464b8a9147091e63b6103330ed422784d4c1932a9292e43"
     changed = [table(id=["a", "b", "d"]), table(text=["x", "y", "z"]), table(joy=[0, 0, 1])]
     changed.append(table().rename(columns={"joy": "joi"}))
     assert len({load_train(Data(), t).fingerprint() for t in [table(), *changed]}) == 5
@@ -325,3 +326,83 @@ def test_resolve_columns_raises_with_all_problems():
     assert resolve_columns(Data(), frame).labels == ["joy", "fear"]
     with pytest.raises(DataError, match="2 problems"):
         resolve_columns(Data(id_column="nope", label_columns=["nope"]), frame)
+
+
+# Columns to ignore
+
+
+def test_ignored_columns():
+    """An ignored column is no label, text or id, whatever it looks like."""
+    frame = table(is_new=[0, 1, 0], note=["some", "other", "words"]).rename(columns={"id": "ID"})
+    data = load_train(Data(ignore_columns=["is_new", "note", "ID"]), frame)
+    assert data.label_names == ["joy", "fear"]
+    assert data.columns.text == ["text"]
+    assert data.ids == ["row-0", "row-1", "row-2"]
+    assert "ignored: is_new, note, ID" in data.columns.how
+    test = TEST.assign(note=["a b", "c d"], only_test="e f")
+    assert load_train(Data(ignore_columns=["is_new", "note", "only_test"]), frame, test).label_names == ["joy", "fear"]
+    assert load_test(Data(ignore_columns=["note", "only_test"]), test).texts == ["new text", "other text"]
+
+
+def test_ignored_columns_that_are_not_there_or_needed():
+    """An unknown name suggests the nearest, and no column is ignored and used at once."""
+    text = message(Data(ignore_columns=["feer", "text"], text_columns=["text"], label_columns=["joy"]), table())
+    assert "no column 'feer' (data.ignore_columns). Did you mean 'fear'?" in text
+    assert "text cannot be ignored and be the id, text, group, weight or split column too" in text
+    assert "joy cannot be a label and" in message(Data(ignore_columns=["joy"], label_columns=["joy"]), table())
+
+
+# Soft labels
+
+
+def test_soft_labels():
+    """Shares are kept as targets; 0.5 and above is 1 for folds and scores."""
+    frame = table(joy=["0.25", "1", "0.5"], fear=[0, 0.49, True])
+    data = load_train(Data(soft_labels=True), frame)
+    assert data.label_names == ["joy", "fear"]
+    assert data.targets.dtype == np.float32
+    np.testing.assert_array_equal(data.targets, np.float32([[0.25, 0], [1, 0.49], [0.5, 1]]))
+    assert data.labels.tolist() == [[0, 0], [1, 0], [1, 1]]
+    assert data.labels.dtype == np.int8
+    np.testing.assert_array_equal(data.subset([2]).targets, [[0.5, 1]])
+    other = load_train(Data(soft_labels=True), frame.assign(joy=["0.3", "1", "0.5"]))
+    assert other.fingerprint() != data.fingerprint()
+    assert load_train(Data(), table()).targets is None
+
+
+def test_soft_labels_that_are_none():
+    """Numbers outside of 0 to 1 and words are named by row; shares without the setting name the setting."""
+    frame = table(joy=["0.25", "1.5", "x"], fear=["", "nan", "0.5"])
+    text = message(Data(soft_labels=True, label_columns=["joy", "fear"]), frame)
+    assert (
+        "label column 'joy': expected a number from 0 to 1, but row 'b' (row 1) has '1.5', 'c' (row 2) has 'x'" in text
+    )
+    assert "2 rows with a missing label (of fear): 'a' (row 0), 'b' (row 1)" in text
+    shares = message(Data(), table(joy=["0.25", "1", "0"]))
+    assert "has '0.25'" in shares
+    assert "or data.soft_labels: true if these are shares" in shares
+    assert "shares" not in message(Data(), table(joy=["2", "1", "0"]))
+
+
+# Odd texts
+
+
+def test_unescape():
+    """Line ends written as a backslash and a letter are noted, or turned into line ends, in train and test alike."""
+    frame = table(text=["one\\ntwo", "a\\tb\\r\\nc", "C:\\dir"])
+    notes = load_train(Data(), frame).notes
+    assert [note for note in notes if "data.unescape: true" in note and "in 2 training texts" in note]
+    data = load_train(Data(unescape=True), frame)
+    assert data.texts == ["one\ntwo", "a\tb\r\nc", "C:\\dir"]
+    assert not any("unescape" in note for note in data.notes)
+    test = TEST.assign(text=["x\\ny", "z"])
+    assert load_test(Data(unescape=True), test).texts == ["x\ny", "z"]
+    assert "in 1 test text:" in load_test(Data(), test).notes[0]
+
+
+def test_texts_that_differ_in_line_ends_share_a_group():
+    """Copies of a text through Windows and Unix tools are one text; the texts themselves are not changed."""
+    frame = table(text=["one\r\ntwo", "one\ntwo", "one\rtwo"])
+    data = load_train(Data(), frame)
+    assert data.groups.tolist() == [0, 0, 0]
+    assert data.texts == list(frame["text"])

@@ -100,9 +100,10 @@ def test_read_folds_in_any_order(tmp_path):
         (["a", "b"], [0, 1], "1 training ids have no fold: c"),
         (["a", "b", "c", "d"], [0, 1, 0, 1], "1 ids are not in the training table: d"),
         (["a", "b", "c", "a"], [0, 1, 0, 1], "row 3: id 'a' stands more than once"),
-        (["a", "b", "c"], [0, 1, 1.5], "row 2: fold must be an integer from 0. Got 1.5"),
-        (["a", "b", "c"], [0, 1, -1], "row 2: fold must be an integer from 0. Got -1"),
-        (["a", "b", "c"], [0, "x", None], "row 1: fold must be an integer from 0. Got 'x'"),
+        (["a", "b", "c"], [0, 1, 1.5], "row 2: fold must be an integer from 0, or -1 (only trained on). Got 1.5"),
+        (["a", "b", "c"], [0, 1, -2], "row 2: fold must be an integer from 0, or -1 (only trained on). Got -2"),
+        (["a", "b", "c"], [0, "x", None], "row 1: fold must be an integer from 0, or -1 (only trained on). Got 'x'"),
+        (["a", "b", "c"], [-1, -1, -1], "one and rows of fold -1 to train on. Got none"),
         (["a", "b", "c"], [1, 2, 2], "no row has fold 0"),
         (["a", "b", "c"], [0, 0, 0], "at least two folds"),
         (["a", "b", ""], [0, 1, 1], "row 2: no id"),
@@ -113,6 +114,32 @@ def test_read_folds_problems(ids, fold, expected):
     with pytest.raises(DataError) as error:
         read_folds(pd.DataFrame({"id": ids, "fold": pd.Series(fold, dtype=object)}), ["a", "b", "c"])
     assert expected in str(error.value)
+
+
+def test_read_folds_of_a_split():
+    """Fold -1 is only trained on: one fold is then enough. Extra rows need no line, and are never held out; a sample
+    needs no line for each row of the table."""
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "fold": [0, -1, 0]})
+    assert read_folds(frame, ["c", "b", "a"]).tolist() == [0, -1, 0]
+    extra = np.array([False, False, False, True])
+    assert read_folds(frame, ["a", "b", "c", "extra-1"], extra=extra).tolist() == [0, -1, 0, -1]
+    assert read_folds(frame, ["b", "c"], sampled=True).tolist() == [-1, 0]
+    scored = pd.DataFrame({"id": ["a", "b", "c", "extra-1"], "fold": [0, -1, 0, 0]})
+    with pytest.raises(DataError, match="1 extra rows have a fold, but are never held out: extra-1"):
+        read_folds(scored, ["a", "b", "c", "extra-1"], extra=extra)
+
+
+def test_notes_of_a_split():
+    """Labels that only one part has are named, and groups that stand in both."""
+    fold = np.array([-1, -1, -1, 0, 0])
+    labels = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    notes = fold_notes(labels, fold, ["both", "train", "held", "none"], np.array([0, 1, 2, 2, 3]))
+    assert [note.split(":")[0].removesuffix(".") for note in notes] == [
+        "label 'train' has no positive row among the held-out rows",
+        "label 'held' has no positive row to train on",
+        "label 'none' has no positive row among the held-out rows",
+        "1 group is split over folds (identical texts or one value of the group column)",
+    ]
 
 
 def test_read_folds_without_its_columns():

@@ -230,9 +230,13 @@ def test_likely_delimiter():
 
 
 def test_soft_labels_are_no_names():
-    """With data.soft_labels one column of numbers is not taken for classes."""
-    said = message(Data(label_columns=["s"], soft_labels=True), table(s=cycle(0.25, 0.5, 0.75)))
-    assert "label column 's'" in said
+    """With data.soft_labels one column of numbers is not taken for classes, and one of names is refused."""
+    data = load_train(Data(label_columns=["s"], soft_labels=True), table(s=cycle(0.25, 0.5, 0.75)))
+    assert data.columns.task == "binary" and data.label_names == ["s"]
+    np.testing.assert_array_equal(data.targets[:3, 0], np.array([0.25, 0.5, 0.75], dtype=np.float32))
+    said = message(Data(label_columns=["genre"], soft_labels=True), BY_GENRE)
+    assert "label column 'genre': expected a number from 0 to 1" in said
+    assert "single_label" not in said  # which takes no shares
 
 
 def one_hot(y):

@@ -176,6 +176,11 @@ def test_a_fold_starts_at_its_prior(speaking, tiny_recipe, emotion_table):
     logits = learner._logits(model, learner.train_tokens.take(rows), weight)
     share = (data.labels[rows].sum(0) + 0.5) / 25
     np.testing.assert_allclose(logits.mean(0) - np.log(weight), np.log(share / (1 - share)), atol=1e-4)
+    row_weight = np.resize([0.0, 1.0, 3.0], 36)
+    start.begin(model, rows, data.labels, weight, softmax=True, row_weight=row_weight)
+    logits = learner._logits(model, learner.train_tokens.take(rows), weight)
+    share = (row_weight[:24] / row_weight[:24].mean() @ data.labels[rows] + 0.5) / 25
+    np.testing.assert_allclose(logits.mean(0) - np.log(weight), np.log(share), atol=1e-4)
     found = learner.choices["roc_auc_before_training"]
     assert set(found) == set(data.label_names) and all(0 <= value <= 1 for value in found.values())
 

@@ -184,12 +184,20 @@ def test_folds_now_and_later(finished, train, test, sample, tmp_path, results):
 
 
 def test_one_fold(tfidf_recipe, train, test, tmp_path):
-    """A single fold gives an untuned score and a submission, and says why nothing is cross-fitted."""
+    """A single fold is scored by thresholds from other parts of its rows; with more folds, from the other folds."""
     run = cross_validate(tfidf_recipe(), train, test, tmp_path / "run", folds=[1])
-    metrics = read(run, "metrics.json")
-    assert "cross_fitted" not in metrics
+    scores = read(run, "metrics.json")["cross_fitted"]
+    assert (scores["over"], scores["n_parts"]) == ("parts", 5)
+    assert list(read(run, "thresholds.json")["parts"]) == ["0", "1", "2", "3", "4"]
     assert len(pd.read_csv(run.path / "submission.csv")) == len(test)
-    assert "cannot be cross-fitted from one fold" in (run.path / "README.md").read_text()
+    sentence = "thresholds for each of 5 parts of them tuned on the other parts"
+    card = (run.path / "README.md").read_text()
+    assert sentence in card
+    assert "Partial: 1 of 3 folds." in card
+    run = cross_validate(tfidf_recipe(), train, test, tmp_path / "run", resume=True)
+    assert (read(run, "metrics.json")["cross_fitted"]["over"], sentence in (run.path / "README.md").read_text()) == (
+        "folds", False,
+    )  # fmt: skip
 
 
 def test_folds_named_twice(tfidf_recipe, train, tmp_path, monkeypatch):

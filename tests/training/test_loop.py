@@ -8,19 +8,23 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from lora_cls.data import load_train
 from lora_cls.data.tokens import encode, pad_token_id, shuffled_batches, sorted_batches
 from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
+from lora_cls.evaluation import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.recipe import Data
 from lora_cls.runs import FoldFolder
 from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
+from lora_cls.training.losses import validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
+from lora_cls.training.selection import Score
 from lora_cls.training.transformer import TransformerLearner
 
 CPU = torch.device("cpu")
@@ -341,7 +345,7 @@ def test_the_best_epoch_is_put_back_after_a_resume(setup):
             calls.append(0)
             epoch = len(run.records) + 1 if run.metrics_file.exists() else 1
             kept.setdefault(epoch, snapshot(run.model))
-            return scores[epoch]
+            return Score(scores[epoch], 1.0)
 
         return score
 
@@ -349,12 +353,54 @@ def test_the_best_epoch_is_put_back_after_a_resume(setup):
         run.train(progress=Kill(2, 3), score=score_of(run, []))
     continued, calls = setup(train__num_train_epochs=3), []
     state = continued.train(score=score_of(continued, calls))
-    assert (state.best_epoch, state.best_score, state.epoch) == (1, 0.9, 3)
+    assert (state.best_epoch, state.epoch) == (1, 3)
+    assert state.scores == [Score(scores[epoch], 1.0) for epoch in (1, 2, 3)]
     assert len(calls) == 2
     found = snapshot(continued.model)
     assert all(torch.equal(found[name], kept[1][name]) for name in found)
     assert not all(torch.equal(found[name], kept[3][name]) for name in found)
     assert [record["selection_macro_f1"] for record in continued.records] == [0.9, 0.5, 0.7]
+    assert [record["selection_loss"] for record in continued.records] == [1.0, 1.0, 1.0]
+
+
+# Epoch 1 leads until epoch 4 moves the margin beyond it; epoch 2 waits for that; epoch 3 never can win.
+SCRIPT = [Score(0.50, 0.3), Score(0.55, 0.4), Score(0.52, 0.9), Score(0.62, 0.8)]
+
+
+@pytest.mark.parametrize("killed_in", [2, 3, 4])
+def test_snapshots_that_may_still_win_survive_a_kill(setup, killed_in):
+    """`loss_within_margin`: the weights put back were not the best when they were saved, and a kill does not lose them;
+    the state file of a killed and continued run is that of a run in one go, to the byte."""
+    options = {
+        "train__num_train_epochs": 4, "train__select": "inner", "train__select_by": "loss_within_margin",
+        "train__select_margin": 0.1,
+    }  # fmt: skip
+    kept = {}
+
+    def score_of(run):
+        def score():
+            epoch = len(run.records) + 1 if run.metrics_file.exists() else 1
+            kept.setdefault(epoch, snapshot(run.model))
+            return SCRIPT[epoch - 1]
+
+        return score
+
+    whole = setup(name="whole", **options)
+    whole.train(score=score_of(whole))
+    stopped = setup(name="stopped", **options)
+    with pytest.raises(KilledError):
+        stopped.train(score=score_of(stopped), progress=Kill(killed_in, 2))
+    continued = setup(name="stopped", **options)
+    state = continued.train(score=score_of(continued))
+    assert state.best_epoch == 2
+    assert state.scores == SCRIPT
+    found = snapshot(continued.model)
+    assert all(torch.equal(found[name], kept[2][name]) for name in found)
+    assert not all(torch.equal(found[name], kept[4][name]) for name in found)
+    tensors = [load_file(run.state_file) for run in (whole, continued)]
+    assert {name.split("/")[1] for name in tensors[0] if name.startswith("epoch/")} == {"2", "4"}
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -535,3 +581,66 @@ def test_texts_that_fill_every_position(kind, setup):
     ids, mask = shorter.batch(np.array([0, 1]), run.pad_id)
     assert ids.shape == (2, 125) and mask.sum(1).tolist() == shorter.lengths.tolist() and mask[:, 0].tolist() == [1, 1]
     assert np.isfinite(run.logits()).all()
+
+
+@pytest.mark.parametrize("column", ["text", "joy"])
+def test_rows_of_weight_0_teach_nothing(column, tiny_recipe, emotion_table, tmp_path):
+    """Row weights reach the loss and the positive weights: what a row of weight 0 holds changes no logit."""
+    recipe = tiny_recipe("bert", data__weight_column="w", train__num_train_epochs=1)
+    table = emotion_table(24).assign(w=[0.0] * 4 + [1.0, 2.0] * 10)
+    other = table.copy()
+    # as many tokens as before, so that the same rows meet in a batch
+    other.loc[:3, column] = (
+        table.loc[:3, "text"].str.replace("the", "dog") if column == "text" else 1 - table["joy"][:4]
+    )
+    unweighted = recipe.model_copy(update={"data": recipe.data.model_copy(update={"weight_column": None})})
+    logits = []
+    for name, frame, settings in (
+        ("a", table, recipe),
+        ("b", other, recipe),
+        ("c", table.drop(columns="w"), unweighted),
+    ):
+        data = load_train(settings.data, frame)
+        result = TransformerLearner(settings, data.label_names, data).fit_fold(
+            0, np.arange(16), np.arange(16, 24), FoldFolder(tmp_path / name)
+        )
+        logits.append((result.oof_logits, result.pos_weight))
+    assert column != "text" or not other["text"].equals(table["text"])
+    np.testing.assert_array_equal(logits[0][0], logits[1][0])
+    np.testing.assert_array_equal(logits[0][1], logits[1][1])
+    assert not np.array_equal(logits[0][0], logits[2][0])
+
+
+def test_soft_labels_are_learnt(tiny_recipe, emotion_table, tmp_path):
+    """Targets of 0.2 and 0.8 pull probabilities there; 0 and 1 would push them to the ends."""
+    recipe = tiny_recipe("bert", data__soft_labels=True, train__num_train_epochs=30, data__label_columns=["joy"])
+    table = emotion_table(24)
+    table = table.assign(joy=np.where(table["joy"] == 1, 0.8, 0.2))
+    data = load_train(recipe.data, table)
+    learner = TransformerLearner(recipe, data.label_names, data)
+    rows = np.arange(24)
+    result = learner.fit_fold(0, rows, rows, FoldFolder(tmp_path / "a"))
+    share = float(data.targets.mean())
+    np.testing.assert_allclose(result.pos_weight, (1 - share) / share, rtol=1e-6)
+    proba = corrected_probabilities(result.oof_logits, result.pos_weight)
+    np.testing.assert_allclose(proba, data.targets, atol=0.1)
+
+
+def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp_path, monkeypatch):
+    """Extra rows are trained on by every fold, and no epoch is compared on them."""
+    import lora_cls.training.transformer as module
+
+    recipe = tiny_recipe("llama", train__select="inner", train__inner_fraction=0.4, train__num_train_epochs=1)
+    data = load_train(recipe.data, emotion_table(20), extra_train=emotion_table(30, seed=3))
+    learner = TransformerLearner(recipe, data.label_names, data)
+    seen = []
+
+    def watch(logits, targets, *rest):
+        seen.append(targets)
+        return validation_loss(logits, targets, *rest)
+
+    monkeypatch.setattr(module, "validation_loss", watch)
+    extra = np.flatnonzero(data.extra)
+    result = learner.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
+    assert [len(targets) for targets in seen] == [result.info["train_rows"] * -1 + 12 + len(extra)]
+    assert len(seen[0]) <= 12

@@ -13,7 +13,7 @@ from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import pos_weight, training_loss
+from lora_cls.training.losses import pos_weight, training_loss, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
@@ -86,6 +86,7 @@ LOGIT = math.log(4)
 @pytest.mark.parametrize(
     ("loss", "positive", "negative"),
     [
+        ({"name": "bce"}, -3 * math.log(P), -math.log(0.2)),
         ({"name": "focal"}, -3 * 0.2**2 * math.log(P), -(0.8**2) * math.log(0.2)),
         ({"name": "focal", "focal_gamma": 0}, -3 * math.log(P), -math.log(0.2)),
         ({"name": "asymmetric"}, -3 * math.log(P), -(0.75**4) * math.log(0.25)),
@@ -136,19 +137,32 @@ def test_class_weights_by_hand():
     from sklearn.utils.class_weight import compute_class_weight
 
     y = ONE_CLASS.argmax(axis=1)
-    found = pos_weight(ONE_CLASS, Loss(), "single_label")
+    found = pos_weight(ONE_CLASS, Loss(), task="single_label")
     assert found == pytest.approx([10 / 18, 10 / 9, 10 / 3, 1])
     assert found[:3] == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=y))
     assert found[y].mean() == pytest.approx(1)
-    root = pos_weight(ONE_CLASS, Loss(pos_weight="sqrt"), "single_label")
+    root = pos_weight(ONE_CLASS, Loss(pos_weight="sqrt"), task="single_label")
     assert root == pytest.approx(np.sqrt([10 / 18, 10 / 9, 10 / 3, 1]))
     raw = np.array([0.5 / (1 - 0.5**n) for n in (6, 3, 1)])
-    effective = pos_weight(ONE_CLASS, Loss(pos_weight="effective_number", effective_number_beta=0.5), "single_label")
+    effective = pos_weight(
+        ONE_CLASS, Loss(pos_weight="effective_number", effective_number_beta=0.5), task="single_label"
+    )
     assert effective == pytest.approx([*(raw * 3 / raw.sum()), 1])
-    assert pos_weight(ONE_CLASS, Loss(pos_weight="none"), "single_label").tolist() == [1] * 4
-    assert pos_weight(ONE_CLASS, Loss(pos_weight=[1, 2, 3, 4]), "single_label").tolist() == [1, 2, 3, 4]
-    capped = pos_weight(ONE_CLASS, Loss(max_pos_weight=1.5), "single_label")
+    assert pos_weight(ONE_CLASS, Loss(pos_weight="none"), task="single_label").tolist() == [1] * 4
+    assert pos_weight(ONE_CLASS, Loss(pos_weight=[1, 2, 3, 4]), task="single_label").tolist() == [1, 2, 3, 4]
+    capped = pos_weight(ONE_CLASS, Loss(max_pos_weight=1.5), task="single_label")
     assert capped == pytest.approx([1 / 1.5, 10 / 9, 1.5, 1])
+
+
+@pytest.mark.parametrize("kind", ["balanced", "sqrt", "effective_number"])
+def test_class_weights_of_weighted_rows(kind):
+    """A row of weight 2 counts as two rows; rows of a class that all weigh 0 do not occur."""
+    copies = [2, 1, 1, 1, 1, 0, 3, 1, 2, 0, 0, 0]  # 12 in all: a mean of 1, to which weights are scaled
+    labels, loss = np.vstack([ONE_CLASS, ONE_CLASS[:2]]), Loss(pos_weight=kind, effective_number_beta=0.9)
+    repeated = pos_weight(np.repeat(labels, copies, axis=0), loss, task="single_label")
+    found = pos_weight(labels, loss, 5.0 * np.array(copies), "single_label")
+    assert found == pytest.approx(repeated)
+    assert found[2:].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
@@ -190,6 +204,44 @@ def test_extreme_class_logits(name):
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
+
+
+def test_row_weights_and_soft_labels_by_hand():
+    """Two rows at p = 0.8, of weights 2 and 0.5; a soft label is its share of the positive and of the negative term."""
+    logits, targets = torch.full((2, 2), LOGIT), torch.tensor([[1.0, 0.0], [0.25, 0.25]])
+    positive, negative = -3 * math.log(P), -math.log(1 - P)
+    expected = 2 * (positive + negative) / 2 + 0.5 * (0.25 * positive + 0.75 * negative)
+    found = training_loss(logits, targets, torch.tensor([3.0, 3.0]), Loss(), torch.tensor([2.0, 0.5]))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+def test_validation_loss():
+    """The mean over rows of the recipe's loss with its positive weights, and the truth unsmoothed."""
+    logits, targets = np.full((4, 1), LOGIT), np.array([[1], [0], [0], [0]], dtype=np.int8)
+    expected = (-3 * math.log(P) - 3 * math.log(1 - P)) / 4
+    for smoothing in (0.0, 0.3):
+        found = validation_loss(logits, targets, np.array([3.0]), Loss(label_smoothing=smoothing))
+        assert found == pytest.approx(expected, rel=1e-9)
+    p, one_hot, weight = np.array([[0.5, 0.3, 0.2]]), np.array([[0, 1, 0]]), np.array([1.0, 2.0, 4.0])
+    classes = validation_loss(np.log(p), one_hot, weight, Loss(label_smoothing=0.3), "single_label")
+    assert classes == pytest.approx(-2 * math.log(0.3))
+    focal = validation_loss(logits, targets, np.array([3.0]), Loss(name="focal"))
+    assert focal == pytest.approx((-3 * 0.04 * math.log(P) - 3 * 0.64 * math.log(1 - P)) / 4, rel=1e-9)
+
+
+def test_positive_weights_of_weighted_rows():
+    """A row of weight 2 counts as two rows, whatever the scale of the weights; soft labels count by their shares."""
+    labels = np.array([[1], [0], [0], [1]], dtype=np.int8)
+    row_weight = np.array([2.0, 1.0, 1.0, 0.0])
+    assert pos_weight(labels, Loss(), row_weight).tolist() == [1.0]
+    assert pos_weight(labels, Loss(), 10 * row_weight) == pytest.approx([1.0])
+    assert pos_weight(labels, Loss(), np.array([1.0, 2.0, 3.0, 1.0])) == pytest.approx([2.5])
+    assert pos_weight(np.array([[0.5], [0.25], [0.0], [0.25]]), Loss()) == pytest.approx([3.0])
+    assert pos_weight(np.array([[0.1], [0.0]]), Loss()) == pytest.approx([19.0])
+    assert pos_weight(labels, Loss(), np.array([0.0, 1.0, 1.0, 0.0])).tolist() == [1.0], "its positives weigh nothing"
+    assert pos_weight(labels, Loss(), np.array([1.0, 0.0, 0.0, 1.0])) == pytest.approx([0.01])
+    effective = pos_weight(labels, Loss(pos_weight="effective_number", effective_number_beta=0.9), row_weight * 5)
+    assert effective == pytest.approx([1.0])
 
 
 class Recorder:

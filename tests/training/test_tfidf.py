@@ -1,6 +1,7 @@
 """The classical floor: saved without a pickle, reloaded exactly, and finite whatever the labels."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lora_cls.data import load_train
@@ -175,6 +176,36 @@ def test_classes_are_scikit_learns(fitted_classes):
     assert plain.pos_weight.tolist() == [1.0] * 4
 
 
+def test_weighted_classes(emotion_table, tmp_path):
+    """A row of weight 2 teaches what two rows do; equal weights teach nothing else; a class of weight 0 is absent."""
+    table = emotion_table(60)
+    table = table[["text"]].assign(mood=classes_of(table), w=1)
+
+    def fit(rows, name, weighted=True, C=1.0):
+        data = {"label_columns": ["mood"]} | ({"weight_column": "w"} if weighted else {"ignore_columns": ["w"]})
+        recipe = load_recipe({"tfidf": {"min_df": 1, "C": C}, "task": "single_label", "data": data})
+        loaded = load_train(recipe.data, rows, task="single_label")
+        learner, n = make_learner(recipe, loaded.label_names, loaded), len(rows) - 20
+        result = learner.fit_fold(0, np.arange(n), np.arange(n, n + 20), FoldFolder(tmp_path / name))
+        return result.oof_logits, result.pos_weight
+
+    plain, plain_weight = fit(table, "plain", weighted=False)
+    equal, equal_weight = fit(table.assign(w=7), "equal")
+    np.testing.assert_allclose(equal, plain, atol=1e-4)
+    assert equal_weight == pytest.approx(plain_weight)
+    # all twice, so that the vocabulary's frequencies stay: one table by weight, the other by rows
+    copies = pd.concat([table.iloc[:40]] * 2 + [table.iloc[40:]], ignore_index=True)
+    halves = copies.assign(w=[0.5] * 40 + [1.5] * 40 + [1] * 20)
+    np.testing.assert_allclose(fit(halves, "halves")[0], fit(copies, "copies", weighted=False)[0], atol=1e-3)
+    silent = table.assign(w=np.where(table["mood"] == "fear", 0, 1))
+    logits, weight = fit(silent, "silent")
+    fear = sorted(set(table["mood"])).index("fear")
+    assert (logits[:, fear] == -20).all() and weight[fear] == 1
+    counts = table["mood"][:40].value_counts().drop("fear").sort_index().to_numpy()
+    # scaled to a mean of 1 over all rows, so that what is left weighs as much as all did
+    assert np.delete(weight, fear) == pytest.approx(counts.sum() / (3 * counts))
+
+
 def test_two_classes_and_one(fitted_classes):
     """scikit-learn keeps one row for two classes: here both have logits. Absent classes are improbable, yet finite."""
 
@@ -198,3 +229,61 @@ def test_two_classes_and_one(fitted_classes):
     _, data, result, _ = fitted_classes(alone)
     assert (result.oof_logits.argmax(axis=1) == data.label_names.index("other")).all()
     assert np.isfinite(result.oof_logits).all() and (result.pos_weight > 0).all()
+
+
+def scores(recipe, table, folder, rows=40):
+    """Logits of the last 20 rows of a table, trained on the rows before them; and the fold's positive weights."""
+    data = load_train(recipe.data, table)
+    result = make_learner(recipe, data.label_names, data).fit_fold(
+        0, np.arange(len(table) - 20), np.arange(len(table) - 20, len(table)), FoldFolder(folder)
+    )
+    return result.oof_logits, result.pos_weight
+
+
+@pytest.mark.parametrize("class_weight", ["balanced", None])
+def test_row_weights(class_weight, emotion_table, tmp_path):
+    """Equal weights, and weights of 1 for some rows only, give what the same rows give without weights; weights only
+    matter by their ratio."""
+    table = emotion_table(60).drop(columns="id")
+    settings = {"tfidf": {"class_weight": class_weight, "min_df": 1}}
+    plain, weighted = load_recipe(settings), load_recipe({**settings, "data": {"weight_column": "w"}})
+    expected = scores(plain, table, tmp_path / "a")
+    found = scores(weighted, table.assign(w=3), tmp_path / "b")
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-3)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-9)
+    # the second table's first ten rows count nothing; their words stand in the vocabulary of both
+    silent = table.assign(w=[0] * 10 + [2] * 50)
+    relabelled = silent.copy()
+    relabelled.loc[:9, ["joy", "anger", "fear"]] = 1 - silent.loc[:9, ["joy", "anger", "fear"]]
+    first, second = (scores(weighted, frame, tmp_path / name) for name, frame in (("c", silent), ("d", relabelled)))
+    np.testing.assert_array_equal(first[0], second[0])
+    assert not np.allclose(first[0], expected[0], atol=1e-3)
+
+
+def test_soft_labels(emotion_table, tmp_path):
+    """A label of 0.25 teaches what four copies of the row teach, one of them positive."""
+    table = emotion_table(60).drop(columns="id")
+    soft = table.assign(joy=np.where(np.arange(60) % 4 == 0, 0.25, table["joy"].astype(float)))
+    copies = soft.iloc[:40].loc[soft.index[:40].repeat(4)].reset_index(drop=True)
+    part = np.tile([1, 0, 0, 0], 40)
+    copies["joy"] = np.where(copies["joy"] == 0.25, part, copies["joy"]).astype(int)
+    copies = pd.concat([copies, table.iloc[40:]], ignore_index=True)
+    names = {"data": {"label_columns": ["joy"]}}
+    found = scores(
+        load_recipe({"tfidf": {"min_df": 1}, "data": {"label_columns": ["joy"], "soft_labels": True}}),
+        soft,
+        tmp_path / "a",
+    )
+    # four times the rows are four times the loss beside the penalty
+    expected = scores(load_recipe({"tfidf": {"min_df": 1, "C": 0.25}} | names), copies, tmp_path / "b")
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    assert np.corrcoef(found[0].ravel(), expected[0].ravel())[0, 1] > 0.999
+
+
+def test_label_that_is_0_in_all_rows_that_count(emotion_table, tmp_path):
+    """Positives that weigh nothing are no positives: the label is answered by its prior, and stays finite."""
+    table = emotion_table(60).assign(rare=[1] * 5 + [0] * 55, w=[0] * 5 + [1] * 55)
+    recipe = load_recipe({"tfidf": {}, "data": {"weight_column": "w", "label_columns": ["joy", "rare"]}})
+    logits, weight = scores(recipe, table, tmp_path / "a")
+    assert (logits[:, 1] == -20).all()
+    assert weight[1] == 1
