@@ -1,13 +1,15 @@
 """The configurations of the shipped recipes' models, as their hubs or packages hold them.
 
-The one place that knows them: `benchmarks.memory` counts their memory, and `tests/runs/test_every_recipe.py` runs every
-recipe on a model of the same class, made small. Left out is what neither depends on (rope scaling, dropout, epsilons) and
-what equals the class's own default in transformers 5.23.
+The one place that knows them: `benchmarks.memory` counts their memory, and `tests/runs/test_every_recipe.py` runs
+every recipe on a model of the same class, made small. Left out is what neither depends on (rope scaling, dropout,
+epsilons) and what equals the class's own default in transformers 5.23.
 
-Compared on 2026-11-22 with public copies of the files (gemma-2-2b, qwen3-0.6b, squeezebert-uncased, deberta-v3-base) or of
-their sizes (the Llamas, stella, ModernBERT-base); the three packaged ones with the packages' own files. From memory, and
-not compared with a copy: longformer-base-4096, Qwen2.5-1.5B and Qwen2.5-14B-Instruct, and `is_causal` of stella, which a
-copy showed for a sister model only. `PARAMETERS` are the model cards' figures, which the sizes must add up to.
+Compared on 2026-11-22 with public copies of the files (gemma-2-2b, Qwen3-0.6B, squeezebert-uncased, deberta-v3-base)
+or with the sizes that others quote (the Llamas, ModernBERT-base, vocabulary and pooling of stella); the three packaged
+ones with the packages' own files. Not compared with a copy: the BERTs and RoBERTas and longformer-base-4096,
+Qwen2.5-1.5B and 14B-Instruct, stella's other sizes, and its `is_causal`, seen in code that checks the file of an
+embedding model with the same `auto_map`, not named there. `PARAMETERS` are the models' published sizes, to which a test
+adds all of them up.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m benchmarks.memory            # the table of estimates; loads nothing
     python -m benchmarks.memory --measure  # trains a few batches of each packaged model, each in a process of its own
 
-Measured is the peak of a process that trains on synthetic texts all longer than `data.max_length`, with the learner that
-`lora-cls run` uses. Prints Markdown.
+Measured is the peak of a process that trains on synthetic texts all longer than `data.max_length`, with the learner
+that `lora-cls run` uses. Prints Markdown.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How well the cross-fitted score foretells the score on a test file, for each way of combining the folds.
 
-    python -m benchmarks.score_test RUN... --labels test.csv
+    python -m benchmarks.score_test RUN... --labels test.csv [--way mean_logit]
 
 The label file has the run's test ids and its label columns; it was never seen by the run. Prints a Markdown table: the
 cross-fitted macro-F1, the test macro-F1 under each way of combining, their difference with its bootstrap interval
@@ -10,6 +10,7 @@ cross-fitted macro-F1, the test macro-F1 under each way of combining, their diff
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from lora_cls.runs import RunFolder, read_json
 WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
 
 
-def score(run: RunFolder, labels: Path) -> list[str]:
+def score(run: RunFolder, labels: Path, ways: Sequence[str] = WAYS) -> list[str]:
     """Rows of the table for one run."""
     names = run.label_names
     table = read_table(labels).set_index(run.info["data"]["test_id_column"] or "id").loc[run.test_ids]
@@ -47,7 +48,7 @@ def score(run: RunFolder, labels: Path) -> list[str]:
     minutes = sum(info["seconds"].values()) / 60
     memory = info["peak_memory_bytes"] / 2**30
     lines = []
-    for way in WAYS:
+    for way in ways:
         if way == "each fold alone":
             # What the cross-fitted score describes: one fold's model; averaged here over the folds.
             scores = [macro_f1(y_test, decisions.apply(alone, thresholds)) for alone in per_fold]
@@ -72,11 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--labels", required=True, type=Path)
+    parser.add_argument("--way", choices=WAYS, action="append", help="only this way of combining; may be repeated")
     given = parser.parse_args()
     print("| run | cross-fitted macro-F1 | folds combined by | test macro-F1 | test minus cross-fitted | min | GiB |")
     print("|---|---|---|---|---|---|---|")
     for path in given.runs:
-        print("\n".join(score(RunFolder(path), given.labels)))
+        print("\n".join(score(RunFolder(path), given.labels, given.way or WAYS)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from lora_cls.cross_validation import Tables, make_folds
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
 from lora_cls.data.prompts import recipe_frame
-from lora_cls.data.tokens import Tokens, encode, long_text_note
+from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.training.selection import check_selection
 
@@ -70,10 +70,11 @@ def check(
         from lora_cls.modeling.loading import load_tokenizer
 
         tokenizer = load_tokenizer(recipe.backbone)
-        frame = recipe_frame(tokenizer, recipe.head, data.label_names)
+        frame, answer = _frame(tokenizer, recipe, data.label_names)
+        room = recipe.data.model_copy(update={"max_length": recipe.data.max_length - answer})
         for name, table in (("train", data), ("test", tables.test)):
             if table is not None:
-                read = encode(tokenizer, table.texts, recipe.data, frame)
+                read = encode(tokenizer, table.texts, room, frame)
                 note = long_text_note(read, recipe.data, {"train": "training"}.get(name, name))
                 notes += [note] if note else []
                 whole = encode(tokenizer, table.texts, recipe.data.model_copy(update={"max_length": 2**62}), frame)
@@ -81,9 +82,19 @@ def check(
                     "truncated": float(read.truncated.mean()),
                     "pieces_per_text": len(read.ids) / read.n_texts,
                 }
-        longest = min(recipe.data.max_length, max(int(lengths["max"]) for lengths in tokens.values()))
+        longest = min(recipe.data.max_length, answer + max(int(lengths["max"]) for lengths in tokens.values()))
         memory = _memory(recipe, len(data.label_names), longest)
     return Check(recipe, notes, summarize(data, tables.test), tokens, memory)
+
+
+def _frame(tokenizer: Any, recipe: Recipe, label_names: Sequence[str]) -> tuple[Frame, int]:
+    """What stands around each text, and the tokens that an answer behind it may take."""
+    if recipe.head.kind != "generate":
+        return recipe_frame(tokenizer, recipe.head, label_names), 0
+    from lora_cls.modeling.answers import answer_format
+
+    chat, answers = answer_format(tokenizer, recipe, label_names)
+    return chat.frame(tokenizer), answers.longest
 
 
 def _memory(recipe: Recipe, n_labels: int, longest: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
-from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_json
+from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
 from lora_cls.training.learner import FoldResult, make_learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
@@ -403,13 +403,16 @@ def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
     write_array(folder.oof_logits, np.load(kept.oof_logits, allow_pickle=False))
     if kept.test_logits.is_file():
         write_array(folder.test_logits, np.load(kept.test_logits, allow_pickle=False))
+    if kept.answers.is_file():
+        write_bytes(folder.answers, kept.answers.read_bytes())
     for source, target in ((kept.adapter, folder.adapter), (kept.model, folder.model)):
         if source.is_dir():
             with tempfile.TemporaryDirectory(dir=folder.path) as scratch:
                 copy = shutil.copytree(source, Path(scratch) / "copy")
                 shutil.rmtree(target, ignore_errors=True)
                 copy.rename(target)
-    write_json(folder.info, read_json(folder.info) | {"epoch": epoch, "other_folds_macro_f1": scores})
+    chosen = {"epoch": epoch, "other_folds_macro_f1": scores} | folder.answer_counts()
+    write_json(folder.info, read_json(folder.info) | chosen)
 
 
 def make_folds(recipe: Recipe, data: Dataset, fold_table: Table | None = None) -> np.ndarray:
@@ -453,7 +456,7 @@ def _complete(folder: FoldFolder, result: FoldResult) -> None:
     write_array(folder.oof_logits, result.oof_logits)
     if result.test_logits is not None:
         write_array(folder.test_logits, result.test_logits)
-    write_json(folder.info, {"pos_weight": result.pos_weight.tolist()} | result.info)
+    write_json(folder.info, {"pos_weight": result.pos_weight.tolist()} | result.info | folder.answer_counts())
     folder.state.unlink(missing_ok=True)
 
 

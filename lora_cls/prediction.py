@@ -117,7 +117,7 @@ class Classifier:
         with Progress(len(self._folders), self._show) as progress:
             for i, folder in enumerate(self._folders):
                 logits[i] = self._learner.predict(folder, texts)
-                progress.fold_done(folder.path.name, f"{len(texts)} rows")
+                progress.fold_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._learner.notes]))
         decisions = self.run.decisions()
         per_fold = decisions.probabilities(logits, self._weights[:, None, :])
         return decisions.together(per_fold, self.thresholds, self.prediction)

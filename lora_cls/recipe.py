@@ -97,9 +97,15 @@ class Head(Section):
             problems.append("prompt must hold {text} exactly once.")
         if self.label_words is not None and self.kind == "linear":
             problems.append("label_words has no meaning for kind: linear.")
+        if self.kind == "generate":
+            unused = [name for name in ("pooling", "learning_rate", "dropout") if name in self._changed()]
+            problems += [f"{name} has no meaning for kind: generate, which has no layer of its own." for name in unused]
         if problems:
             raise ValueError(" ".join(problems))
         return self
+
+    def _changed(self) -> list[str]:
+        return [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
 
 
 class Lora(BaseModel):
@@ -253,9 +259,9 @@ class Train(Section):
     inner_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the fold's training rows that `select: inner` holds back."""
     select_by: Literal["macro_f1", "loss", "loss_within_margin"] = "macro_f1"
-    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the lowest loss
-    (the recipe's, without label smoothing); or the lowest loss among the epochs whose macro-F1 lies within
-    `select_margin` of the best."""
+    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the lowest loss (the
+    recipe's, without label smoothing; of `head.kind: generate` the cross-entropy of its labels' scores); or the lowest
+    loss among the epochs whose macro-F1 lies within `select_margin` of the best."""
     select_margin: float = Field(default=0.01, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -402,6 +408,17 @@ class Recipe(Section):
             *(getattr(self, name) is not None for name in ("backbone", "tfidf", "quantization", "lora"))
         )
         problems += _task_problems(self)
+        if self.head.kind == "generate" and (
+            self.loss.name != "bce" or self.loss.label_smoothing or isinstance(self.loss.pos_weight, list)
+        ):
+            problems.append(
+                "head.kind: generate learns the answer's tokens by cross-entropy: loss.name, loss.label_smoothing and "
+                "numbers in loss.pos_weight have no meaning for it. Remove them."
+            )
+        if self.head.kind == "generate" and self.data.soft_labels:
+            problems.append(
+                "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."
+            )
         if problems:
             raise ValueError(" ".join(problems))
         return self

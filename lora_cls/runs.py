@@ -5,7 +5,7 @@ recipe.yaml       resolved                     run.json     versions, device, me
 labels.json       names, order, task, column   folds.csv    id, fold (-1: only trained on), group
 train_labels.csv  id and 0/1 columns           README.md    model card, and a snippet that loads it without us
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
-                  state.safetensors while unfinished
+                  answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
 oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
 ```
@@ -143,6 +143,18 @@ class FoldFolder:
         return self.path / "epoch_logits.npy"
 
     @property
+    def answers(self) -> Path:
+        """What a model that writes its labels wrote: columns id, table (train or test), answer, parsed (0 or 1)."""
+        return self.path / "answers.csv"
+
+    def answer_counts(self) -> dict[str, int]:
+        """How many answers were written, and how many of them could not be read; empty for models that write none."""
+        if not self.answers.is_file():
+            return {}
+        parsed = _integers(self.answers, read_csv(self.answers), ["parsed"])["parsed"]
+        return {"answers": len(parsed), "unparsable_answers": int((parsed == 0).sum())}
+
+    @property
     def info(self) -> Path:
         return self.path / "fold.json"
 
@@ -244,7 +256,7 @@ class RunFolder:
     @property
     def label_column(self) -> str | None:
         """The one column that held the labels' names; None where each label had a 0/1 column."""
-        column = read_json(self.path / "labels.json")["column"]
+        column = read_json(self.path / "labels.json").get("column")
         return None if column is None else str(column)
 
     def decisions(self, settings: Thresholds | None = None) -> Decisions:
@@ -288,6 +300,11 @@ class RunFolder:
     @property
     def finished_folds(self) -> list[int]:
         return [number for number in self.fold_numbers if self.fold(number).finished]
+
+    def answer_counts(self) -> dict[str, int]:
+        """`FoldFolder.answer_counts`, summed over the finished folds; empty where no model writes answers."""
+        counts = [found for number in self.finished_folds if (found := self.fold(number).answer_counts())]
+        return {key: sum(found[key] for found in counts) for key in counts[0]} if counts else {}
 
     def oof_logits(self) -> tuple[np.ndarray, np.ndarray]:
         """Out-of-fold logits of the finished folds.

@@ -19,7 +19,11 @@ import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 
 THREADS = 1  # models this small gain nothing from a second thread, and on a busy machine wait for it: 5 times slower
-KINDS = ("bert", "roberta", "llama", "gemma3", "qwen2", "gpt2")
+KINDS = ("bert", "roberta", "llama", "gemma3", "qwen2", "gpt2", "chat")
+CHAT_TEMPLATE = (  # that of SmolLM2 and Qwen2
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 LABELS = ("joy", "anger", "fear")
 WORDS = {
     "joy": ("happy", "lovely", "great", "delighted", "smiling", "wonderful"),
@@ -160,6 +164,7 @@ def _corpus():
 def _make_tokenizer(kind):
     from transformers import PreTrainedTokenizerFast
 
+    special = {}
     if kind == "bert":
         tokenizer, names = _wordpiece(), {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
     elif kind == "roberta":
@@ -176,9 +181,15 @@ def _make_tokenizer(kind):
     elif kind == "smollm2":
         tokenizer = _byte_bpe(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "$A")
         names = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>", "unk": "<|endoftext|>"}
+        special["chat_template"] = CHAT_TEMPLATE
     elif kind == "llama":  # no pad token
         tokenizer = _byte_bpe(["<unk>", "<s>", "</s>"], "<s> $A")
         names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+    elif kind == "chat":
+        tokenizer = _byte_bpe(["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"], "$A")
+        names = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+        special["additional_special_tokens"] = ["<|im_start|>", "<|im_end|>"]
+        special["chat_template"] = CHAT_TEMPLATE
     elif kind == "gemma3":
         tokenizer = _byte_bpe(["<pad>", "<eos>", "<bos>", "<unk>"], "<bos> $A")
         names = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "unk": "<unk>"}
@@ -193,6 +204,7 @@ def _make_tokenizer(kind):
         padding_side="left" if kind == "gemma3" else "right",
         model_max_length=128,
         **{f"{name}_token": value for name, value in names.items()},
+        **special,
     )
 
 
@@ -226,8 +238,9 @@ def _make_model(kind, vocab_size):
         config = RobertaConfig(
             **common, **no_dropout, type_vocab_size=1, bos_token_id=0, pad_token_id=1, eos_token_id=2
         )
-    elif kind == "llama":
-        config = LlamaConfig(**common, num_key_value_heads=2, bos_token_id=1, eos_token_id=2)
+    elif kind in ("llama", "chat"):
+        tied = {"tie_word_embeddings": kind == "chat"}  # a bare model whose embeddings are its output layer, too
+        config = LlamaConfig(**common, **tied, num_key_value_heads=2, bos_token_id=1, eos_token_id=2)
     elif kind == "gemma3":
         config = Gemma3TextConfig(
             **common, num_key_value_heads=1, head_dim=16, query_pre_attn_scalar=16, sliding_window=8,
@@ -252,7 +265,7 @@ def tiny_model(tmp_path_factory):
     with its kind of tokenizer.
 
     Two layers, hidden size 64, vocabulary of about 400, fp32, no dropout. Tokenizers of `llama` and `gpt2` have no pad
-    token, that of `gemma3` pads left.
+    token, that of `gemma3` pads left; that of `chat` (a llama with tied embeddings) has a chat template.
     """
     made = {}
 
@@ -284,7 +297,7 @@ def tiny_recipe(tiny_model):
     """Factory `tiny_recipe(kind, **overrides)`: a small recipe on a tiny model; `.` is written `__`.
 
     `tiny_recipe("llama", lora__r=4, quantization={"load_in_4bit": True})`. Encoders pool by mean, decoders by the last
-    token; fp32, two epochs of batches of 8.
+    token; fp32, two epochs of batches of 8. `chat` writes its labels.
     """
     from lora_cls.recipe import load_recipe
 
@@ -298,6 +311,9 @@ def tiny_recipe(tiny_model):
             "cv": {"n_splits": 2},
             "engine": {"num_threads": THREADS},
         }
+        if kind == "chat":
+            values["head"] = {"kind": "generate", "prompt": "{labels}\n{text}"}
+            values["data"] = {"max_length": 96}
         return load_recipe(values, {key.replace("__", "."): value for key, value in overrides.items()})
 
     return make

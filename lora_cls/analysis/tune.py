@@ -93,6 +93,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         recipe.task, y_true, decisions.untuned(logits), y_score, names, None, groups
     )
     metrics["note"] = f"{LEFT_OUT} {MANY_MODELS if len(run.fold_numbers) > 1 else ONE_MODEL}"
+    metrics |= run.answer_counts()
     write_csv(run.path / "oof_proba.csv", _table(folds["id"].tolist(), y_score, names))
     write_json(run.path / "thresholds.json", kept)
     test_logits, test_ids = run.test_logits(), run.test_ids

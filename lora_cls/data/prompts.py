@@ -13,21 +13,25 @@ DEFAULT_PROMPT = "Text: {text}\nLabel:"  # naming the labels before made their s
 
 
 def label_words(head: Head, label_names: Sequence[str]) -> list[str]:
-    """What each label is called in a prompt: the words given, or its name with spaces for `_`.
+    """What each label is called: the words given, or its name with spaces for `_` and `-`.
 
     Raises
     ------
     RecipeError
-        If words are given for a label that there is none of.
+        If words are given for a label that there is none of, or a label would have none.
     """
     given = head.label_words or {}
     unknown = sorted(set(given) - set(label_names))
-    if unknown:
-        raise RecipeError(
-            f"head.label_words: no label '{unknown[0]}'.{did_you_mean(unknown[0], label_names)} Labels: "
-            f"{shorten(label_names)}."
-        )
-    return [given.get(name, name.replace("_", " ")).strip() for name in label_names]
+    problems = [
+        f"no label '{name}'.{did_you_mean(name, label_names)} Labels: {shorten(label_names)}." for name in unknown
+    ]
+    words = [" ".join(given.get(name, name).replace("_", " ").replace("-", " ").split()) for name in label_names]
+    problems += [
+        f"label '{name}' needs words of its own." for name, word in zip(label_names, words, strict=True) if not word
+    ]
+    if problems:
+        raise RecipeError(f"head.label_words: {' '.join(problems)}")
+    return words
 
 
 def head_prompt(head: Head, label_names: Sequence[str]) -> str | None:

@@ -131,7 +131,9 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else []
 
 
-def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None = None) -> Tokens:
+def encode(
+    tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None = None, split_special_tokens: bool = False
+) -> Tokens:
     """Tokenise once, without padding.
 
     Every piece is framed alike, so that a chunk reads as a text of its own. A text that gives no token at all
@@ -142,6 +144,7 @@ def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None
     ----------
     data : max_length, and what to do with texts beyond it (long_text, chunk_stride, max_chunks)
     frame : what stands around each piece; the tokenizer's own special tokens where None
+    split_special_tokens : a text that spells a special token (`<|im_end|>`) is read as those letters, not as the token
 
     Raises
     ------
@@ -159,9 +162,10 @@ def encode(tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None
     ids: list[np.ndarray] = []
     text_of: list[int] = []
     truncated = np.zeros(len(texts), dtype=bool)
+    options = {"split_special_tokens": True} if split_special_tokens else {}  # else as the tokenizer itself says
     for begin, end in _stretches(texts):
         led = [frame.lead + text for text in texts[begin:end]]
-        bodies = tokenizer(led, add_special_tokens=False, verbose=False)["input_ids"]
+        bodies = tokenizer(led, add_special_tokens=False, verbose=False, **options)["input_ids"]
         for i, body in enumerate(bodies, begin):
             pieces, truncated[i] = _pieces(body, room, data)
             for piece in pieces:

@@ -106,6 +106,18 @@ def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | N
     head are fp32. `dtype` is the 16-bit precision to compute in, see `SequenceClassifier`.
     """
     attach_head(base, n_labels, recipe.head.kind)
+    return SequenceClassifier(
+        adapt(base, recipe, modules_to_save=[HEAD]), recipe.head.pooling, recipe.head.dropout, dtype
+    )
+
+
+def adapt(base: Any, recipe: Recipe, **settings: Any) -> nn.Module:
+    """The base with every parameter trained (`lora: null`), or with fresh adapters.
+
+    Parameters
+    ----------
+    settings : fields of PEFT's `LoraConfig` that the recipe does not hold (modules_to_save, task_type)
+    """
     if recipe.lora is None:
         backbone: nn.Module = base.float().requires_grad_(True)
     else:
@@ -114,7 +126,7 @@ def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | N
         given = recipe.lora.model_dump(exclude={"layers_to_transform"})
         pattern = target_pattern(base, recipe.lora)
         try:
-            config = LoraConfig(**given | {"target_modules": pattern}, modules_to_save=[HEAD])
+            config = LoraConfig(**given | {"target_modules": pattern}, **settings)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
                 backbone = get_peft_model(base, config)
@@ -122,7 +134,7 @@ def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | N
             raise BackboneError(f"lora: {error}") from error
     if recipe.train.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return SequenceClassifier(backbone, recipe.head.pooling, recipe.head.dropout, dtype)
+    return backbone
 
 
 def reset_model(model: SequenceClassifier, recipe: Recipe, seed: int) -> None:
@@ -136,7 +148,8 @@ def reset_model(model: SequenceClassifier, recipe: Recipe, seed: int) -> None:
         for module in model.base.modules():
             if hasattr(module, "reset_lora_parameters"):
                 module.reset_lora_parameters("default", recipe.lora.init_lora_weights)
-    reset_head(trainable_head(model))
+    if hasattr(model.base, HEAD):
+        reset_head(trainable_head(model))
 
 
 def trainable_head(model: SequenceClassifier) -> nn.Module:
@@ -155,14 +168,17 @@ def save_model(model: SequenceClassifier, folder: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     base = model.base
     if not model.has_adapter:
-        head: nn.Module = getattr(base, HEAD)
-        delattr(base, HEAD)  # so that the folder is a plain model that opens anywhere without unknown keys
+        head: nn.Module | None = getattr(base, HEAD, None)  # none where labels are written as text
+        if head is not None:
+            delattr(base, HEAD)  # so that the folder is a plain model that opens anywhere without unknown keys
         try:
             with quiet_transformers():
                 base.save_pretrained(scratch)
         finally:
-            setattr(base, HEAD, head)
-        save_file({f"{HEAD}.{k}": v.contiguous() for k, v in head.state_dict().items()}, scratch / HEAD_FILE)
+            if head is not None:
+                setattr(base, HEAD, head)
+        if head is not None:
+            save_file({f"{HEAD}.{k}": v.contiguous() for k, v in head.state_dict().items()}, scratch / HEAD_FILE)
     else:
         backbone: Any = model.backbone
         backbone.save_pretrained(scratch, save_embedding_layers=False)
@@ -182,7 +198,7 @@ def load_model_weights(model: SequenceClassifier, folder: Path) -> None:
     """
     base: Any = model.base
     if not model.has_adapter:
-        state = _read(folder / "model.safetensors") | _read(folder / HEAD_FILE)
+        state = _read(folder / "model.safetensors") | (_read(folder / HEAD_FILE) if hasattr(base, HEAD) else {})
         expected = {k: v for k, v in base.state_dict().items() if k in state or not _is_tied(base, k)}
     else:
         from peft import get_peft_model_state_dict

@@ -36,16 +36,20 @@ def load_base(
     device: torch.device,
     source: Source | None = None,
     attn_implementation: str | None = None,
+    with_output: bool = False,
 ) -> nn.Module:
     """The bare base model (no head) in eval mode on `device`, its parameters frozen.
+
+    `with_output` loads the causal language model around it, which predicts the next token.
 
     Raises
     ------
     BackboneError
         If it cannot be found or opened; says what to install or set.
     """
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM if with_output else AutoModel
     source = source or find_source(backbone.name_or_path, backbone.revision)
     options: dict[str, Any] = {"dtype": dtype}
     if attn_implementation and attn_implementation != "auto":
@@ -57,7 +61,7 @@ def load_base(
         base: Any
         base, loaded = _from_hub(
             source,
-            lambda: AutoModel.from_pretrained(
+            lambda: loader.from_pretrained(
                 source.path_or_id,
                 revision=source.revision,
                 trust_remote_code=backbone.trust_remote_code,
@@ -66,6 +70,11 @@ def load_base(
             ),
         )
     missing = [key for key in loaded["missing_keys"] if "pooler" not in key]  # nothing reads the pooler
+    if with_output and missing == ["lm_head.weight"]:
+        raise BackboneError(
+            f"{source.name} has no output layer (lm_head), and its configuration does not tie one to the embeddings: "
+            "it cannot write. Take the whole causal language model, or head.kind: linear."
+        )
     if missing:
         raise BackboneError(
             f"{source.name}: its weights lack {shorten(sorted(missing), 4)}. Random ones would stand in their place: "
@@ -76,26 +85,7 @@ def load_base(
     else:
         base.to(device)
     base.config.use_cache = False
-    if reads_both_ways(base.config):
-        _attend_both_ways(base)
     return base.eval().requires_grad_(False)
-
-
-def reads_both_ways(config: Any) -> bool:
-    """Whether a decoder's configuration says `is_causal: false`, as embedding models made of decoders do (stella)."""
-    return getattr(config, "is_causal", True) is False
-
-
-def _attend_both_ways(base: nn.Module) -> None:
-    """Tell the attention modules what the configuration says.
-
-    transformers 5 makes the mask by the configuration; but with fused attention a batch without padding has no mask, and
-    then the module's own `is_causal`, which Qwen 2 and its like set to True, would decide: other answers for the same text.
-    """
-    module: Any
-    for module in base.modules():
-        if getattr(module, "is_causal", None) is True:
-            module.is_causal = False
 
 
 def load_config(backbone: Backbone, source: Source) -> Any:

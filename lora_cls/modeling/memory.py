@@ -1,7 +1,7 @@
 """The memory that training a recipe takes, from the model's configuration alone: no weights are read, none are made.
 
-One training step of the recipe's own model is run on tensors without data (PyTorch's fake tensors), and every byte that
-lives at once is counted: what autograd keeps, casts of autocast, attention scores, gradients, whatever the architecture.
+One training step of the recipe's own model is run on tensors without data (PyTorch's fake tensors), and every byte
+that lives at once is counted: what autograd keeps, casts of autocast, attention scores, gradients, in any architecture.
 Added by arithmetic is what such a step does not show: packed 4-bit and 8-bit weights, one weight unpacked at a time,
 AdamW's moments, and what a process holds before any model.
 
@@ -23,14 +23,16 @@ from lora_cls.errors import BackboneError
 from lora_cls.modeling.adapter import build_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.quiet import quiet_transformers
+from lora_cls.modeling.writer import LabelWriter, build_writer
 from lora_cls.recipe import Quantization, Recipe
 
-# Bytes that a process holds before any model. CPU: torch, transformers, PEFT and bitsandbytes as imported here, measured.
-# GPU: a CUDA context with its kernels and workspaces, a usual figure and not measured here.
+# Bytes that a process holds before any model. CPU: torch, transformers, PEFT and bitsandbytes as imported here, fitted
+# to measured runs. GPU: a CUDA context with its kernels and workspaces, a usual figure and not measured here.
 LIBRARIES = {"cpu": 700 * 2**20, "cuda": 600 * 2**20}
-# On a CPU the C library's heap keeps holes where tensors of other sizes lay: measured 1.2 to 2.0 times what lives at once,
-# and less than it where `MALLOC_MMAP_THRESHOLD_` makes it give every large tensor back. No such figure for a GPU.
+# On a CPU the C library's heap keeps holes where tensors of other sizes lay: measured 1.2 to 2.0 times what lives at
+# once, and no more than that where `MALLOC_MMAP_THRESHOLD_` makes it give large tensors back. Not measured for a GPU.
 HEAP = {"cpu": 1.7, "cuda": 1.0}
+ANSWER = 16  # tokens of a written answer: each has logits over the whole vocabulary
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,10 @@ def estimate_memory(
     base = _empty_base(recipe, config, dtype if recipe.lora else torch.float32)
     parameters = sum(parameter.numel() for parameter in base.parameters())
     stored, unpacked = _stored(base, recipe.quantization)
+    mixed = None if dtype == torch.float32 else dtype
     with torch.device("meta"):
-        model = build_model(base, recipe, n_labels, None if dtype == torch.float32 else dtype)
+        writes = recipe.head.kind == "generate"
+        model = build_writer(base, recipe, mixed) if writes else build_model(base, recipe, n_labels, mixed)
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = trained
     if recipe.lora is None:
@@ -94,9 +98,13 @@ def estimate_memory(
     _fill(model)
     rows = recipe.train.per_device_train_batch_size
     n_tokens = length or recipe.data.max_length
-    activations = _step_peak(model, rows, n_tokens) - trained  # it ends with the gradients made
     if recipe.train.gradient_accumulation_steps > 1:
-        activations = _step_peak(model, rows, n_tokens)  # they wait beside the next batch
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)  # those of the batch before, waiting
+        activations = _step_peak(model, rows, n_tokens)
+    else:
+        activations = _step_peak(model, rows, n_tokens) - trained  # it ends with the gradients made
     return Memory(
         parameters=parameters,
         base=stored,
@@ -108,16 +116,17 @@ def estimate_memory(
 
 
 def _empty_base(recipe: Recipe, config: Any, dtype: torch.dtype) -> Any:
-    """The base model without data."""
-    from transformers import AutoModel
+    """The base model without data; with its output layer where answers are written."""
+    from transformers import AutoModel, AutoModelForCausalLM
 
     assert recipe.backbone is not None
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": recipe.backbone.trust_remote_code}
     if recipe.backbone.attn_implementation != "auto":
         options["attn_implementation"] = recipe.backbone.attn_implementation
+    auto = AutoModelForCausalLM if recipe.head.kind == "generate" else AutoModel
     with quiet_transformers(), torch.device("meta"):
         try:
-            base: Any = AutoModel.from_config(config, **options)
+            base: Any = auto.from_config(config, **options)
         except (ValueError, ImportError) as error:  # an attention that the model or this machine does not have
             raise BackboneError(f"{recipe.backbone.name_or_path} cannot be built: {error}") from error
     base.config.use_cache = False
@@ -127,9 +136,14 @@ def _empty_base(recipe: Recipe, config: Any, dtype: torch.dtype) -> Any:
 def _stored(base: nn.Module, quantization: Quantization | None) -> tuple[int, int]:
     """Bytes of the base's weights as they are kept, and of the largest one that is unpacked for its product."""
     stored, largest = 0, 0
+    output, seen = getattr(base, "lm_head", None), set()  # bitsandbytes leaves it; often it is the input embedding
     for module in base.modules():
-        packed = quantization is not None and (type(module) is nn.Linear or type(module).__name__ == "Conv1D")
+        linear = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+        packed = quantization is not None and linear and module is not output
         for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
             plain = parameter.numel() * parameter.element_size()
             if packed and name == "weight":
                 assert quantization is not None
@@ -174,8 +188,9 @@ def _step_peak(model: SequenceClassifier, rows: int, n_tokens: int) -> int:
         ids,
         mask,
     ]
+    answer = (ANSWER,) if isinstance(model, LabelWriter) else ()
     with quiet_transformers(), _Living(known) as living:
-        model(ids, mask).square().sum().backward()
+        model(ids, mask, *answer).float().square().sum().backward()
     return living.peak
 
 

@@ -77,8 +77,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
         lines += [
             "## Use one fold without lora_cls",
             "",
-            f"Run this in the run folder. It gives the logits of {_first_fold(run)}; {_probabilities(recipe.task)} "
-            f"(`pos_weight` is in `{_first_fold(run)}/fold.json`, thresholds are in `thresholds.json`).",
+            _what_it_gives(recipe, _first_fold(run)),
             "",
             "```python",
             snippet(recipe, info, run.label_names, _first_fold(run)),
@@ -126,6 +125,8 @@ def score_sentence(metrics: dict[str, Any]) -> str:
     finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
+    if metrics.get("unparsable_answers"):
+        sentence += f" {metrics['unparsable_answers']} of {metrics['answers']} answers could not be read as labels."
     if metrics["epochs_pending"]:
         sentence += " Of the last epoch so far: epochs are chosen when all folds are done."
     if metrics["optimistic"]:
@@ -142,13 +143,29 @@ def _probabilities(task: Task | None) -> str:
     return "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
 
 
+def _what_it_gives(recipe: Recipe, fold: str) -> str:
+    if recipe.head.kind == "generate":
+        return (
+            f"Run this in the run folder. It writes the labels of a text as the model of {fold} does. Probabilities, "
+            "and decisions at the thresholds in `thresholds.json`, come from the tokens' probabilities along the "
+            "answer: see below."
+        )
+    return (
+        f"Run this in the run folder. It gives the logits of {fold}; {_probabilities(recipe.task)} "
+        f"(`pos_weight` is in `{fold}/fold.json`, thresholds are in `thresholds.json`)."
+    )
+
+
 def _first_fold(run: RunFolder) -> str:
     return run.fold(run.finished_folds[0]).path.name
 
 
 def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fold: str) -> str:
-    """Python that loads one fold with transformers and PEFT only, and defines `logits(texts)`."""
+    """Python that loads one fold with transformers and PEFT only, and defines `logits(texts)`; or `answer(text)` where
+    the model writes its labels."""
     assert recipe.backbone is not None
+    writes = recipe.head.kind == "generate"
+    auto = "AutoModelForCausalLM" if writes else "AutoModel"
     choices = info["choices"]
     dtype = choices["dtype"]
     path = info.get("backbone_path") or recipe.backbone.name_or_path
@@ -166,7 +183,7 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
     imports = ["import torch"]
     quantization = recipe.quantization
     if quantization:
-        imports.append("from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig")
+        imports.append(f"from transformers import {auto}, AutoTokenizer, BitsAndBytesConfig")
         given = (
             "load_in_8bit=True"
             if quantization.load_in_8bit
@@ -175,35 +192,60 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
         )
         options.append(f"quantization_config=BitsAndBytesConfig({given})")
     else:
-        imports.append("from transformers import AutoModel, AutoTokenizer")
+        imports.append(f"from transformers import {auto}, AutoTokenizer")
     head = (
         f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {len(label_names)}).to(base.device)"
     )
     if recipe.lora:
         imports.append("from peft import PeftModel")
         load = [
-            f"base = AutoModel.from_pretrained({path!r}, {', '.join(options)})",
-            head,
+            f"base = {auto}.from_pretrained({path!r}, {', '.join(options)})",
+            *([] if writes else [head]),
             f'model = PeftModel.from_pretrained(base, "{fold}/adapter").eval().base_model.model',
         ]
         if quantization and quantization.load_in_4bit:
             load.insert(1, "for module in base.modules():  # bitsandbytes on a CPU: compute as in training")
             load.insert(2, "    module.support_avx512bf16_for_cpu = False")
     else:
-        imports.append("from safetensors.torch import load_file")
-        load = [
-            f'base = AutoModel.from_pretrained("{fold}/model", {", ".join(options)})',
-            head,
-            f'weights = load_file("{fold}/model/head.safetensors")',
-            'base.score.load_state_dict({key.removeprefix("score."): value for key, value in weights.items()})',
-            "model = base.eval()",
-        ]
-    if not choices.get("is_causal", True):
-        load.insert(
-            1, "for module in base.modules():  # is_causal: false in its configuration; fused attention asks here"
-        )
-        load.insert(2, "    module.is_causal = False")
+        load = [f'base = {auto}.from_pretrained("{fold}/model", {", ".join(options)})']
+        if not writes:
+            imports.append("from safetensors.torch import load_file")
+            load += [
+                head,
+                f'weights = load_file("{fold}/model/head.safetensors")',
+                'base.score.load_state_dict({key.removeprefix("score."): value for key, value in weights.items()})',
+            ]
+        load.append("model = base.eval()")
     autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
+    if writes:
+        chat, n_tokens = choices["chat"], choices["max_new_tokens"]
+        before = chat["before"].rstrip(" ")  # spaces before the text are read with it
+        return f"""{chr(10).join(imports)}
+
+tokenizer = AutoTokenizer.from_pretrained({path!r}{tokenizer_options})
+{chr(10).join(load)}
+model.generation_config = type(model.generation_config)()  # a model's own may sample
+before, lead = {before!r}, {chat["before"][len(before) :]!r}
+after = {chat["after"]!r}
+end = [tokenizer.convert_tokens_to_ids({chat["end"]!r}), tokenizer.eos_token_id]
+
+
+def ids(text, **options):
+    return tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"] if text else []
+
+
+@torch.no_grad()
+def answer(text):
+    room = {recipe.data.max_length - n_tokens} - len(ids(before)) - len(ids(after))
+    prompt = ids(before) + ids(lead + text, split_special_tokens=True)[:room] + ids(after)
+    batch = torch.tensor([prompt], device=base.device)
+    mask, options = torch.ones_like(batch), dict(max_new_tokens={n_tokens}, eos_token_id=end, pad_token_id=end[0])
+    with {autocast}:
+        written = model.generate(input_ids=batch, attention_mask=mask, do_sample=False, **options)
+    return tokenizer.decode(written[0, len(prompt) :], skip_special_tokens=True)
+
+
+print(answer("a text"))"""
     masks = "attention_mask=mask"
     if choices.get("global_attention"):  # on the first token; padding stands on the right
         masks += ", global_attention_mask=(torch.arange(mask.shape[1], device=mask.device) == 0).long() * mask"

@@ -39,6 +39,8 @@ class Learner(Protocol):
     """What was measured at the start; `run.json` keeps it."""
     backbone_path: str | None
     """Where the base model was loaded from: a folder or a hub id; None without one."""
+    notes: list[str]
+    """What the user should know of the last `predict`."""
 
     def prepare(self) -> None:
         """Load and measure all that does not depend on the fold, so that what cannot work fails before a run folder
@@ -78,6 +80,10 @@ def make_learner(
         from lora_cls.training.tfidf import TfidfLearner  # needs no torch
 
         return TfidfLearner(recipe, label_names, train, test, progress)
+    if recipe.head.kind == "generate":
+        from lora_cls.training.generative import GenerativeLearner
+
+        return GenerativeLearner(recipe, label_names, train, test, choices, backbone, progress)
     from lora_cls.training.transformer import TransformerLearner
 
     return TransformerLearner(recipe, label_names, train, test, choices, backbone, progress)

@@ -48,6 +48,7 @@ class TfidfLearner:
         self.progress = progress or Progress(0, show=False)
         self.choices: dict[str, Any] = {"device": "cpu"}
         self.backbone_path: str | None = None
+        self.notes: list[str] = []
 
     def prepare(self) -> None:
         """See `Learner.prepare`; nothing is to be loaded."""

@@ -11,20 +11,13 @@ import torch
 
 from lora_cls.data import Dataset
 from lora_cls.data.prompts import label_words, recipe_frame
-from lora_cls.data.tokens import Tokens, encode, long_text_note, pad_token_id
+from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
-from lora_cls.modeling.loading import (
-    base_fingerprint,
-    check_positions,
-    load_base,
-    load_config,
-    load_tokenizer,
-    reads_both_ways,
-)
+from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
@@ -33,7 +26,7 @@ from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
 from lora_cls.training.losses import pos_weight, validation_loss
-from lora_cls.training.objective import ClassificationObjective
+from lora_cls.training.objective import ClassificationObjective, Objective
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score, hold_back
 
@@ -72,6 +65,7 @@ class TransformerLearner:
         given = choices or {}
         self.source: Source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
         self.backbone_path: str | None = self.source.path_or_id
+        self.notes: list[str] = []
         threads = given.get("num_threads") if train else None  # as frozen; answering needs no equal last digits
         threads = threads or recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
@@ -91,7 +85,7 @@ class TransformerLearner:
         self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
         self.pad_id = pad_token_id(self.tokenizer)
-        self.frame = recipe_frame(self.tokenizer, recipe.head, label_names)
+        self.frame = self._frame()
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
         for name, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):
@@ -101,13 +95,16 @@ class TransformerLearner:
         self._label_start: LabelStart | None = None
         self._trained = False
 
+    def _frame(self) -> Frame:
+        return recipe_frame(self.tokenizer, self.recipe.head, self.label_names)
+
     def encode(self, texts: Sequence[str]) -> Tokens:
         return encode(self.tokenizer, texts, self.recipe.data, self.frame)
 
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
         assert self.train is not None and self.train.labels is not None
-        self._pos_weight(np.arange(len(self.train)))
+        self._weight(np.arange(len(self.train)))
         self._built()
         if self.recipe.head.kind == "label_tokens":
             scores = self._labels_before_training().roc_auc(self.train.labels)
@@ -132,13 +129,13 @@ class TransformerLearner:
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
         folder.path.mkdir(parents=True, exist_ok=True)
         labels, select = self.train.labels, self.recipe.train.select
-        targets = labels if self.train.targets is None else self.train.targets
+        targets = self._targets()
         if fold < 0:
             select = "last"  # nothing is held out to choose by
         selection_rows = oof_rows
         if select == "inner":
             train_rows, selection_rows = hold_back(self.recipe, self.train, train_rows, fold)
-        weight = self._pos_weight(train_rows)
+        weight = self._weight(train_rows)
         accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
         # read before the fold's own adapters are drawn: it resets the model
         start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
@@ -158,14 +155,12 @@ class TransformerLearner:
             kept = folder.epoch(epoch)
             kept.path.mkdir(exist_ok=True)
             self._save(model, kept)
-            write_array(kept.oof_logits, self._logits(model, self.train_tokens.take(oof_rows), weight))  # type: ignore[union-attr]
-            if self.test_tokens is not None:
-                write_array(kept.test_logits, self._logits(model, self.test_tokens, weight))
+            oof_logits, test_logits = self._answer(model, oof_rows, weight, kept)
+            write_array(kept.oof_logits, oof_logits)
+            if test_logits is not None:
+                write_array(kept.test_logits, test_logits)
 
-        objective = ClassificationObjective(
-            self.train_tokens.take(train_rows), targets[train_rows], weight, self.recipe, self.pad_id,
-            None if self.train.row_weight is None else self.train.row_weight[train_rows],
-        )  # fmt: skip
+        objective = self._objective(train_rows, weight)
         state = train_fold(
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.progress,
@@ -174,8 +169,7 @@ class TransformerLearner:
         )  # fmt: skip
         self._save(model, folder)
         started = time.monotonic()
-        oof_logits = self._logits(model, self.train_tokens.take(oof_rows), weight)
-        test_logits = self._logits(model, self.test_tokens, weight) if self.test_tokens is not None else None
+        oof_logits, test_logits = self._answer(model, oof_rows, weight, folder)
         seconds = time.monotonic() - started
         info = {
             "epoch": state.best_epoch or state.epoch,
@@ -196,12 +190,33 @@ class TransformerLearner:
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
         return self._logits(model, tokens, folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels))
 
-    def _pos_weight(self, rows: np.ndarray) -> np.ndarray:
+    def _weight(self, rows: np.ndarray) -> np.ndarray:
         """Positive or class weights by the given training rows, ndarray of shape (n_labels,)."""
+        return pos_weight(self._targets()[rows], self.recipe.loss, self._row_weight(rows), self.recipe.task)
+
+    def _targets(self) -> np.ndarray:
+        """What the training rows teach: labels, or their shares; ndarray of shape (n_samples, n_labels)."""
         assert self.train is not None and self.train.labels is not None
-        values = self.train.labels if self.train.targets is None else self.train.targets
-        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
-        return pos_weight(values[rows], self.recipe.loss, row_weight, self.recipe.task)
+        return self.train.labels if self.train.targets is None else self.train.targets
+
+    def _row_weight(self, rows: np.ndarray) -> np.ndarray | None:
+        assert self.train is not None
+        return None if self.train.row_weight is None else self.train.row_weight[rows]
+
+    def _objective(self, rows: np.ndarray, weight: np.ndarray) -> Objective:
+        assert self.train_tokens is not None
+        return ClassificationObjective(
+            self.train_tokens.take(rows), self._targets()[rows], weight, self.recipe, self.pad_id,
+            self._row_weight(rows),
+        )  # fmt: skip
+
+    def _answer(
+        self, model: SequenceClassifier, oof_rows: np.ndarray, weight: np.ndarray, folder: FoldFolder
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits of the rows held out, and of the test rows where there are any. `folder` takes what else is told."""
+        assert self.train_tokens is not None
+        oof_logits = self._logits(model, self.train_tokens.take(oof_rows), weight)
+        return oof_logits, self._logits(model, self.test_tokens, weight) if self.test_tokens is not None else None
 
     def _save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
         save_model(model, folder.adapter if self.recipe.lora else folder.model)
@@ -228,18 +243,23 @@ class TransformerLearner:
             # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
             dtype = self.dtype if recipe.lora else torch.float32
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
-            base = load_base(recipe.backbone, recipe.quantization, dtype, self.device, self.source, attention)
-            if reads_both_ways(base.config):
-                self.choices["is_causal"] = False  # for the README's snippet, which opens the base by itself
+            base = self._load(dtype, attention)
             check_positions(base, recipe.data.max_length)
             self._check_base(base_fingerprint(base))
             mixed = None if self.dtype == torch.float32 else self.dtype
-            self._model = build_model(base, recipe, self.n_labels, mixed)
+            self._model = self._build(base, mixed)
             if self._model.global_first:
                 self.choices["global_attention"] = "first token"  # for the snippet of the run's README
             if "attn_implementation" not in self.choices:
                 self.choices["attn_implementation"] = self._choose_attention(self._model)
         return self._model
+
+    def _load(self, dtype: torch.dtype, attention: str) -> torch.nn.Module:
+        assert self.recipe.backbone is not None
+        return load_base(self.recipe.backbone, self.recipe.quantization, dtype, self.device, self.source, attention)
+
+    def _build(self, base: torch.nn.Module, mixed: torch.dtype | None) -> SequenceClassifier:
+        return build_model(base, self.recipe, self.n_labels, mixed)
 
     def _check_base(self, found: str) -> None:
         """Refuse a base that has the right shape and other weights."""
@@ -279,9 +299,7 @@ class TransformerLearner:
         current = str(model.base.config._attn_implementation)
         if self.recipe.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager") or not self.train:
             return current
-        if (
-            not model.base._supports_sdpa
-        ):  # Longformer, SqueezeBERT: told to use it they go on as before, with a warning
+        if not model.base._supports_sdpa:  # Longformer, SqueezeBERT: they would go on with their own, and warn
             return current
         size = self.recipe.train.per_device_train_batch_size
         key = f"attention {self.source.path_or_id} {self.recipe.quantization} {self.choices} batch {size}"

@@ -1,4 +1,8 @@
-"""A decoder whose configuration says `is_causal: false` reads both ways, in every attention and every batch; others do not."""
+"""A decoder with `is_causal: false` in its configuration reads both ways, in every attention and batch.
+
+transformers (5.23) makes the mask by the configuration and hands `is_causal` to the attention; were that to change,
+fused attention would read a text one way alone and both ways beside a longer one.
+"""
 
 import json
 import shutil

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
+from benchmarks.configurations import PARAMETERS, configuration
 from lora_cls.modeling.adapter import build_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.memory import HEAP, LIBRARIES, estimate_memory
@@ -58,6 +59,14 @@ def test_packed_weights_by_count(quantization, kind, tiny_recipe):
         elif "load_in_8bit" in quantization and hasattr(getattr(module, "weight", None), "SCB"):
             held += 4 * module.weight.shape[0]
     assert estimated(recipe, torch.bfloat16).base == pytest.approx(held, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_sizes(name):
+    """The configurations of the shipped recipes' models add up to their published numbers of parameters."""
+    with torch.device("meta"):
+        base = AutoModel.from_config(configuration(name))
+    assert sum(p.numel() for p in base.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], rel=0.01)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
