@@ -259,9 +259,9 @@ class Train(Section):
     inner_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the fold's training rows that `select: inner` holds back."""
     select_by: Literal["macro_f1", "loss", "loss_within_margin"] = "macro_f1"
-    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the lowest loss
-    (the recipe's, without label smoothing); or the lowest loss among the epochs whose macro-F1 lies within
-    `select_margin` of the best."""
+    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the lowest loss (the
+    recipe's, without label smoothing; of `head.kind: generate` the cross-entropy of its labels' scores); or the lowest
+    loss among the epochs whose macro-F1 lies within `select_margin` of the best."""
     select_margin: float = Field(default=0.01, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -416,7 +416,9 @@ class Recipe(Section):
                 "numbers in loss.pos_weight have no meaning for it. Remove them."
             )
         if self.head.kind == "generate" and self.data.soft_labels:
-            problems.append("head.kind: generate writes a label or not: data.soft_labels has no meaning for it.")
+            problems.append(
+                "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."
+            )
         if problems:
             raise ValueError(" ".join(problems))
         return self

@@ -132,10 +132,8 @@ class GenerativeLearner(TransformerLearner):
 
     def _objective(self, rows: np.ndarray, weight: np.ndarray) -> Objective:
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
-        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
-        return AnswerObjective(
-            self.train_tokens.take(rows), self.train.labels[rows], self.answers, self.pad_id, row_weight
-        )
+        tokens, labels = self.train_tokens.take(rows), self.train.labels[rows]
+        return AnswerObjective(tokens, labels, self.answers, self.pad_id, self._row_weight(rows))
 
     def _answer(
         self, model: SequenceClassifier, oof_rows: np.ndarray, weight: np.ndarray, folder: FoldFolder

@@ -129,7 +129,7 @@ class TransformerLearner:
         assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
         folder.path.mkdir(parents=True, exist_ok=True)
         labels, select = self.train.labels, self.recipe.train.select
-        targets = labels if self.train.targets is None else self.train.targets
+        targets = self._targets()
         if fold < 0:
             select = "last"  # nothing is held out to choose by
         selection_rows = oof_rows
@@ -192,18 +192,23 @@ class TransformerLearner:
 
     def _weight(self, rows: np.ndarray) -> np.ndarray:
         """Positive or class weights by the given training rows, ndarray of shape (n_labels,)."""
+        return pos_weight(self._targets()[rows], self.recipe.loss, self._row_weight(rows), self.recipe.task)
+
+    def _targets(self) -> np.ndarray:
+        """What the training rows teach: labels, or their shares; ndarray of shape (n_samples, n_labels)."""
         assert self.train is not None and self.train.labels is not None
-        values = self.train.labels if self.train.targets is None else self.train.targets
-        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
-        return pos_weight(values[rows], self.recipe.loss, row_weight, self.recipe.task)
+        return self.train.labels if self.train.targets is None else self.train.targets
+
+    def _row_weight(self, rows: np.ndarray) -> np.ndarray | None:
+        assert self.train is not None
+        return None if self.train.row_weight is None else self.train.row_weight[rows]
 
     def _objective(self, rows: np.ndarray, weight: np.ndarray) -> Objective:
-        assert self.train is not None and self.train.labels is not None and self.train_tokens is not None
-        values = self.train.labels if self.train.targets is None else self.train.targets
-        row_weight = None if self.train.row_weight is None else self.train.row_weight[rows]
+        assert self.train_tokens is not None
         return ClassificationObjective(
-            self.train_tokens.take(rows), values[rows], weight, self.recipe, self.pad_id, row_weight
-        )
+            self.train_tokens.take(rows), self._targets()[rows], weight, self.recipe, self.pad_id,
+            self._row_weight(rows),
+        )  # fmt: skip
 
     def _answer(
         self, model: SequenceClassifier, oof_rows: np.ndarray, weight: np.ndarray, folder: FoldFolder

@@ -193,10 +193,10 @@ def test_no_output_layer(tiny_recipe, tiny_model, tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [{"head.dropout": 0.1}, {"head.learning_rate": 1e-3}, {"head.pooling": "mean"}, {"loss.name": "focal"},
-     {"loss.label_smoothing": 0.1}, {"loss.pos_weight": [1.0, 2.0]}],
+     {"loss.label_smoothing": 0.1}, {"loss.pos_weight": [1.0, 2.0]}, {"data.soft_labels": True}],
 )  # fmt: skip
 def test_settings_without_meaning(overrides):
-    with pytest.raises(RecipeError, match=r"has no meaning|have no meaning"):
+    with pytest.raises(RecipeError, match=r"has no meaning|have no meaning|writes labels or leaves them out"):
         load_recipe({"backbone": {"name_or_path": "x"}, "head": {"kind": "generate"}}, overrides)
 
 
@@ -231,6 +231,15 @@ def test_row_weights_and_chunks(tiny_recipe, emotion_table):
     assert two.item() == pytest.approx(one.item(), rel=1e-5)
     alone = AnswerObjective(single, labels, learner.answers, 0, np.array([0.0, 1.0])).loss(model, np.arange(2))[0] / 2
     assert alone.item() != pytest.approx(one.item(), rel=1e-3)
+
+
+def test_row_weights_of_the_table(tiny_recipe, emotion_table):
+    """`data.weight_column` weighs the answers' losses; no positive weight comes of it."""
+    learner, _ = make(tiny_recipe, emotion_table(4).assign(w=[1, 0, 3, 5]), data__weight_column="w")
+    rows = np.array([0, 1, 2])
+    weight = learner._objective(rows, learner._weight(rows)).piece_weight
+    assert (weight / weight[0]).tolist() == pytest.approx([1, 0, 3])
+    assert learner._weight(rows).tolist() == [1, 1, 1]
 
 
 def test_gradients_do_not_depend_on_padding(tiny_recipe, emotion_table):
@@ -466,7 +475,7 @@ def test_stopped_and_resumed(run, recipe, table, tmp_path, monkeypatch):
         {"quantization": {"load_in_4bit": True}, "backbone__dtype": "bfloat16"},
         {"lora": None, "train__learning_rate": 1e-3},
         {"train__select": "cross_fitted"},
-        {"train__select": "inner", "train__gradient_checkpointing": True},
+        {"train__select": "inner", "train__select_by": "loss", "train__gradient_checkpointing": True},
         {"data__long_text": "chunk", "data__max_length": 64},
     ],
     ids=["4-bit", "full", "cross-fitted", "inner", "chunks"],
