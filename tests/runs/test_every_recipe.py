@@ -46,11 +46,12 @@ def cases():
 
 @pytest.fixture(scope="module")
 def rows(emotion_table):
-    """24 training rows, and 6 test rows: two longer than `data.max_length`, so that no batch of them is padded."""
+    """24 training rows, one of 5,000 words, and 6 test rows: two of 5,000 words, so that no batch of them is padded."""
+    train = emotion_table(24)
     test = emotion_table(6, seed=5)[["id", "text"]].assign(id=[f"t{i}" for i in range(6)])
-    for i in (2, 4):
-        test.loc[i, "text"] = " ".join(emotion_table(8, seed=i)["text"])
-    return emotion_table(24), test
+    for table, i in ((train, 0), (test, 2), (test, 4)):
+        table.loc[i, "text"] = " ".join((" ".join(emotion_table(8, seed=i)["text"]).split() * 200)[:5000])
+    return train, test
 
 
 @pytest.fixture
