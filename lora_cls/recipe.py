@@ -38,6 +38,9 @@ class Backbone(Section):
     """A hub id, a local folder, a GGUF file, or `package:NAME` for a model that an installed Python package carries."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
+    num_hidden_layers: int | None = Field(default=None, ge=1)
+    """Keep only so many layers, from the lowest (and the final norm): middle layers often classify as well as the
+    last. Null keeps all."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the frozen base and of the computation; `auto` measures what this device does well."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -120,6 +123,9 @@ class Lora(BaseModel):
     """`all-linear` (every linear layer of the transformer blocks), a list of module names, or a regular expression."""
     layers_to_transform: list[int] | None = None
     """Indices of the layers that get adapters; null is all."""
+    top_layers: float | None = Field(default=None, gt=0, le=1)
+    """Adapters in this share of the layers only, the upper ones. What lies below is then computed once per text, and
+    not in every epoch of every fold; `benchmarks/results/` has what it costs in macro-F1."""
     init_lora_weights: Literal[True, "gaussian"] = True
     """PEFT's other ways change the base's weights, or ignore the precision of adapters."""
 
@@ -137,7 +143,11 @@ class Lora(BaseModel):
             "peft_type",
             "peft_version",
         }
-        problems = [f"{name} is set by lora_cls itself: remove it." for name in extra if name in ours]
+        if value.get("top_layers") is not None and value.get("layers_to_transform") is not None:
+            problems = ["give either top_layers or layers_to_transform."]
+        else:
+            problems = []
+        problems += [f"{name} is set by lora_cls itself: remove it." for name in extra if name in ours]
         unknown = [name for name in extra if name not in ours]
         if unknown:
             from dataclasses import fields
@@ -332,6 +342,10 @@ class Engine(Section):
 
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads; null takes the physical cores this process may use."""
+    prefix_cache: bool = True
+    """Keep on disk what the layers below the lowest adapter say of each text, for all folds, epochs and later runs."""
+    prefix_cache_gb: float = Field(default=20.0, gt=0)
+    """How large that cache may get, over all runs; what was used least recently goes first."""
 
 
 def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora: bool) -> list[str]:
@@ -415,6 +429,8 @@ class Recipe(Section):
                 "head.kind: generate learns the answer's tokens by cross-entropy: loss.name, loss.label_smoothing and "
                 "numbers in loss.pos_weight have no meaning for it. Remove them."
             )
+        if self.head.kind == "generate" and self.backbone and self.backbone.num_hidden_layers is not None:
+            problems.append("backbone.num_hidden_layers: head.kind: generate writes with the whole model: remove it.")
         if self.head.kind == "generate" and self.data.soft_labels:
             problems.append(
                 "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."

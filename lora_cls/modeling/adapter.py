@@ -16,32 +16,12 @@ from torch import nn
 
 from lora_cls.errors import BackboneError, RunError, did_you_mean, shorten
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head, reset_head
+from lora_cls.modeling.layers import find_layers
+from lora_cls.modeling.low_rank import speed_up
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import Lora, Recipe
 
 HEAD_FILE = "head.safetensors"  # beside a fully fine-tuned model; a LoRA adapter carries the head inside
-
-
-def find_layers(base: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The stack of transformer blocks and its dotted name: the one ModuleList as long as the configuration says.
-
-    Raises
-    ------
-    BackboneError
-        If there is none or more than one (ALBERT, for instance, shares one layer).
-    """
-    n_layers = base.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    found = [
-        (name, module)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers and len({type(m) for m in module}) == 1
-    ]
-    if len(found) != 1:
-        raise BackboneError(
-            f"{type(base).__name__}: cannot tell which module list holds the {n_layers} layers. "
-            "Name lora.target_modules as a regular expression."
-        )
-    return found[0]
 
 
 def target_pattern(base: nn.Module, lora: Lora) -> str:
@@ -62,10 +42,11 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
             raise BackboneError(
                 f"lora.target_modules: '{lora.target_modules}' is no regular expression: {error}"
             ) from None
-        if lora.layers_to_transform is not None:
-            raise BackboneError(
-                "lora.layers_to_transform does nothing beside a regular expression: name the layers in target_modules."
-            )
+        for name in ("layers_to_transform", "top_layers"):
+            if getattr(lora, name) is not None:
+                raise BackboneError(
+                    f"lora.{name} does nothing beside a regular expression: name the layers in target_modules."
+                )
         return lora.target_modules
     path, layers = find_layers(base)
     # over all layers: in hybrid models (LFM 2) some hold attention and others a convolution
@@ -83,6 +64,9 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
                     f"(linear modules: {', '.join(leaves)}).{did_you_mean(target, leaves)}"
                 )
     indices = lora.layers_to_transform
+    if lora.top_layers is not None:
+        n_top = max(1, round(lora.top_layers * len(layers)))
+        indices = list(range(len(layers) - n_top, len(layers)))
     if indices is None:
         number = r"\d+"
     else:
@@ -103,7 +87,7 @@ def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | N
     """Attach head and adapters to a loaded base.
 
     With `lora: null` every parameter is trained in fp32; else the base stays frozen as it was loaded, and adapters and
-    head are fp32. `dtype` is the 16-bit precision to compute in, see `SequenceClassifier`.
+    head are fp32. `dtype`: see `SequenceClassifier`.
     """
     attach_head(base, n_labels, recipe.head.kind)
     return SequenceClassifier(
@@ -123,13 +107,14 @@ def adapt(base: Any, recipe: Recipe, **settings: Any) -> nn.Module:
     else:
         from peft import LoraConfig, get_peft_model
 
-        given = recipe.lora.model_dump(exclude={"layers_to_transform"})
+        given = recipe.lora.model_dump(exclude={"layers_to_transform", "top_layers"})
         pattern = target_pattern(base, recipe.lora)
         try:
             config = LoraConfig(**given | {"target_modules": pattern}, **settings)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
                 backbone = get_peft_model(base, config)
+            speed_up(backbone)
         except ValueError as error:
             raise BackboneError(f"lora: {error}") from error
     if recipe.train.gradient_checkpointing:

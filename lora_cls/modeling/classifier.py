@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from lora_cls.modeling.label_tokens import LabelTokenHead
+from lora_cls.modeling.layers import find_layers, lowest_trained_layer
 
 HEAD = "score"  # the head's attribute on the base model: one PEFT folder then carries adapter and head
 
@@ -54,7 +56,16 @@ class SequenceClassifier(nn.Module):
     backbone : the bare transformer, or a PeftModel around it
     pooling : see `pool`
     dropout : on the pooled vector, in training
-    dtype : 16-bit precision to compute in under autocast; None computes in the weights' own
+    dtype : 16-bit precision to compute in under autocast, for fp32 weights that are all trained; None computes in the
+        weights' own
+
+    Attributes
+    ----------
+    n_frozen_layers : int
+        Layers below the lowest adapter: never in training mode.
+    reuse : callable or None
+        Given ids and mask of a batch, a context in which the frozen layers hand out what is known of it
+        (`PrefixCache.stand_in`).
     """
 
     def __init__(
@@ -66,6 +77,8 @@ class SequenceClassifier(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.global_first = takes_global_attention(self.base)
+        self.n_frozen_layers = lowest_trained_layer(self.base, HEAD) if self.has_adapter else 0
+        self.reuse: Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]] | None = None
         self._initial = (
             {
                 name: parameter.detach().to("cpu", copy=True)
@@ -94,8 +107,20 @@ class SequenceClassifier(nn.Module):
                 if name in self._initial:
                     parameter.copy_(self._initial[name])
 
-    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """What the head reads, Tensor of shape (n_rows, hidden_size), float32."""
+    def train(self, mode: bool = True) -> SequenceClassifier:
+        """Training mode, but for what lies below the lowest adapter: without dropout it says the same every time, and
+        can be computed once."""
+        super().train(mode)
+        if mode and self.n_frozen_layers:
+            self.base.eval()
+            for layer in find_layers(self.base)[1][self.n_frozen_layers :]:
+                layer.train()
+            if hasattr(self.base, HEAD):
+                getattr(self.base, HEAD).train()
+        return self
+
+    def last_hidden_state(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """The base's output, Tensor of shape (n_rows, n_tokens, hidden_size)."""
         options = {}
         if self.global_first:
             first = attention_mask.argmax(1, keepdim=True)
@@ -103,11 +128,22 @@ class SequenceClassifier(nn.Module):
         # Accelerate's own autocast follows the precision of the last Accelerator made in the process, not the model's
         mixed = torch.autocast(input_ids.device.type, dtype=self.dtype) if self.dtype is not None else nullcontext()
         with mixed:
-            hidden = self.base(input_ids=input_ids, attention_mask=attention_mask, **options).last_hidden_state
+            hidden: torch.Tensor = self.base(
+                input_ids=input_ids, attention_mask=attention_mask, **options
+            ).last_hidden_state
+        return hidden
+
+    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What the head reads, Tensor of shape (n_rows, hidden_size), float32, on the model's device."""
+        device = next(self.parameters()).device
+        known = self.reuse(input_ids, attention_mask) if self.reuse else nullcontext()
+        input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+        with known:
+            hidden = self.last_hidden_state(input_ids, attention_mask)
         return pool(hidden, attention_mask, self.pooling)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Logits, Tensor of shape (n_rows, n_labels), float32."""
+        """Logits, Tensor of shape (n_rows, n_labels), float32, on the model's device; ids and mask best on the CPU."""
         pooled = self.dropout(self.pooled(input_ids, attention_mask))
         with torch.autocast(pooled.device.type, enabled=False):  # the head stays in fp32 whatever the base computes in
             return getattr(self.base, HEAD)(pooled)

@@ -15,6 +15,8 @@ from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Backbone, Quantization
 
+ONE_PER_LAYER = ("layer_types", "attention_window")  # fields that list a value for every layer
+
 
 def load_tokenizer(backbone: Backbone, source: Source | None = None) -> Any:
     """The tokenizer of a backbone (a `PreTrainedTokenizerBase`)."""
@@ -51,7 +53,7 @@ def load_base(
 
     loader: Any = AutoModelForCausalLM if with_output else AutoModel
     source = source or find_source(backbone.name_or_path, backbone.revision)
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype, **depth_options(backbone, source)}
     if attn_implementation and attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     if quantization:
@@ -89,13 +91,44 @@ def load_base(
 
 
 def load_config(backbone: Backbone, source: Source) -> Any:
-    """The configuration of a backbone (a `PretrainedConfig`)."""
+    """The configuration of a backbone (a `PretrainedConfig`), of as many layers as the recipe keeps."""
+    return _config(backbone, source, depth_options(backbone, source))
+
+
+def depth_options(backbone: Backbone, source: Source) -> dict[str, Any]:
+    """Fields of the configuration that keep the lowest `num_hidden_layers` layers; none where the recipe keeps all.
+
+    Raises
+    ------
+    BackboneError
+        If the model has fewer layers, or keeps its text model's configuration within another.
+    """
+    wanted = backbone.num_hidden_layers
+    if wanted is None:
+        return {}
+    config = _config(backbone, source, {})
+    if config.get_text_config() is not config:
+        raise BackboneError(
+            f"backbone.num_hidden_layers: {source.name} is more than a text model; keep all its layers."
+        )
+    depth = config.num_hidden_layers
+    if wanted > depth:
+        raise BackboneError(f"backbone.num_hidden_layers is {wanted}, and {source.name} has {depth} layers.")
+    options: dict[str, Any] = {"num_hidden_layers": wanted}
+    for name in ONE_PER_LAYER:
+        value = getattr(config, name, None)
+        if isinstance(value, (list, tuple)) and len(value) == depth:
+            options[name] = list(value[:wanted])
+    return options
+
+
+def _config(backbone: Backbone, source: Source, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     return _from_hub(
         source,
         lambda: AutoConfig.from_pretrained(
-            source.path_or_id, revision=source.revision, trust_remote_code=backbone.trust_remote_code
+            source.path_or_id, revision=source.revision, trust_remote_code=backbone.trust_remote_code, **options
         ),
     )
 

@@ -216,7 +216,9 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
                 'base.score.load_state_dict({key.removeprefix("score."): value for key, value in weights.items()})',
             ]
         load.append("model = base.eval()")
-    autocast = f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={dtype != 'float32'})"
+    autocast = (
+        f"torch.autocast(base.device.type, dtype=torch.{dtype}, enabled={recipe.lora is None and dtype != 'float32'})"
+    )
     if writes:
         chat, n_tokens = choices["chat"], choices["max_new_tokens"]
         before = chat["before"].rstrip(" ")  # spaces before the text are read with it

@@ -75,13 +75,12 @@ class LabelStart:
 def read_pooled(model: SequenceClassifier, tokens: Tokens, *, batch_size: int, pad_id: int) -> torch.Tensor:
     """What the head would read of each text (of its first piece), Tensor of shape (n_texts, hidden_size), float32."""
     first = np.append(0, np.cumsum(tokens.n_pieces)[:-1]) if tokens.n_texts else np.zeros(0, dtype=np.int64)
-    device = next(model.parameters()).device
     found: list[torch.Tensor | None] = [None] * len(first)
     model.eval()
     with torch.no_grad():
         for texts in sorted_batches(tokens.lengths[first], batch_size):
             ids, mask = tokens.batch(first[texts], pad_id)
-            pooled = model.pooled(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)).cpu()
+            pooled = model.pooled(torch.from_numpy(ids), torch.from_numpy(mask)).cpu()
             for i, row in zip(texts, pooled, strict=True):
                 found[i] = row
     return torch.stack([row for row in found if row is not None])

@@ -223,12 +223,11 @@ def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batch_size: int
     """
     head: Any = model.base.score
     logits = np.empty((len(tokens.ids), head.out_features), dtype=np.float32)
-    device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
         for pieces in sorted_batches(tokens.lengths, batch_size):
             ids, mask = tokens.batch(pieces, pad_id)
-            found = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+            found = model(torch.from_numpy(ids), torch.from_numpy(mask))
             logits[pieces] = found.cpu().numpy()
     if not np.isfinite(logits).all():
         raise TrainingError("The model answers with values that are not finite numbers. Set backbone.dtype: float32.")

@@ -63,9 +63,9 @@ class ClassificationObjective:
 
     def loss(self, model: nn.Module, pieces: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See `Objective.loss`."""
-        device = next(model.parameters()).device
         ids, mask = self.tokens.batch(pieces, self.pad_id)
-        logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+        logits = model(torch.from_numpy(ids), torch.from_numpy(mask))
+        device = logits.device
         targets, of_piece = self.targets[pieces].to(device), self.piece_weight[pieces].to(device)
         weight, recipe = self.weight.to(device), self.recipe
         return training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task), mask

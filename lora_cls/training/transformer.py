@@ -15,10 +15,12 @@ from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_toke
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
-from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.classifier import HEAD, SequenceClassifier
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
 from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
+from lora_cls.modeling.prefix import Prefix
+from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, write_array
@@ -30,6 +32,7 @@ from lora_cls.training.objective import ClassificationObjective, Objective
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score, hold_back
 
+WORTH_KEEPING = 64  # texts to be answered: for fewer, the lower layers' part is not worth a file
 CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention")
 
 
@@ -94,6 +97,8 @@ class TransformerLearner:
         self._model: SequenceClassifier | None = None
         self._label_start: LabelStart | None = None
         self._trained = False
+        self.prefix_cache: PrefixCache | None = None
+        self._no_prefix = False
 
     def _frame(self) -> Frame:
         return recipe_frame(self.tokenizer, self.recipe.head, self.label_names)
@@ -187,6 +192,8 @@ class TransformerLearner:
         load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
         self._trained = True  # the base is no longer the pretrained one
         tokens = self.encode(texts)
+        if len(texts) >= WORTH_KEEPING:
+            self._compute_prefix(model, tokens)  # shared by the folds' adapters
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
         return self._logits(model, tokens, folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels))
 
@@ -246,13 +253,43 @@ class TransformerLearner:
             base = self._load(dtype, attention)
             check_positions(base, recipe.data.max_length)
             self._check_base(base_fingerprint(base))
-            mixed = None if self.dtype == torch.float32 else self.dtype
+            # a frozen base is in self.dtype already, and adapters compute in that of what they read
+            mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None
             self._model = self._build(base, mixed)
             if self._model.global_first:
                 self.choices["global_attention"] = "first token"  # for the snippet of the run's README
             if "attn_implementation" not in self.choices:
                 self.choices["attn_implementation"] = self._choose_attention(self._model)
+            for tokens in (self.train_tokens, self.test_tokens):
+                if tokens is not None:
+                    self._compute_prefix(self._model, tokens)
         return self._model
+
+    def _compute_prefix(self, model: SequenceClassifier, tokens: Tokens) -> None:
+        """Have at hand what the layers below the lowest adapter say of these texts, where there are such layers."""
+        if self.recipe.engine.prefix_cache and model.n_frozen_layers and hasattr(model.base, HEAD):
+            if self.prefix_cache is None and not self._no_prefix:
+                self.prefix_cache = self._open_prefix_cache(model, tokens)
+                self._no_prefix = self.prefix_cache is None
+            if self.prefix_cache is not None:
+                self.prefix_cache.fill(tokens, self.progress.say)
+
+    def _open_prefix_cache(self, model: SequenceClassifier, tokens: Tokens) -> PrefixCache | None:
+        engine = self.recipe.engine
+        try:
+            prefix = Prefix.find(model, tokens.ids[:2])
+        except BackboneError as error:
+            self.progress.say(
+                f"The {model.n_frozen_layers} layers below the lowest adapter are computed at every pass, as "
+                f"{type(model.base).__name__} cannot do without them: {error}"
+            )
+            return None
+        facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
+        facts |= {"device": self.device.type, "quantization": str(self.recipe.quantization)}
+        size = self.recipe.train.per_device_eval_batch_size
+        cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
+        model.reuse = cache.stand_in
+        return cache
 
     def _load(self, dtype: torch.dtype, attention: str) -> torch.nn.Module:
         assert self.recipe.backbone is not None
@@ -311,7 +348,7 @@ class TransformerLearner:
         assert self.train_tokens is not None
         lengths = self.train_tokens.lengths
         typical = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:size]
-        ids, mask = (torch.from_numpy(a).to(self.device) for a in self.train_tokens.batch(typical, self.pad_id))
+        ids, mask = (torch.from_numpy(a) for a in self.train_tokens.batch(typical, self.pad_id))
         times: dict[str, list[float]] = {"sdpa": [], "eager": []}
         model.train()
         for _ in range(5):

@@ -61,8 +61,9 @@ def test_precision_is_the_models_own(tiny_recipe, tiny_model):
     models = {}
     for dtype in (torch.bfloat16, None):
         base = AutoModel.from_pretrained(tiny_model("llama"))
-        models[dtype] = build_model(base, tiny_recipe("llama"), 3, dtype).eval()
-        reset_model(models[dtype], tiny_recipe("llama"), 0)
+        recipe = tiny_recipe("llama", lora=None)
+        models[dtype] = build_model(base, recipe, 3, dtype).eval()
+        reset_model(models[dtype], recipe, 0)
     with torch.no_grad():
         mixed, full = (models[dtype](ids, torch.ones_like(ids)) for dtype in (torch.bfloat16, None))
     assert mixed.dtype == full.dtype == torch.float32

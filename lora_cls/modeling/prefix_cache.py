@@ -1,0 +1,277 @@
+"""Hidden states below the lowest adapter, kept on disk: computed once per text, used by all folds, epochs and runs.
+
+Texts are taken in stretches of some 128 MB of hidden states. A stretch is one file, named by a hash of all that its
+content follows from: the lower layers' weights, precision, quantization and place, the texts' token ids, and what
+could change a last digit (batch size, threads, versions). So it never goes stale, is the same whoever wrote it, and a
+stretch that was not finished is simply missing. Files are safetensors, read by memory map: ragged, without padding, in
+the model's own dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lora_cls.data.tokens import Tokens, sorted_batches
+from lora_cls.modeling.prefix import Prefix
+from lora_cls.modeling.source import cache_folder
+
+STRETCH_BYTES = 128 * 2**20
+SPARE_BYTES = 2 * 2**30  # of a disk, left alone
+
+
+@dataclass
+class Stretch:
+    """Consecutive texts whose hidden states share a file."""
+
+    ids: list[np.ndarray]
+    key: str
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
+@dataclass
+class Reuse:
+    """What the cache did, in texts, bytes and seconds."""
+
+    layers: int = 0
+    computed: int = 0
+    reused: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class PrefixCache:
+    """Hidden states of texts at the top of a prefix.
+
+    Parameters
+    ----------
+    prefix : see `Prefix.find`
+    batch_size : texts that are computed together
+    limit_bytes : how large the folder may get; what was used least recently is removed first
+    facts : what else hidden states could follow from (attention implementation, precision), part of the files' names
+    folder : where files lie; below the cache folder of this user where None
+    """
+
+    def __init__(
+        self,
+        prefix: Prefix,
+        batch_size: int,
+        limit_bytes: float,
+        facts: dict[str, Any],
+        folder: Path | None = None,
+    ) -> None:
+        self.prefix, self.batch_size, self.limit_bytes = prefix, batch_size, limit_bytes
+        self.folder = folder or cache_folder() / "prefix"
+        self.used = Reuse(prefix.n_layers)
+        self._facts = facts
+        self._base_key: str | None = None
+        self._row_bytes = 0
+        self._rows: dict[bytes, tuple[torch.Tensor, int, int]] = {}  # file, and where in it
+
+    def stand_in(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> AbstractContextManager[None]:
+        """A context in which the model takes the hidden states of this batch from the cache, if it has them all."""
+        ids, lengths = input_ids.cpu().numpy(), attention_mask.sum(1).tolist()
+        found = [self._rows.get(_digest(row[:n])) for row, n in zip(ids, lengths, strict=True)]
+        known = [place[0][place[1] : place[2]] for place in found if place is not None]
+        return self.prefix.stand_in(known) if len(known) == len(found) else nullcontext()
+
+    def fill(self, tokens: Tokens, said: Callable[[str], None] = lambda _: None) -> None:
+        """Make the hidden states of every piece of text known: from files, or computed now and written.
+
+        Two processes may fill at once: each takes what the other has not begun, and both read all of it. Where the
+        limit or the disk is too small for these texts they stay unknown, and are computed at every pass; a note says
+        so.
+        """
+        started = time.monotonic()
+        pieces = {_digest(piece): piece for piece in tokens.ids}
+        missing = [piece for digest, piece in pieces.items() if digest not in self._rows]
+        if not missing:
+            return
+        if self._base_key is None:
+            row = self.prefix.hidden(missing[:1])[0]
+            self._row_bytes = row.shape[1] * row.element_size()
+            self._base_key = self._key_of_base(row.dtype)
+        stretches = list(self._stretches(missing))
+        needed = sum(map(len, missing)) * self._row_bytes
+        self.folder.mkdir(parents=True, exist_ok=True)
+        absent = [stretch for stretch in stretches if not self._path(stretch).is_file()]
+        to_write = sum(stretch.n_tokens for stretch in absent) * self._row_bytes
+        free = shutil.disk_usage(self.folder).free - SPARE_BYTES
+        if needed > self.limit_bytes or to_write > free:
+            which = "engine.prefix_cache_gb allows" if needed > self.limit_bytes else "the disk has"
+            room = min(self.limit_bytes, free)
+            self.used.notes.append(
+                f"The hidden states of {len(missing)} texts would take {_size(needed)}, and {which} {_size(room)}: "
+                "the lower layers are computed anew at every pass."
+            )
+            said(self.used.notes[-1])
+            return
+        self._evict(to_write, {self._path(stretch) for stretch in stretches})
+        for wait in (False, True):  # first what nobody else is at
+            stretches = [stretch for stretch in stretches if not self._read_or_compute(stretch, wait, said)]
+        self.used.bytes += needed
+        self.used.seconds = round(self.used.seconds + time.monotonic() - started, 3)
+
+    def _read_or_compute(self, stretch: Stretch, wait: bool, said: Callable[[str], None]) -> bool:
+        """Whether the stretch is known now; False where another process is at it."""
+        path = self._path(stretch)
+        if self._read(stretch, said):
+            self.used.reused += len(stretch.ids)
+            return True
+        lock = FileLock(path.with_suffix(".lock"))
+        try:
+            with lock.acquire(timeout=-1 if wait else 0):
+                if self._read(stretch, said):
+                    self.used.reused += len(stretch.ids)
+                    return True
+                n_tokens = stretch.n_tokens
+                said(
+                    f"Layers 0 to {self.prefix.n_layers - 1}, once for {len(stretch.ids)} texts "
+                    f"({_size(n_tokens * self._row_bytes)}) ..."
+                )
+                self._write(stretch)
+                assert self._read(stretch, said), f"{path} cannot be read back"
+                self.used.computed += len(stretch.ids)
+                return True
+        except Timeout:
+            return False
+        finally:
+            if path.is_file():
+                with suppress(OSError):  # a process that waits for it finds the file
+                    path.with_suffix(".lock").unlink()
+
+    def _write(self, stretch: Stretch) -> None:
+        lengths = np.array([len(piece) for piece in stretch.ids])
+        starts = np.append(0, np.cumsum(lengths))
+        whole: torch.Tensor | None = None
+        model = self.prefix.model
+        was_training = model.training
+        model.eval()
+        for batch in sorted_batches(lengths, self.batch_size):
+            for i, row in zip(batch, self.prefix.hidden([stretch.ids[i] for i in batch]), strict=True):
+                if whole is None:
+                    whole = torch.empty(int(starts[-1]), row.shape[1], dtype=row.dtype)
+                whole[starts[i] : starts[i + 1]] = row
+        model.train(was_training)
+        assert whole is not None
+        path = self._path(stretch)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file({"hidden": whole}, scratch, metadata={"crc32": str(_crc32(whole))})
+        os.replace(scratch, path)
+
+    def _read(self, stretch: Stretch, said: Callable[[str], None]) -> bool:
+        """Take a stretch from its file; False where there is none. A damaged one is removed."""
+        path = self._path(stretch)
+        if not path.is_file():
+            return False
+        try:
+            with safe_open(path, framework="pt") as file:
+                whole, crc32 = file.get_tensor("hidden"), (file.metadata() or {}).get("crc32")
+            intact = len(whole) == stretch.n_tokens and crc32 == str(_crc32(whole))
+        except (SafetensorError, OSError, RuntimeError):
+            intact = False
+        if not intact:
+            said(f"{path.name} in the prefix cache is damaged: computed again.")
+            path.unlink(missing_ok=True)
+            return False
+        with suppress(OSError):
+            os.utime(path)  # used now
+        end = 0
+        for piece in stretch.ids:
+            begin, end = end, end + len(piece)
+            self._rows[_digest(piece)] = (whole, begin, end)
+        return True
+
+    def _stretches(self, pieces: Sequence[np.ndarray]) -> Iterator[Stretch]:
+        most = max(1, STRETCH_BYTES // self._row_bytes)
+        begin = n_tokens = 0
+        for i, piece in enumerate(pieces):
+            if n_tokens and n_tokens + len(piece) > most:
+                yield self._stretch(pieces[begin:i])
+                begin, n_tokens = i, 0
+            n_tokens += len(piece)
+        yield self._stretch(pieces[begin:])
+
+    def _stretch(self, pieces: Sequence[np.ndarray]) -> Stretch:
+        digest = hashlib.sha256(str(self._base_key).encode())
+        for piece in pieces:
+            digest.update(_digest(piece))
+        return Stretch(list(pieces), digest.hexdigest()[:32])
+
+    def _path(self, stretch: Stretch) -> Path:
+        return self.folder / f"{stretch.key}.safetensors"
+
+    def _key_of_base(self, dtype: torch.dtype) -> str:
+        """Hash of all that hidden states follow from, but for the text."""
+        import transformers
+
+        digest = hashlib.sha256()
+        for name, value in self.prefix.state():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(_bytes(value))
+        config: Any = self.prefix.model.base.config
+        facts = self._facts | {
+            "weights": digest.hexdigest(),
+            "config": {key: value for key, value in config.to_dict().items() if not key.startswith("_")},
+            "layer": self.prefix.n_layers,
+            "dtype": str(dtype),
+            "batch_size": self.batch_size,
+            "num_threads": torch.get_num_threads(),
+            "capability": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+            "versions": [torch.__version__, transformers.__version__],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _evict(self, to_write: int, keep: set[Path]) -> None:
+        """Make room, from what was used least recently. A file that another process has mapped stays readable to it."""
+        files = []
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(OSError):
+                files.append((path.stat().st_mtime, path.stat().st_size, path))
+        total = sum(size for _, size, _ in files) + to_write
+        for _, size, path in sorted(files):
+            if total <= self.limit_bytes:
+                break
+            if path not in keep:
+                path.unlink(missing_ok=True)
+                total -= size
+        for path in self.folder.glob(".*.tmp"):  # of processes that were killed
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+
+
+def _digest(piece: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(piece, dtype=np.int64).tobytes(), digest_size=16).digest()
+
+
+def _bytes(value: torch.Tensor) -> Any:
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _crc32(value: torch.Tensor) -> int:
+    return zlib.crc32(_bytes(value))
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.1f} GB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.0f} MB"
