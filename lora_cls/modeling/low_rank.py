@@ -94,7 +94,7 @@ def speed_up(backbone: nn.Module) -> int:
 
 
 def _is_plain(module: Any) -> bool:
-    a, b = (factors["default"] if "default" in factors else None for factors in (module.lora_A, module.lora_B))
+    a, b = (dict(factors.items()).get("default") for factors in (module.lora_A, module.lora_B))
     return (
         not module.lora_variant
         and isinstance(module.get_base_layer(), nn.Linear)  # bitsandbytes' layers are, too
