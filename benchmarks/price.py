@@ -1,4 +1,4 @@
-"""What each approximate step costs in macro-F1, and saves in minutes: the same recipe, folds and seed, one step changed.
+"""What each approximate step costs in macro-F1, and saves in minutes: one recipe, its folds and seed, one step changed.
 
     python -m benchmarks.price --train train.csv --test test.csv [--recipe smollm2-135m] [--out runs/price]
         [--only "top 1/2"] [--set key=value]
@@ -136,7 +136,7 @@ def main() -> None:
         + "`",
         "",
         "Macro-F1: cross-fitted (thresholds tuned on the other folds), untuned (logit > 0), and on the test rows (mean "
-        "logit of the folds). Differences are paired, with a 95 % bootstrap interval over rows; training the same again "
+        "logit of the folds). Differences are paired, with a 95 % bootstrap interval over rows; training again "
         "with another seed varies besides. Minutes and GiB are those of the whole run.",
         "",
         "| step | cross-fitted | untuned | test | compared with | cross-fitted | untuned | test | min | GiB |",
