@@ -1,0 +1,366 @@
+"""Training rows per second: the notebook way, good practice, and ours, step by step, in one alternating run.
+
+    python -m benchmarks.cv_speed --data train.csv --labels joy fear ... [--model smollm2-135m] [--rounds 7]
+
+Every way is a process of its own that waits while the others work, so that drifts of the machine hit all alike; each
+round trains so many batches, and medians of rounds are compared. `notebook`: Hugging Face Trainer, PEFT all-linear
+r=16, fp32, padded to 128, batches of 8. `good practice`: Trainer, bf16 autocast, dynamic padding, grouped by length,
+batches of 16. All others are recipes of ours with r=16 and batches of 16. Where a cache is built, its seconds per text
+are added as a cross-validation of 10 folds and 3 epochs pays them: once for 27 trainings of each text.
+
+GFLOP/s counts the matrix products that were really computed, padding included, against the machine's own rate of one
+product of a layer's size, measured in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import commit, machine
+
+TRAININGS = 27  # of each text in 10 folds and 3 epochs
+LORA = ["lora.r=16", "lora.lora_alpha=32", "train.per_device_train_batch_size=16"]
+# way: overrides of our recipe; None for the Trainer
+WAYS: dict[str, list[str] | None] = {
+    "notebook": None,
+    "good practice": None,
+    "all layers, PEFT's own forward": LORA,
+    "all layers": LORA,
+    "top 1/2, no cache": [*LORA, "lora.top_layers=0.5", "engine.prefix_cache=false"],
+    "top 1/2": [*LORA, "lora.top_layers=0.5"],
+    "top 1/3": [*LORA, "lora.top_layers=0.333"],
+    "top 1/4": [*LORA, "lora.top_layers=0.25"],
+}
+STEPS = {"notebook": 5}  # batches in a round; 16 where nothing else is said
+MATRIX = "matrix product"
+
+
+class Rounds:
+    """Between a worker and the one who asks: waits for a line, works a round, answers with a line."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.done = steps, 0
+        self.rows = self.tokens = 0
+        self.started = 0.0
+
+    def wait(self) -> None:
+        """Block until the next round is wanted; ends the process when none is."""
+        if sys.stdin.readline().strip() != "go":
+            answer(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            os._exit(0)
+        self.rows = self.tokens = 0
+        self.started = time.perf_counter()
+
+    def step(self, rows: int, tokens: int) -> None:
+        """One batch was trained on: so many rows, so many tokens with their padding."""
+        self.done += 1
+        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+        if self.done % self.steps == 0:
+            answer(rows=self.rows, tokens=self.tokens, seconds=time.perf_counter() - self.started)
+            self.wait()
+
+
+def answer(**values: Any) -> None:
+    """One line of JSON on standard output."""
+    print("@" + json.dumps(values), flush=True)
+
+
+def texts_and_labels(given: argparse.Namespace) -> tuple[list[str], np.ndarray]:
+    """Texts of the table in its order, and their labels as floats."""
+    from lora_cls import read_table
+
+    table = read_table(given.data).head(given.rows)
+    return list(table[given.text]), table[given.labels].astype(float).to_numpy()
+
+
+def flops(step: Callable[[], int]) -> float:
+    """Floating-point operations of matrix products per padded token; `step` trains on a batch, and says its tokens."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        tokens = step()
+    return float(counter.get_total_flops()) / tokens
+
+
+def work_with_trainer(way: str, given: argparse.Namespace) -> None:
+    """The Hugging Face Trainer on the same texts."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import (
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from lora_cls import load_recipe
+    from lora_cls.modeling.source import find_source
+
+    backbone = load_recipe(given.model).backbone
+    assert backbone is not None
+    path = find_source(backbone.name_or_path).path_or_id
+    texts, labels = texts_and_labels(given)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    model = AutoModelForSequenceClassification.from_pretrained(
+        path, num_labels=labels.shape[1], problem_type="multi_label_classification", dtype=torch.float32
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="SEQ_CLS")
+    model = get_peft_model(model, config)
+    notebook = way == "notebook"
+    encoded = tokenizer(texts, truncation=True, max_length=128, padding="max_length" if notebook else False)
+    data = [{key: encoded[key][i] for key in encoded} | {"labels": list(row)} for i, row in enumerate(labels)]
+    rounds = Rounds(STEPS.get(way, 16))
+    sizes: list[tuple[int, int]] = []
+    collate = DataCollatorWithPadding(tokenizer)
+
+    def collator(rows: Any) -> Any:
+        batch = collate(rows)
+        sizes.append(tuple(batch["input_ids"].shape))
+        return batch
+
+    class Pause(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+            if state.global_step == 2:  # warmed up
+                rounds.wait()
+            elif state.global_step > 2:
+                rows, tokens = sizes[state.global_step - 1]
+                rounds.step(rows, rows * tokens)
+
+    batch = 8 if notebook else 16
+    arguments = TrainingArguments(
+        given.scratch, per_device_train_batch_size=batch, num_train_epochs=100, bf16=not notebook, report_to=[],
+        train_sampling_strategy="random" if notebook else "group_by_length", save_strategy="no",
+        logging_strategy="no", disable_tqdm=True, use_cpu=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[Pause()])
+
+    def step() -> int:
+        chosen = collate(data[:batch])
+        with torch.autocast("cpu", torch.bfloat16, enabled=not notebook):
+            model(**chosen).loss.backward()
+        model.zero_grad()
+        return int(chosen["input_ids"].numel())
+
+    answer(flops=flops(step), cache_seconds=0.0)
+    trainer.train()
+
+
+def work_with_recipe(way: str, given: argparse.Namespace) -> None:
+    """A recipe of ours: the learner's own model, objective and loop of steps."""
+    import torch
+
+    from lora_cls import load_recipe, read_table
+    from lora_cls.data import load_train
+    from lora_cls.data.tokens import shuffled_batches
+    from lora_cls.modeling import adapter, prefix_cache
+    from lora_cls.training.loop import parameter_groups
+    from lora_cls.training.transformer import TransformerLearner
+
+    if "PEFT" in way:
+        adapter.speed_up = lambda backbone: 0
+    folder = Path(given.scratch) / way.replace("/", "-")  # empty: to be filled, and timed
+    shutil.rmtree(folder, ignore_errors=True)
+    prefix_cache.cache_folder = lambda: folder
+    overrides = [
+        *(WAYS[way] or []),
+        "task=multi_label",
+        "quantization=null",
+        "backbone.dtype=bfloat16",
+        "data.max_length=128",
+    ]
+    overrides += [f"data.label_columns=[{', '.join(given.labels)}]", f"data.text_columns=[{given.text}]"]
+    recipe = load_recipe(given.model, overrides)
+    data = load_train(recipe.data, read_table(given.data).head(given.rows))
+    learner = TransformerLearner(recipe, data.label_names, data)
+    model = learner._fresh_model(0)
+    cache_seconds = 0.0
+    if learner.prefix_cache is not None:
+        used = learner.prefix_cache.used
+        cache_seconds = used.seconds / used.computed if used.computed else float("nan")
+    rows = np.arange(len(data))
+    objective = learner._objective(rows, learner._weight(rows))
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model.train()
+
+    def step(pieces: np.ndarray) -> int:
+        loss, mask = objective.loss(model, pieces)
+        (loss / len(pieces)).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return int(mask.size)
+
+    answer(flops=flops(lambda: step(np.arange(16))), cache_seconds=cache_seconds)
+    rounds = Rounds(STEPS.get(way, 16))
+    size = recipe.train.per_device_train_batch_size
+    waited = False
+    for epoch in range(10_000):
+        for pieces in shuffled_batches(objective.lengths, size, np.random.default_rng(epoch)):
+            tokens = step(pieces)
+            if not waited:  # warmed up
+                rounds.wait()
+                waited = True
+            else:
+                rounds.step(len(pieces), tokens)
+
+
+def work_matrix(given: argparse.Namespace) -> None:
+    """Products of the size of a transformer layer's, in the two precisions."""
+    import torch
+
+    answer(flops=0.0, cache_seconds=0.0)
+    while sys.stdin.readline().strip() == "go":
+        rates = {}
+        for dtype in (torch.bfloat16, torch.float32):
+            a, b = torch.randn(512, 768, dtype=dtype), torch.randn(768, 2048, dtype=dtype)
+            times = []
+            for _ in range(60):
+                started = time.perf_counter()
+                a @ b
+                times.append(time.perf_counter() - started)
+            rates[str(dtype)] = 2 * 512 * 768 * 2048 / statistics.median(times) / 1e9
+        answer(rates=rates)
+    answer(peak=0)
+
+
+class Worker:
+    """A way's process, from the side of the one who asks."""
+
+    def __init__(self, way: str, given: argparse.Namespace) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.cv_speed", *sys.argv[1:], "--worker", way],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        first = self.hear()
+        self.flops, self.cache_seconds = float(first["flops"]), float(first["cache_seconds"])
+        self.rounds: list[dict[str, Any]] = []
+        self.peak = 0
+
+    def hear(self) -> dict[str, Any]:
+        """The next answer."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return dict(json.loads(line[1:]))
+        raise SystemExit(f"A way stopped: {self.process.args}")
+
+    def say(self, word: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def round(self) -> None:
+        """Work a round, and keep its figures."""
+        self.say("go")
+        self.rounds.append(self.hear())
+
+    def end(self) -> None:
+        self.say("end")
+        self.peak = int(self.hear()["peak"])
+        self.process.wait()
+
+    @property
+    def ms(self) -> list[float]:
+        """Milliseconds per row, every round; building the cache included as a whole cross-validation pays it."""
+        return [1000 * (r["seconds"] / r["rows"] + self.cache_seconds / TRAININGS) for r in self.rounds]
+
+    @property
+    def gflops(self) -> float:
+        """Median rate of matrix products."""
+        return statistics.median(self.flops * r["tokens"] / r["seconds"] / 1e9 for r in self.rounds)
+
+
+def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
+    """The result file."""
+    from importlib.metadata import version
+
+    rates = {
+        dtype: statistics.median(r["rates"][f"torch.{dtype}"] for r in workers[MATRIX].rounds)
+        for dtype in ("bfloat16", "float32")
+    }
+    spread = {dtype: [r["rates"][f"torch.{dtype}"] for r in workers[MATRIX].rounds] for dtype in rates}
+    median = {way: statistics.median(worker.ms) for way, worker in workers.items() if way != MATRIX}
+    lines = [
+        f"# Training speed of {given.model}, rows of {given.data.stem}",
+        "",
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}; "
+        + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+        + f". `python -m benchmarks.cv_speed --model {given.model} --rounds {given.rounds}`, in alternation; median of "
+        "the rounds, and their range.",
+        "",
+        f"Matrix products of 512 x 768 by 768 x 2048, measured in the same rounds: bf16 {rates['bfloat16']:.0f} "
+        f"({min(spread['bfloat16']):.0f} to {max(spread['bfloat16']):.0f}) GFLOP/s, fp32 {rates['float32']:.0f} "
+        f"({min(spread['float32']):.0f} to {max(spread['float32']):.0f}).",
+        "",
+        "| way | ms/row | range | rows/s | x notebook | x good practice | peak GiB | GFLOP/s | share of the rate |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for way, ms in median.items():
+        worker = workers[way]
+        rate = rates["float32" if way == "notebook" else "bfloat16"]
+        ratios = [f"{median[other] / ms:.1f}" if other in median else "-" for other in ("notebook", "good practice")]
+        lines.append(
+            f"| {way} | {ms:.1f} | {min(worker.ms):.1f} to {max(worker.ms):.1f} | {1000 / ms:.1f} | {ratios[0]} | "
+            f"{ratios[1]} | {worker.peak / 2**30:.1f} | {worker.gflops:.0f} | {worker.gflops / rate:.0%} |"
+        )
+    lines += ["", "Seconds to build the cache, per text: " + ", ".join(
+        f"{way} {1000 * w.cache_seconds:.1f} ms" for way, w in workers.items() if w.cache_seconds
+    ) + f"; a {TRAININGS}th of it is in ms/row.", ""]  # fmt: skip
+    return lines
+
+
+def main() -> None:
+    """Parse; as a worker, work; else ask the workers in turn and write the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--labels", nargs="+", required=True)
+    parser.add_argument("--text", default="text")
+    parser.add_argument("--model", default="smollm2-135m", help="a recipe")
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", action="append", choices=list(WAYS))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--scratch", default="/tmp/cv_speed", help="a folder for caches and what Trainer wants")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.worker == MATRIX:
+        work_matrix(given)
+    elif given.worker:
+        (work_with_trainer if WAYS[given.worker] is None else work_with_recipe)(given.worker, given)
+    else:
+        workers = {}
+        for way in [MATRIX, *(given.only or WAYS)]:
+            workers[way] = Worker(way, given)
+            print(f"{way}: ready", file=sys.stderr, flush=True)
+        for number in range(given.rounds):
+            for worker in workers.values():
+                worker.round()
+            print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
+        for worker in workers.values():
+            worker.end()
+        target = given.results / f"cv_speed_{given.model}.md"
+        target.write_text("\n".join(table(workers, given)), encoding="utf-8")
+        print(target)
+
+
+if __name__ == "__main__":
+    main()
