@@ -332,6 +332,8 @@ class Engine(Section):
 
     num_threads: int | None = Field(default=None, ge=1)
     """CPU threads; null takes the physical cores this process may use."""
+    token_cache: bool = True
+    """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
 
 
 def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora: bool) -> list[str]:
