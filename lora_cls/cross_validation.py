@@ -269,12 +269,8 @@ def cross_validate(
             raise RunError(f"{path} was started with other folds than those of {_name(fold_table)}.")
     else:
         fold = make_folds(recipe, data, fold_table)
-    numbers = sorted({int(f) for f in fold if f >= 0})
-    unknown = sorted(set(folds or ()) - set(numbers))
-    if unknown:
-        raise RecipeError(
-            f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
-        )
+    wanted = chosen_folds(fold, folds)
+    numbers = chosen_folds(fold)
     check_selection(recipe, data, fold)
     _check_rows(data, fold)
 
@@ -290,7 +286,7 @@ def cross_validate(
             info = _info(tables) | {"choices": learner.choices, "backbone_path": learner.backbone_path}
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
         spent = _Session(run, learner, started)
-        todo = [k for k in dict.fromkeys(folds if folds is not None else numbers) if not run.fold(k).finished]
+        todo = [k for k in wanted if not run.fold(k).finished]
         progress.expect(len(todo))
         for number in todo:
             folder = run.fold(number)
@@ -438,6 +434,17 @@ def make_folds(recipe: Recipe, data: Dataset, fold_table: Table | None = None) -
     return fold
 
 
+def chosen_folds(fold: np.ndarray, folds: Sequence[int] | None = None) -> list[int]:
+    """The folds that are asked for, or all that hold rows out. Raises RecipeError for one that there is not."""
+    numbers = sorted({int(f) for f in fold if f >= 0})
+    unknown = sorted(set(folds or ()) - set(numbers))
+    if unknown:
+        raise RecipeError(
+            f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
+        )
+    return numbers if folds is None else list(dict.fromkeys(folds))
+
+
 def _check_rows(data: Dataset, fold: np.ndarray) -> None:
     """Refuse folds of which nothing can be scored, or from which nothing can be learnt."""
     if len(np.unique(data.groups[fold >= 0])) < 2:
@@ -462,7 +469,7 @@ def _complete(folder: FoldFolder, result: FoldResult) -> None:
         write_array(folder.test_logits, result.test_logits)
     info = {"pos_weight": result.pos_weight.tolist()} | result.info
     info["predict_rows_per_second"] = round(info["predict_pieces"] / max(info["seconds"]["predict"], 1e-9), 2)
-    info["peak_memory_bytes"] = _peak_memory()
+    info["peak_memory_bytes"] = peak_memory()
     write_json(folder.info, info | folder.answer_counts())
     folder.state.unlink(missing_ok=True)
 
@@ -551,7 +558,7 @@ def _account(run: RunFolder, session: _Session) -> None:
     run.update_info(**values)
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes at the peak: of the GPU where one is used, else of this process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -72,6 +72,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over what is trained."""
+    device = next(model.parameters()).device
+    return torch.optim.AdamW(parameter_groups(model, recipe), fused=device.type in ("cuda", "cpu"))
+
+
 def epoch_seed(seed: int, fold: int, epoch: int) -> int:
     """All randomness derives from (seed, fold, epoch), never from what ran before."""
     return int(np.random.SeedSequence([seed, fold + 1, epoch]).generate_state(1)[0])
@@ -108,8 +114,7 @@ def train_fold(
         If the loss is not a finite number, or the memory is full; names fold, epoch and step.
     """
     train, name = recipe.train, "all rows" if fold < 0 else f"fold {fold}"
-    device = next(model.parameters()).device
-    inner = torch.optim.AdamW(parameter_groups(model, recipe), fused=device.type in ("cuda", "cpu"))
+    inner = make_optimizer(model, recipe)
     state = FoldState()
     kept: dict[int, dict[str, torch.Tensor]] = {}
     if state_file.is_file():

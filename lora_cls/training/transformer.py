@@ -148,14 +148,7 @@ class TransformerLearner:
         selection_rows = oof_rows
         if select == "inner":
             train_rows, selection_rows = hold_back(self.recipe, self.train, train_rows, fold)
-        weight = self._weight(train_rows)
-        accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
-        # read before the fold's own adapters are drawn: it resets the model
-        start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
-        model = self._fresh_model(fold)
-        if start is not None:
-            softmax = self.recipe.task == "single_label"
-            start.begin(model, train_rows, targets, weight, softmax, self.train.row_weight)
+        model, objective, weight, accelerator = self.begin_fold(fold, train_rows)
 
         def score() -> Score:
             logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
@@ -173,7 +166,6 @@ class TransformerLearner:
             if test_logits is not None:
                 write_array(kept.test_logits, test_logits)
 
-        objective = self._objective(train_rows, weight)
         state = train_fold(
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.progress,
@@ -196,6 +188,19 @@ class TransformerLearner:
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
         return FoldResult(oof_logits, test_logits, weight, info)
+
+    def begin_fold(self, fold: int, train_rows: np.ndarray) -> tuple[SequenceClassifier, Objective, np.ndarray, Any]:
+        """A fold's fresh model, what it is trained on, its positive or class weights, and its `Accelerator`."""
+        assert self.train is not None
+        weight = self._weight(train_rows)
+        accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
+        # read before the fold's own adapters are drawn: it resets the model
+        start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
+        model = self._fresh_model(fold)
+        if start is not None:
+            softmax = self.recipe.task == "single_label"
+            start.begin(model, train_rows, self._targets(), weight, softmax, self.train.row_weight)
+        return model, self._objective(train_rows, weight), weight, accelerator
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
         """See `Learner.predict`."""
