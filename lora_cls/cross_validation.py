@@ -536,7 +536,7 @@ def _account(run: RunFolder, session: _Session) -> None:
     """Where time and memory went: summed over the finished folds, whichever start trained them."""
     folds = [read_json(run.fold(number).info) for number in run.finished_folds]
     of_folds = {phase: sum(f["seconds"].get(phase, 0.0) for f in folds) for f in folds for phase in f["seconds"]}
-    seconds = {phase: round(value, 1) for phase, value in (session.seconds() | of_folds).items()}
+    seconds = {phase: round(value, 3) for phase, value in (session.seconds() | of_folds).items()}
     values: dict[str, Any] = {"seconds": seconds, "reused": session.reused()}
     if not folds:
         run.update_info(**values)

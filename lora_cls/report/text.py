@@ -25,7 +25,7 @@ PHASES = {
     "save": "writing",
     "tune": "thresholds and scores",
 }
-REUSED = {"texts_tokenized": "token ids of texts"}
+REUSED = {"token_ids": "token ids of {} texts"}
 
 
 def print_run(run: RunFolder) -> None:
@@ -70,7 +70,7 @@ def print_run(run: RunFolder) -> None:
         )
     say(f"{cost}, predicted {info['predict_rows_per_second']:.0f} {unit}/s.")
     if info["reused"]:
-        say("Reused: " + ", ".join(f"{REUSED[name]} {number}" for name, number in info["reused"].items()) + ".")
+        say("Reused: " + ", ".join(REUSED[name].format(number) for name, number in info["reused"].items()) + ".")
     unfinished = metrics["n_splits"] - len(metrics["folds_finished"])
     if unfinished:
         left = "1 fold is" if unfinished == 1 else f"{unfinished} folds are"

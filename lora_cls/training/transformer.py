@@ -112,7 +112,7 @@ class TransformerLearner:
     @property
     def reused(self) -> dict[str, int]:
         """See `Learner.reused`."""
-        return {"texts_tokenized": self.token_cache.reused} if self.token_cache and self.token_cache.reused else {}
+        return {"token_ids": self.token_cache.reused} if self.token_cache and self.token_cache.reused else {}
 
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""

@@ -194,6 +194,6 @@ def test_in_a_run(tiny_recipe, emotion_table, monkeypatch):
     recipe = tiny_recipe("llama")
     off = make_learner(tiny_recipe("llama", engine__token_cache=False), data.label_names, data)
     learners = [make_learner(recipe, data.label_names, data) for _ in range(2)]
-    assert [learner.reused for learner in [off, *learners]] == [{}, {}, {"texts_tokenized": 24}]
+    assert [learner.reused for learner in [off, *learners]] == [{}, {}, {"token_ids": 24}]
     for learner in learners:
         same(learner.train_tokens, off.train_tokens)
