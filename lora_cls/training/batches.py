@@ -11,15 +11,15 @@ import torch
 from lora_cls.errors import TrainingError
 from lora_cls.recipe import Train
 
+# PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own, nor has oneDNN, which asks by itself
+FULL = ("can't allocate memory", "out of memory", "could not create a primitive")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of the device, or of the machine, is full."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("can't allocate memory", "out of memory")
-    )
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
 class EvalBatches:
@@ -46,7 +46,8 @@ class EvalBatches:
         order, start = np.argsort(-lengths, kind="stable"), 0
         while start < len(order):
             rows = order[start : start + self.size]
-            if _fits(answer, rows):
+            error = _full_memory(answer, rows)
+            if error is None:
                 start += len(rows)
                 if self.size < self._told:
                     self._say(
@@ -57,22 +58,29 @@ class EvalBatches:
                 continue
             if len(rows) == 1:
                 raise TrainingError(
-                    f"The memory is full while a single row of {int(lengths[rows[0]])} tokens is predicted. Make room "
-                    "on this machine, or lower data.max_length (or head.prompt) in a new run; data.long_text: chunk "
-                    "then still reads long texts to their end."
+                    f"The memory is full while a single row of {int(lengths[rows[0]])} tokens is predicted ({error}). "
+                    "Make room on this machine, or lower data.max_length (or head.prompt) in a new run; data.long_text: "
+                    "chunk then still reads long texts to their end."
                 )
             self.size = len(rows) // 2
 
 
-def _fits(answer: Callable[[np.ndarray], None], rows: np.ndarray) -> bool:
+def _full_memory(answer: Callable[[np.ndarray], None], rows: np.ndarray) -> str | None:
+    """Call `answer`; what was said where the memory was full, None where it was not."""
     try:
         answer(rows)
-        return True
+        return None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        said = first_line(error)
     release_memory()  # only here: while the error is handled, its traceback holds what did not fit
-    return False
+    return said
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its name where there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def release_memory() -> None:
@@ -82,13 +90,14 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def training_memory_error(train: Train, where: str, n_tokens: int) -> TrainingError:
+def training_memory_error(train: Train, where: str, n_tokens: int, error: BaseException) -> TrainingError:
     """What to set where a training step does not fit: the same step in smaller pieces, where there are any.
 
     Parameters
     ----------
     where : fold, epoch and step
     n_tokens : of the longest row in the batch
+    error : what said that the memory is full
     """
     size, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
     more = "" if train.gradient_checkpointing else ", train.gradient_checkpointing=true"
@@ -104,6 +113,6 @@ def training_memory_error(train: Train, where: str, n_tokens: int) -> TrainingEr
     else:
         advice = f"One row is a batch already. Lower data.max_length{more}, or quantize the base."
     return TrainingError(
-        f"The memory is full while training ({where}; {size} rows of up to {n_tokens} tokens at a time). In a new run "
-        f"with another --out: {advice}"
+        f"The memory is full while training ({where}; {size} rows of up to {n_tokens} tokens at a time: "
+        f"{first_line(error)}). In a new run with another --out: {advice}"
     )

@@ -131,7 +131,7 @@ def estimate_run(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise training_memory_error(train, "measuring before the run", int(lengths.max())) from error
+        raise training_memory_error(train, "measuring before the run", int(lengths.max()), error) from error
 
     # any pieces will do, as texts of their own
     pieces = [*tokens.ids, *(learner.test_tokens.ids if learner.test_tokens is not None else [])]

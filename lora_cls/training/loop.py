@@ -151,7 +151,7 @@ def train_fold(
                     raise
                 longest = max(int(lengths[rows].max()) for rows in group)
                 where = f"{name}, epoch {epoch}, step {index + 1}"
-                raise training_memory_error(train, where, longest) from error
+                raise training_memory_error(train, where, longest, error) from error
             state.rows += sum(len(rows) for rows in group)
             state.tokens += sum(int(mask.sum()) for mask in masks)
             state.padded_tokens += sum(mask.size for mask in masks)

@@ -15,6 +15,7 @@ FULL = {
     "GPU": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     "CPU": lambda: torch.empty(2**60),  # the real error of the real allocator
     "Apple": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"),
+    "oneDNN": lambda: RuntimeError("could not create a primitive"),
     "Python": lambda: MemoryError(),
 }
 
@@ -77,7 +78,7 @@ def test_halves_in_the_middle():
 
 def test_one_row_that_does_not_fit():
     """The error says how long the row is and what to lower."""
-    with pytest.raises(TrainingError, match=r"single row of 9 tokens.*lower data\.max_length"):
+    with pytest.raises(TrainingError, match=r"single row of 9 tokens.*CUDA out of memory.*lower data\.max_length"):
         predict_logits(Fake(tokens=8), tokens(), batches=EvalBatches(4), pad_id=0)
 
 
@@ -104,6 +105,6 @@ def test_other_errors_pass():
 def test_what_training_should_set(size, accumulate, found):
     """The advice keeps the rows per step."""
     train = Train(per_device_train_batch_size=size, gradient_accumulation_steps=accumulate)
-    said = str(training_memory_error(train, "fold 0, epoch 1, step 3", 77))
+    said = str(training_memory_error(train, "fold 0, epoch 1, step 3", 77, MemoryError()))
     assert found in said
     assert f"fold 0, epoch 1, step 3; {size} rows of up to 77 tokens" in said
