@@ -59,7 +59,7 @@ class EvalBatches:
             if len(rows) == 1:
                 raise TrainingError(
                     f"The memory is full while a single row of {int(lengths[rows[0]])} tokens is predicted ({error}). "
-                    "Make room on this machine, or lower data.max_length (or head.prompt) in a new run; data.long_text: "
+                    "Make room on this machine, or lower data.max_length or head.prompt in a new run; data.long_text: "
                     "chunk then still reads long texts to their end."
                 )
             self.size = len(rows) // 2
