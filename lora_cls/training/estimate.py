@@ -58,7 +58,7 @@ class Estimate:
 
 
 class _Curve:
-    """Seconds of a batch by the length that it is padded to, between measured points; short batches by their rows."""
+    """Seconds of a batch by its longest text, between measured points; batches of fewer rows by their share."""
 
     def __init__(self, points: dict[int, list[float]], size: int) -> None:
         self.size = size
@@ -68,7 +68,7 @@ class _Curve:
         self.seconds = [median(points[length][1:] or points[length]) for length in self.lengths]
 
     def over(self, lengths: np.ndarray, rows: np.ndarray) -> float:
-        """Sum over batches of so many rows, each padded to a length."""
+        """Sum over batches, given the longest text and the rows of each."""
         return float((np.interp(lengths, self.lengths, self.seconds) * rows / self.size).sum())
 
     def sorted(self, lengths: np.ndarray) -> float:
@@ -208,7 +208,7 @@ def _measure(
     chosen: dict[int, np.ndarray] = {}
     for quantile in QUANTILES:
         rows = full[round(quantile * (len(full) - 1))]
-        chosen.setdefault(-(-int(lengths[rows].max()) // 8) * 8, rows)  # padded to a multiple of 8
+        chosen.setdefault(int(lengths[rows].max()), rows)
     points: dict[int, list[float]] = {length: [] for length in chosen}
     started = time.monotonic()
     for turn in range(ROUNDS):
