@@ -192,8 +192,10 @@ def work_with_recipe(way: str, given: argparse.Namespace) -> None:
     learner = TransformerLearner(recipe, data.label_names, data)
     model = learner._fresh_model(0)
     cache_seconds = 0.0
-    if learner.prefix_cache is not None:
-        used = learner.prefix_cache.used
+    assert learner.train_tokens is not None
+    if (cache := learner.open_prefix_cache(learner.train_tokens)) is not None:
+        cache.fill(learner.train_tokens)
+        used = cache.used
         cache_seconds = used.seconds / used.computed if used.computed else float("nan")
     rows = np.arange(len(data))
     objective = learner._objective(rows, learner._weight(rows))

@@ -1,21 +1,26 @@
-"""`lora-cls check`: recipe, data, folds and token lengths, before any training."""
+"""`lora-cls check`: recipe, data, folds, token lengths, and what the run would take, before any training."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lora_cls.cross_validation import Tables, make_folds
+from lora_cls.cross_validation import Tables, chosen_folds, make_folds, peak_memory
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
 from lora_cls.data.prompts import recipe_frame
+from lora_cls.data.token_cache import TokenCache
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.training.selection import check_selection
+
+if TYPE_CHECKING:
+    from lora_cls.training.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Check:
     tokens : per table (`train`, `test`): mean, median, p95 and max tokens per whole text (prompt and special tokens
         included), share of truncated texts, and pieces per text
     memory : what training would take at its peak, in bytes: `device`, the parts of `Memory`, `total`; empty for `tfidf`
+    estimate : minutes and memory from a few measured steps; None for `tfidf`, or where nothing was measured
     """
 
     recipe: Recipe
@@ -37,6 +43,7 @@ class Check:
     data: dict[str, Any]
     tokens: dict[str, dict[str, float]]
     memory: dict[str, Any]
+    estimate: Estimate | None = None
 
 
 def check(
@@ -48,43 +55,89 @@ def check(
     fold_table: Table | None = None,
     *,
     extra_train: Table | None = None,
+    folds: Sequence[int] | None = None,
+    measure: bool = True,
 ) -> Check:
-    """Load and check everything that a run would read; the backbone's tokenizer and configuration, not its weights.
+    """Load and check everything that a run would read, and time a few of its steps.
+
+    Parameters
+    ----------
+    folds : numbers of the folds that the run would train; all where None
+    measure : False leaves out the timing: then the backbone's tokenizer and configuration are read, not its weights
 
     Raises
     ------
     LoraClsError
         For anything the user can mend.
     """
+    started = time.monotonic()
     recipe = load_recipe(recipe, overrides)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     data = tables.train
     assert data.labels is not None
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)
+    numbers = chosen_folds(fold, folds)
     check_selection(recipe, data, fold)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
     tokens: dict[str, dict[str, float]] = {}
     memory: dict[str, Any] = {}
+    estimate: Estimate | None = None
     if recipe.backbone is not None:
         from lora_cls.modeling.loading import load_tokenizer
+        from lora_cls.modeling.source import cache_folder
 
         tokenizer = load_tokenizer(recipe.backbone)
         frame, answer = _frame(tokenizer, recipe, data.label_names)
+        cache = TokenCache(cache_folder() / "tokens") if recipe.engine.token_cache else None
+        aside = time.monotonic()  # from here on `check` does what a run does not
         room = recipe.data.model_copy(update={"max_length": recipe.data.max_length - answer})
+        letters = recipe.head.kind == "generate"  # special tokens spelled in a text are letters there
         for name, table in (("train", data), ("test", tables.test)):
             if table is not None:
-                read = encode(tokenizer, table.texts, room, frame)
+                read = encode(tokenizer, table.texts, room, frame, letters, cache)
                 note = long_text_note(read, recipe.data, {"train": "training"}.get(name, name))
                 notes += [note] if note else []
-                whole = encode(tokenizer, table.texts, recipe.data.model_copy(update={"max_length": 2**62}), frame)
+                endless = recipe.data.model_copy(update={"max_length": 2**62})
+                whole = encode(tokenizer, table.texts, endless, frame, letters, cache)
                 tokens[name] = _lengths(whole) | {
                     "truncated": float(read.truncated.mean()),
                     "pieces_per_text": len(read.ids) / read.n_texts,
                 }
         longest = min(recipe.data.max_length, answer + max(int(lengths["max"]) for lengths in tokens.values()))
         memory = _memory(recipe, len(data.label_names), longest)
-    return Check(recipe, notes, summarize(data, tables.test), tokens, memory)
+        if measure and (short := _too_large(memory)):
+            notes.append(short)
+        elif measure:
+            estimate = _measured(tables, fold, numbers, started + time.monotonic() - aside)
+    return Check(recipe, notes, summarize(data, tables.test), tokens, memory, estimate)
+
+
+def _measured(tables: Tables, fold: np.ndarray, numbers: list[int], started: float) -> Estimate:
+    """Time a few steps. `started` is when the run would have started that is to be prepared from now on."""
+    from lora_cls.training.estimate import estimate_run
+    from lora_cls.training.learner import make_learner
+
+    learner: Any = make_learner(tables.recipe, tables.train.label_names, tables.train, tables.test)
+    learner.prepare()
+    load_seconds = time.monotonic() - started - learner.seconds["tokenize"]
+    found = estimate_run(learner, fold, numbers, load_seconds)
+    return replace(found, peak_memory_bytes=peak_memory())
+
+
+def _too_large(memory: dict[str, Any]) -> str | None:
+    """Why no step is tried: on a CPU a process that takes too much is killed, and others with it."""
+    import psutil
+    import torch
+
+    free = torch.cuda.mem_get_info()[0] if memory["device"] == "cuda" else psutil.virtual_memory().available
+    if memory["total"] <= free:
+        return None
+    return (
+        f"Training would take about {memory['total'] / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free here: no "
+        "step was tried, and no time is estimated. Lower train.per_device_train_batch_size (and raise "
+        "train.gradient_accumulation_steps) or data.max_length, set train.gradient_checkpointing, or quantize the base."
+    )
 
 
 def _frame(tokenizer: Any, recipe: Recipe, label_names: Sequence[str]) -> tuple[Frame, int]:

@@ -66,12 +66,15 @@ def check(
     sample_submission: Sample = None,
     set_: Set = None,
     fold_table: Annotated[Optional[str], typer.Option("--fold-table", help="Table of id and fold to use.")] = None,  # noqa: UP045
+    folds: Annotated[str | None, typer.Option(help="Folds that the run would train, as 0,1.")] = None,
+    measure: Annotated[bool, typer.Option(help="Load the model and time a few steps, to estimate minutes.")] = True,
 ) -> None:
-    """Look at recipe, data, folds and token lengths before any training."""
+    """Look at recipe, data, folds and token lengths, and estimate minutes and memory, before any training."""
     from lora_cls.checking import check as look
     from lora_cls.report.text import print_check
 
-    print_check(look(recipe, train, test, sample_submission, set_ or (), fold_table))
+    found = look(recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure)
+    print_check(found)
 
 
 @app.command()

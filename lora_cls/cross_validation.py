@@ -40,7 +40,7 @@ from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
 from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
-from lora_cls.training.learner import FoldResult, make_learner
+from lora_cls.training.learner import FoldResult, Learner, make_learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
 
@@ -269,12 +269,8 @@ def cross_validate(
             raise RunError(f"{path} was started with other folds than those of {_name(fold_table)}.")
     else:
         fold = make_folds(recipe, data, fold_table)
-    numbers = sorted({int(f) for f in fold if f >= 0})
-    unknown = sorted(set(folds or ()) - set(numbers))
-    if unknown:
-        raise RecipeError(
-            f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
-        )
+    wanted = chosen_folds(fold, folds)
+    numbers = chosen_folds(fold)
     check_selection(recipe, data, fold)
     _check_rows(data, fold)
 
@@ -289,19 +285,23 @@ def cross_validate(
             learner.prepare()
             info = _info(tables) | {"choices": learner.choices, "backbone_path": learner.backbone_path}
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
-        todo = [k for k in dict.fromkeys(folds if folds is not None else numbers) if not run.fold(k).finished]
+        spent = _Session(run, learner, started)
+        todo = [k for k in wanted if not run.fold(k).finished]
         progress.expect(len(todo))
         for number in todo:
             folder = run.fold(number)
             result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
             _complete(folder, result)
-            _account(run)
+            _account(run, spent)
             score = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
             progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned{optimistic}")
         if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
             choose_epochs(run)
+        tuning = time.monotonic()
         metrics = tune(run)
+        spent.tune = time.monotonic() - tuning
+        _account(run, spent)
         run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
         write_card(run, metrics)
     return run
@@ -434,6 +434,17 @@ def make_folds(recipe: Recipe, data: Dataset, fold_table: Table | None = None) -
     return fold
 
 
+def chosen_folds(fold: np.ndarray, folds: Sequence[int] | None = None) -> list[int]:
+    """The folds that are asked for, or all that hold rows out. Raises RecipeError for one that there is not."""
+    numbers = sorted({int(f) for f in fold if f >= 0})
+    unknown = sorted(set(folds or ()) - set(numbers))
+    if unknown:
+        raise RecipeError(
+            f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
+        )
+    return numbers if folds is None else list(dict.fromkeys(folds))
+
+
 def _check_rows(data: Dataset, fold: np.ndarray) -> None:
     """Refuse folds of which nothing can be scored, or from which nothing can be learnt."""
     if len(np.unique(data.groups[fold >= 0])) < 2:
@@ -456,7 +467,10 @@ def _complete(folder: FoldFolder, result: FoldResult) -> None:
     write_array(folder.oof_logits, result.oof_logits)
     if result.test_logits is not None:
         write_array(folder.test_logits, result.test_logits)
-    write_json(folder.info, {"pos_weight": result.pos_weight.tolist()} | result.info | folder.answer_counts())
+    info = {"pos_weight": result.pos_weight.tolist()} | result.info
+    info["predict_rows_per_second"] = round(info["predict_pieces"] / max(info["seconds"]["predict"], 1e-9), 2)
+    info["peak_memory_bytes"] = peak_memory()
+    write_json(folder.info, info | folder.answer_counts())
     folder.state.unlink(missing_ok=True)
 
 
@@ -495,29 +509,56 @@ def _gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
-def _account(run: RunFolder) -> None:
-    """Where time and memory went, summed over the finished folds."""
+class _Session:
+    """What this start of a run spends beside its folds, on top of what earlier starts spent.
+
+    Parameters
+    ----------
+    started : by `time.monotonic`; all from there to now is loading, or tokenising
+    """
+
+    def __init__(self, run: RunFolder, learner: Learner, started: float) -> None:
+        self._learner, self.tune = learner, 0.0
+        self._before, self._reused = run.info.get("seconds", {}), run.info.get("reused", {})
+        self._start = time.monotonic() - started - sum(learner.seconds.values())
+
+    def seconds(self) -> dict[str, float]:
+        own = dict(self._learner.seconds)
+        own["load"] = own.get("load", 0.0) + self._start
+        own["tune"] = self.tune
+        return {phase: self._before.get(phase, 0.0) + value for phase, value in own.items()}
+
+    def reused(self) -> dict[str, int]:
+        return self._reused | self._learner.reused
+
+
+def _account(run: RunFolder, session: _Session) -> None:
+    """Where time and memory went: summed over the finished folds, whichever start trained them."""
     folds = [read_json(run.fold(number).info) for number in run.finished_folds]
-    seconds = {phase: round(sum(f["seconds"][phase] for f in folds), 1) for phase in ("train", "predict")}
-    values: dict[str, Any] = {
-        "seconds": seconds,
-        "peak_memory_bytes": max(_peak_memory(), run.info.get("peak_memory_bytes", 0)),
-    }
+    of_folds = {phase: sum(f["seconds"].get(phase, 0.0) for f in folds) for f in folds for phase in f["seconds"]}
+    seconds = {phase: round(value, 3) for phase, value in (session.seconds() | of_folds).items()}
+    values: dict[str, Any] = {"seconds": seconds, "reused": session.reused()}
+    if not folds:
+        run.update_info(**values)
+        return
+    values["peak_memory_bytes"] = max(f["peak_memory_bytes"] for f in folds)
     pieces = sum(f.get("train_pieces", f["train_rows"]) for f in folds)
     if pieces > (rows := sum(f["train_rows"] for f in folds)):
         values["pieces_per_row"] = round(pieces / rows, 3)  # what is a row in rows per second is then a piece of a text
+    predicted = sum(f["predict_pieces"] for f in folds)
+    values["predict_rows_per_second"] = round(predicted / max(of_folds["predict"], 1e-9), 2)
     processed = [f["processed"] for f in folds if "processed" in f]
     if processed:
         rows, tokens, padded = (sum(p[key] for p in processed) for key in ("rows", "tokens", "padded_tokens"))
         values |= {
-            "train_rows_per_second": round(rows / max(seconds["train"], 1e-9), 2),
-            "train_tokens_per_second": round(tokens / max(seconds["train"], 1e-9), 1),
+            "train_rows_per_second": round(rows / max(of_folds["train"], 1e-9), 2),
+            "train_tokens_per_second": round(tokens / max(of_folds["train"], 1e-9), 1),
             "padding_share": round(1 - tokens / max(padded, 1), 4),
         }
     run.update_info(**values)
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Bytes at the peak: of the GPU where one is used, else of this process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -114,10 +114,15 @@ class Classifier:
     def _decide(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         texts = [texts] if isinstance(texts, str) else list(texts)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
+        seconds = 0.0
         with Progress(len(self._folders), self._show) as progress:
             for i, folder in enumerate(self._folders):
                 logits[i] = self._learner.predict(folder, texts)
+                seconds += self._learner.predict_seconds
                 progress.fold_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._learner.notes]))
+            n_models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
+            rate = len(texts) * len(self._folders) / max(seconds, 1e-9)
+            progress.say(f"{len(texts)} rows by {n_models} in {seconds:.1f} s: {rate:.0f} rows/s by each")
         decisions = self.run.decisions()
         per_fold = decisions.probabilities(logits, self._weights[:, None, :])
         return decisions.together(per_fold, self.thresholds, self.prediction)

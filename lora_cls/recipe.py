@@ -346,6 +346,8 @@ class Engine(Section):
     """Keep on disk what the layers below the lowest adapter say of each text, for all folds, epochs and later runs."""
     prefix_cache_gb: float = Field(default=20.0, gt=0)
     """How large that cache may get, over all runs; what was used least recently goes first."""
+    token_cache: bool = True
+    """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
 
 
 def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora: bool) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lora_cls.data.token_cache import TokenCache
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.recipe import Data
 
@@ -133,7 +134,12 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode(
-    tokenizer: Any, texts: Sequence[str], data: Data, frame: Frame | None = None, split_special_tokens: bool = False
+    tokenizer: Any,
+    texts: Sequence[str],
+    data: Data,
+    frame: Frame | None = None,
+    split_special_tokens: bool = False,
+    cache: TokenCache | None = None,
 ) -> Tokens:
     """Tokenise once, without padding.
 
@@ -146,6 +152,7 @@ def encode(
     data : max_length, and what to do with texts beyond it (long_text, chunk_stride, max_chunks)
     frame : what stands around each piece; the tokenizer's own special tokens where None
     split_special_tokens : a text that spells a special token (`<|im_end|>`) is read as those letters, not as the token
+    cache : where the ids of the same texts may be kept from before
 
     Raises
     ------
@@ -163,17 +170,34 @@ def encode(
     ids: list[np.ndarray] = []
     text_of: list[int] = []
     truncated = np.zeros(len(texts), dtype=bool)
-    options = {"split_special_tokens": True} if split_special_tokens else {}  # else as the tokenizer itself says
-    for begin, end in _stretches(texts):
-        led = [frame.lead + text for text in texts[begin:end]]
-        bodies = tokenizer(led, add_special_tokens=False, verbose=False, **options)["input_ids"]
-        for i, body in enumerate(bodies, begin):
-            pieces, truncated[i] = _pieces(body, room, data)
-            for piece in pieces:
-                whole = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
-                ids.append(np.asarray(whole, dtype=np.int64))
-                text_of.append(i)
+    for i, body in enumerate(_bodies(tokenizer, texts, frame.lead, split_special_tokens, cache)):
+        pieces, truncated[i] = _pieces(body, room, data)
+        for piece in pieces:
+            whole = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
+            ids.append(np.asarray(whole, dtype=np.int64))
+            text_of.append(i)
     return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length)
+
+
+def _bodies(
+    tokenizer: Any, texts: Sequence[str], lead: str, split_special_tokens: bool, cache: TokenCache | None
+) -> Iterator[list[int]]:
+    """Token ids of every whole text, without special tokens; from the cache where they are kept."""
+    key = cache.key(tokenizer, texts, lead, str(split_special_tokens)) if cache is not None else None
+    known = cache.read(key) if cache is not None and key is not None else None
+    if known is not None:
+        yield from (found.tolist() for found in known)
+        return
+    options = {"split_special_tokens": True} if split_special_tokens else {}  # else as the tokenizer itself says
+    kept: list[np.ndarray] = []
+    for begin, end in _stretches(texts):
+        led = [lead + text for text in texts[begin:end]]
+        for body in tokenizer(led, add_special_tokens=False, verbose=False, **options)["input_ids"]:
+            if key is not None:
+                kept.append(np.asarray(body, dtype=np.int32))
+            yield body
+    if cache is not None and key is not None:
+        cache.write(key, kept)
 
 
 def _stretches(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -279,10 +303,3 @@ def shuffled_batches(lengths: np.ndarray, batch_size: int, rng: np.random.Genera
         part = part[np.argsort(lengths[part], kind="stable")]
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def sorted_batches(lengths: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-    """Every row once, longest first: a batch too large for the memory fails at once, not after an hour."""
-    order = np.argsort(-lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]

@@ -14,6 +14,19 @@ from lora_cls.runs import RunFolder, read_json
 
 if TYPE_CHECKING:
     from lora_cls.checking import Check
+    from lora_cls.training.estimate import Estimate
+
+PHASES = {
+    "load": "loading",
+    "tokenize": "tokenizing",
+    "prefix": "lower layers (once)",
+    "train": "training",
+    "score": "choosing among epochs",
+    "predict": "prediction",
+    "save": "writing",
+    "tune": "thresholds and scores",
+}
+REUSED = {"token_ids": "token ids of {} texts", "hidden_states": "lower layers' hidden states of {} texts"}
 
 
 def print_run(run: RunFolder) -> None:
@@ -40,19 +53,25 @@ def print_run(run: RunFolder) -> None:
         "binary": f"Accuracy {scores['exact_match']:.4f}. ",
     }.get(metrics["task"], f"Micro-F1 {scores['micro_f1']:.4f}, exact match {scores['exact_match']:.4f}. ")
     say(more + metrics["note"])
-    seconds = info.get("seconds", {})
-    cost = f"Training {seconds.get('train', 0) / 60:.1f} min, prediction {seconds.get('predict', 0) / 60:.1f} min, "
-    cost += f"peak memory {info.get('peak_memory_bytes', 0) / 2**30:.2f} GiB"
+    cost = ", ".join(
+        f"{PHASES[phase]} {value / 60:.1f} min"
+        for phase, value in sorted(info["seconds"].items(), key=lambda found: -found[1])
+        if value >= 3 or phase in ("train", "predict")
+    )
+    cost = f"{cost[:1].upper()}{cost[1:]}, peak memory {info['peak_memory_bytes'] / 2**30:.2f} GiB"
+    unit = "rows"
     if "train_rows_per_second" in info:
-        per_row, unit = info.get("pieces_per_row"), "rows"
+        per_row = info.get("pieces_per_row")
         if per_row is not None:
             cost += f", {per_row:.2f} pieces per row"
             unit = "pieces"
         cost += (
-            f", {info['train_rows_per_second']:.0f} {unit}/s, {info['train_tokens_per_second']:.0f} tokens/s, "
+            f", trained {info['train_rows_per_second']:.0f} {unit}/s, {info['train_tokens_per_second']:.0f} tokens/s, "
             f"{info['padding_share']:.0%} padding"
         )
-    say(cost + ".")
+    say(f"{cost}, predicted {info['predict_rows_per_second']:.0f} {unit}/s.")
+    if info["reused"]:
+        say("Reused: " + ", ".join(REUSED[name].format(number) for name, number in info["reused"].items()) + ".")
     unfinished = metrics["n_splits"] - len(metrics["folds_finished"])
     if unfinished:
         left = "1 fold is" if unfinished == 1 else f"{unfinished} folds are"
@@ -91,6 +110,8 @@ def print_check(found: Check) -> None:
         )
     if found.memory:
         say(memory_sentence(found.memory, found.recipe.train.per_device_train_batch_size))
+    if found.estimate:
+        say(time_sentence(found.estimate))
     duplicates = train["duplicates"]
     conflicts = [" and ".join(ids) for ids in duplicates["conflicting_examples"]]
     say(
@@ -110,6 +131,20 @@ def memory_sentence(memory: dict[str, Any], rows: int) -> str:
         f"Training takes about {gib['total']} GiB {where}, estimated: base {gib['base']}, adapters and head "
         f"{gib['adapters']}, gradients and optimizer {gib['optimizer']}, activations of {rows} texts of "
         f"{memory['length']} tokens {gib['activations']}, libraries {gib['libraries']}."
+    )
+
+
+def time_sentence(found: Estimate) -> str:
+    """The estimate of minutes by phase, and what was measured for it."""
+    phases = ", ".join(f"{PHASES[name]} {value / 60:.1f}" for name, value in found.seconds.items() if value >= 1)
+    folds, epochs = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((found.folds, "fold"), (found.epochs, "epoch")))
+    lengths = f"{found.lengths[0]} to {found.lengths[-1]}" if len(found.lengths) > 1 else str(found.lengths[0])
+    return (
+        f"The run takes about {found.total / 60:.1f} minutes here ({folds} of {epochs}): {phases}. Measured in "
+        f"{found.measuring_seconds:.0f} s: {found.steps} training steps on batches of {lengths} tokens "
+        f"({found.train_rows_per_second:.0f} rows/s over all batches), {found.predictions} batches predicted "
+        f"({found.predict_rows_per_second:.0f} rows/s); they took {found.peak_memory_bytes / 2**30:.2f} GiB at their "
+        "peak. Thresholds and scores come on top."
     )
 
 

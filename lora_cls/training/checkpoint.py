@@ -26,15 +26,15 @@ class FoldState:
     epoch : finished epochs
     scores : of the finished epochs, where `train.select` chooses by them
     best_epoch : the one that it chooses so far
-    seconds : spent in training
-    rows, tokens, padded_tokens : processed in that time; padded_tokens counts tokens and padding
+    seconds : spent in training (`train`), on choosing among epochs (`score`), and in writing (`save`)
+    rows, tokens, padded_tokens : processed in training; padded_tokens counts tokens and padding
     scaler : state of the fp16 gradient scaler
     """
 
     epoch: int = 0
     scores: list[Score] = field(default_factory=list)
     best_epoch: int | None = None
-    seconds: float = 0.0
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "score": 0.0, "save": 0.0})
     rows: int = 0
     tokens: int = 0
     padded_tokens: int = 0

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lora_cls.data import Dataset
-from lora_cls.data.tokens import Frame, Tokens, encode, pad, sorted_batches
+from lora_cls.data.tokens import Frame, Tokens, encode, pad
 from lora_cls.errors import RecipeError, TrainingError
 from lora_cls.modeling.answers import Context, LabelAnswers, answer_format
 from lora_cls.modeling.chat import Chat
@@ -113,7 +113,7 @@ class GenerativeLearner(TransformerLearner):
                 f"answer {longest}{f', and chunk_stride {stride}' if stride else ''}. Raise it, or shorten the prompt."
             )
         room = data.model_copy(update={"max_length": data.max_length - longest})
-        return encode(self.tokenizer, texts, room, self.frame, split_special_tokens=True)
+        return encode(self.tokenizer, texts, room, self.frame, split_special_tokens=True, cache=self.token_cache)
 
     def _frame(self) -> Frame:
         given = Chat(**self._given_chat) if self._given_chat else None
@@ -156,8 +156,8 @@ class GenerativeLearner(TransformerLearner):
         assert isinstance(model, LabelWriter)
         logits = np.empty((len(tokens.ids), self.n_labels), dtype=np.float32)
         written: list[tuple[int, str, bool]] = [(0, "", False)] * len(logits)
-        model.eval()
-        for pieces in sorted_batches(tokens.lengths, self.recipe.train.per_device_eval_batch_size):
+
+        def answer_pieces(pieces: np.ndarray) -> None:
             prompts = [tokens.ids[piece] for piece in pieces]
             paths, known = [], []
             for piece, (ids, steps) in zip(
@@ -171,6 +171,9 @@ class GenerativeLearner(TransformerLearner):
                 known.append({tuple(ids[:t]): step for t, step in enumerate(steps)})
                 written[piece] = (int(tokens.text[piece]), answer, path is not None)
             logits[pieces] = self._scores(model, prompts, paths, known)
+
+        model.eval()
+        self.batches.each(tokens.lengths, answer_pieces)
         if not np.isfinite(logits).all():
             raise TrainingError(
                 "The model answers with values that are not finite numbers. Set backbone.dtype: float32."
@@ -198,14 +201,16 @@ class GenerativeLearner(TransformerLearner):
             ends = [a for a, b in pairwise(contexts) if b[: len(a)] != a] + contexts[-1:]
             jobs += [(i, context) for context in ends]
         rows = [np.concatenate([prompts[i], np.array(context, dtype=np.int64)]) for i, context in jobs]
-        size = self.recipe.train.per_device_eval_batch_size
-        for batch in sorted_batches(np.array([len(row) for row in rows]), size):
+
+        def score(batch: np.ndarray) -> None:
             n_last = 1 + max(len(jobs[b][1]) for b in batch)
             values = model.log_proba([rows[b] for b in batch], n_last, self.answers.columns, self.pad_id)
             for b, value in zip(batch, values, strict=True):
                 i, context = jobs[b]
                 for length in range(len(context) + 1):
                     found[i][context[:length]] = value[n_last - 1 - len(context) + length]
+
+        self.batches.each(np.array([len(row) for row in rows]), score)
         return np.array([self.answers.scores(path, values) for path, values in zip(paths, found, strict=True)])
 
     def _load(self, dtype: torch.dtype, attention: str) -> nn.Module:

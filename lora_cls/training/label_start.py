@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from lora_cls.data.tokens import Tokens, sorted_batches
+from lora_cls.data.tokens import Tokens
 from lora_cls.modeling.adapter import trainable_head
 from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.training.batches import EvalBatches
 
 START_ROWS = 1024  # enough for a mean and an AUC, and less than a minute's reading
 
@@ -72,15 +73,18 @@ class LabelStart:
         head.start(self.directions.to(device), self.pooled[torch.from_numpy(mine)].to(device), level)
 
 
-def read_pooled(model: SequenceClassifier, tokens: Tokens, *, batch_size: int, pad_id: int) -> torch.Tensor:
+def read_pooled(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBatches, pad_id: int) -> torch.Tensor:
     """What the head would read of each text (of its first piece), Tensor of shape (n_texts, hidden_size), float32."""
     first = np.append(0, np.cumsum(tokens.n_pieces)[:-1]) if tokens.n_texts else np.zeros(0, dtype=np.int64)
     found: list[torch.Tensor | None] = [None] * len(first)
+
+    def answer(texts: np.ndarray) -> None:
+        ids, mask = tokens.batch(first[texts], pad_id)
+        pooled = model.pooled(torch.from_numpy(ids), torch.from_numpy(mask)).cpu()
+        for i, row in zip(texts, pooled, strict=True):
+            found[i] = row
+
     model.eval()
     with torch.no_grad():
-        for texts in sorted_batches(tokens.lengths[first], batch_size):
-            ids, mask = tokens.batch(first[texts], pad_id)
-            pooled = model.pooled(torch.from_numpy(ids), torch.from_numpy(mask)).cpu()
-            for i, row in zip(texts, pooled, strict=True):
-                found[i] = row
+        batches.each(tokens.lengths[first], answer)
     return torch.stack([row for row in found if row is not None])

@@ -41,6 +41,16 @@ class Learner(Protocol):
     """Where the base model was loaded from: a folder or a hub id; None without one."""
     notes: list[str]
     """What the user should know of the last `predict`."""
+    seconds: dict[str, float]
+    """Spent so far on what belongs to no fold: `load` (the base model), `tokenize`, `prefix` (layers below the lowest
+    adapter)."""
+    predict_seconds: float
+    """Spent in the last `predict`, loading the base left out."""
+
+    @property
+    def reused(self) -> dict[str, int]:
+        """What was found in caches on disk instead of being computed, by name and number."""
+        ...
 
     def prepare(self) -> None:
         """Load and measure all that does not depend on the fold, so that what cannot work fails before a run folder

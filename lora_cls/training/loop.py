@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_cls.data.tokens import Tokens, shuffled_batches, sorted_batches
+from lora_cls.data.tokens import Tokens, shuffled_batches
 from lora_cls.errors import TrainingError
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
+from lora_cls.training.batches import EvalBatches, is_out_of_memory, training_memory_error
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
 from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress
@@ -71,6 +72,12 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW over what is trained."""
+    device = next(model.parameters()).device
+    return torch.optim.AdamW(parameter_groups(model, recipe), fused=device.type in ("cuda", "cpu"))
+
+
 def epoch_seed(seed: int, fold: int, epoch: int) -> int:
     """All randomness derives from (seed, fold, epoch), never from what ran before."""
     return int(np.random.SeedSequence([seed, fold + 1, epoch]).generate_state(1)[0])
@@ -104,11 +111,10 @@ def train_fold(
     Raises
     ------
     TrainingError
-        If the loss is not a finite number; names fold, epoch and step.
+        If the loss is not a finite number, or the memory is full; names fold, epoch and step.
     """
     train, name = recipe.train, "all rows" if fold < 0 else f"fold {fold}"
-    device = next(model.parameters()).device
-    inner = torch.optim.AdamW(parameter_groups(model, recipe), fused=device.type in ("cuda", "cpu"))
+    inner = make_optimizer(model, recipe)
     state = FoldState()
     kept: dict[int, dict[str, torch.Tensor]] = {}
     if state_file.is_file():
@@ -136,28 +142,27 @@ def train_fold(
         for index in range(steps_per_epoch):
             step = (epoch - 1) * steps_per_epoch + index
             group = batches[index * accumulate : (index + 1) * accumulate]
-            n_rows = sum(len(rows) for rows in group)
-            total = torch.zeros((), device=device)
-            for rows in group:
-                loss, mask = objective.loss(model, rows)
-                state.rows, state.tokens = state.rows + len(rows), state.tokens + int(mask.sum())
-                state.padded_tokens += mask.size
-                loss = loss / n_rows
-                accelerator.backward(loss)
-                total += loss.detach()
-            accelerator.clip_grad_norm_([p for g in inner.param_groups for p in g["params"]], train.max_grad_norm)
-            for parameters in inner.param_groups:
-                factor = schedule(train.lr_scheduler_type, step, n_steps, n_warmup)
-                parameters["lr"] = parameters["initial_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            factor = schedule(train.lr_scheduler_type, step, n_steps, n_warmup)
+            try:
+                total, masks = accumulated_loss(model, objective, group, accelerator)
+                update(optimizer, factor, train.max_grad_norm, accelerator)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                longest = max(int(lengths[rows].max()) for rows in group)
+                where = f"{name}, epoch {epoch}, step {index + 1}"
+                raise training_memory_error(train, where, longest, error) from error
+            state.rows += sum(len(rows) for rows in group)
+            state.tokens += sum(int(mask.sum()) for mask in masks)
+            state.padded_tokens += sum(mask.size for mask in masks)
             losses.append(total)
             look = (index + 1) % CHECK_EVERY == 0 or index + 1 == steps_per_epoch
             if look:
                 _check_finite(losses, name, epoch, index + 1, recipe)
             progress.step(float(total) if look else None)
         seconds = time.monotonic() - started
-        state.epoch, state.seconds = epoch, state.seconds + seconds
+        state.epoch = epoch
+        state.seconds["train"] += seconds
         mean_loss = float(torch.stack(losses).mean())
         record = {
             "epoch": epoch,
@@ -168,6 +173,7 @@ def train_fold(
         }
         if not all(torch.isfinite(parameter).all() for parameter in trainable(model).values()):
             _not_finite("The weights are", f"{name}, epoch {epoch}, step {steps_per_epoch}", recipe)
+        started = time.monotonic()
         if score is not None:
             state.scores.append(score())
             record["selection_macro_f1"], record["selection_loss"] = state.scores[-1]
@@ -178,16 +184,44 @@ def train_fold(
                 kept[epoch] = snapshot(model)
         if after_epoch is not None:
             after_epoch(epoch)
+        state.seconds["score"] += time.monotonic() - started
         with metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
+        started = time.monotonic()
         save_state(state_file, model, inner, state, kept)
+        state.seconds["save"] += time.monotonic() - started
         progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(lengths) / seconds)
     accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
     if state.best_epoch is not None:
         restore(model, kept[state.best_epoch])
     return state
+
+
+def accumulated_loss(
+    model: nn.Module, objective: Objective, group: list[np.ndarray], accelerator: Any
+) -> tuple[torch.Tensor, list[np.ndarray]]:
+    """Gradients of the mean loss over the batches of one optimizer step; returns the loss and the batches' masks."""
+    n_rows = sum(len(rows) for rows in group)
+    total, masks = torch.zeros((), device=next(model.parameters()).device), []
+    for rows in group:
+        loss, mask = objective.loss(model, rows)
+        loss = loss / n_rows
+        accelerator.backward(loss)
+        total += loss.detach()
+        masks.append(mask)
+    return total, masks
+
+
+def update(optimizer: Any, factor: float, max_grad_norm: float, accelerator: Any) -> None:
+    """One step of the optimizer at `factor` of its learning rates, gradients clipped and then cleared."""
+    groups = optimizer.param_groups
+    accelerator.clip_grad_norm_([p for group in groups for p in group["params"]], max_grad_norm)
+    for parameters in groups:
+        parameters["lr"] = parameters["initial_lr"] * factor
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _check_finite(losses: list[torch.Tensor], name: str, epoch: int, step: int, recipe: Recipe) -> None:
@@ -213,22 +247,24 @@ def _keep_epochs(metrics_file: Path, last: int) -> None:
         metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
-def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batch_size: int, pad_id: int) -> np.ndarray:
+def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBatches, pad_id: int) -> np.ndarray:
     """Logits of every piece of text, ndarray of shape (n_pieces, n_labels), float32; longest batches first.
 
     Raises
     ------
     TrainingError
-        If a logit is not a finite number.
+        If a logit is not a finite number, or a single piece does not fit into the memory.
     """
     head: Any = model.base.score
     logits = np.empty((len(tokens.ids), head.out_features), dtype=np.float32)
+    def answer(pieces: np.ndarray) -> None:
+        ids, mask = tokens.batch(pieces, pad_id)
+        found = model(torch.from_numpy(ids), torch.from_numpy(mask))
+        logits[pieces] = found.cpu().numpy()
+
     model.eval()
     with torch.no_grad():
-        for pieces in sorted_batches(tokens.lengths, batch_size):
-            ids, mask = tokens.batch(pieces, pad_id)
-            found = model(torch.from_numpy(ids), torch.from_numpy(mask))
-            logits[pieces] = found.cpu().numpy()
+        batches.each(tokens.lengths, answer)
     if not np.isfinite(logits).all():
         raise TrainingError("The model answers with values that are not finite numbers. Set backbone.dtype: float32.")
     return logits

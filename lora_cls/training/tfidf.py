@@ -49,6 +49,9 @@ class TfidfLearner:
         self.choices: dict[str, Any] = {"device": "cpu"}
         self.backbone_path: str | None = None
         self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.predict_seconds = 0.0
+        self.reused: dict[str, int] = {}
 
     def prepare(self) -> None:
         """See `Learner.prepare`; nothing is to be loaded."""
@@ -81,6 +84,7 @@ class TfidfLearner:
         seconds = {"train": round(train_seconds, 3), "predict": round(time.monotonic() - started - train_seconds, 3)}
         info = {
             "train_rows": len(train_rows),
+            "predict_pieces": len(oof_rows) + (len(self.test) if self.test else 0),
             "seconds": seconds,
             "trainable_parameters": int(coef.size + intercept.size),
         }
@@ -143,11 +147,14 @@ class TfidfLearner:
         """See `Learner.predict`. Reads the saved files, so that what is scored is what was saved."""
         from scipy.sparse import hstack
 
+        started = time.monotonic()
         vectorizers, coef, intercept = _load(folder.model, self.settings)
         if not len(texts):
             return np.zeros((0, self.n_labels), dtype=np.float32)
         features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
-        return np.asarray(features @ coef.T + intercept, dtype=np.float32)
+        logits = np.asarray(features @ coef.T + intercept, dtype=np.float32)
+        self.predict_seconds = time.monotonic() - started
+        return logits
 
 
 def _weighted(

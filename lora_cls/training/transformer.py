@@ -11,6 +11,7 @@ import torch
 
 from lora_cls.data import Dataset
 from lora_cls.data.prompts import label_words, recipe_frame
+from lora_cls.data.token_cache import TokenCache
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
@@ -21,9 +22,10 @@ from lora_cls.modeling.loading import base_fingerprint, check_positions, load_ba
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
-from lora_cls.modeling.source import Source, find_source
+from lora_cls.modeling.source import Source, cache_folder, find_source
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, write_array
+from lora_cls.training.batches import EvalBatches
 from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import epoch_seed, make_accelerator, predict_logits, train_fold
@@ -69,6 +71,10 @@ class TransformerLearner:
         self.source: Source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
         self.backbone_path: str | None = self.source.path_or_id
         self.notes: list[str] = []
+        self.seconds = {"load": 0.0, "tokenize": 0.0, "prefix": 0.0}
+        self.predict_seconds = 0.0
+        self.batches = EvalBatches(recipe.train.per_device_eval_batch_size, self.progress.say)
+        self.token_cache = TokenCache(cache_folder() / "tokens") if recipe.engine.token_cache else None
         threads = given.get("num_threads") if train else None  # as frozen; answering needs no equal last digits
         threads = threads or recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
@@ -89,8 +95,10 @@ class TransformerLearner:
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
         self.pad_id = pad_token_id(self.tokenizer)
         self.frame = self._frame()
+        started = time.monotonic()
         self.train_tokens = self.encode(train.texts) if train else None
         self.test_tokens = self.encode(test.texts) if test else None
+        self.seconds["tokenize"] += time.monotonic() - started
         for name, tokens in (("training", self.train_tokens), ("test", self.test_tokens)):
             if tokens is not None and (note := long_text_note(tokens, recipe.data, name)):
                 self.progress.say(note)
@@ -104,7 +112,16 @@ class TransformerLearner:
         return recipe_frame(self.tokenizer, self.recipe.head, self.label_names)
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        return encode(self.tokenizer, texts, self.recipe.data, self.frame)
+        return encode(self.tokenizer, texts, self.recipe.data, self.frame, cache=self.token_cache)
+
+    @property
+    def reused(self) -> dict[str, int]:
+        """See `Learner.reused`."""
+        found = {
+            "token_ids": self.token_cache.reused if self.token_cache else 0,
+            "hidden_states": self.prefix_cache.used.reused if self.prefix_cache else 0,
+        }
+        return {name: number for name, number in found.items() if number}
 
     def prepare(self) -> None:
         """See `Learner.prepare`: loads the model, measures attention, and checks weights of the loss."""
@@ -140,14 +157,12 @@ class TransformerLearner:
         selection_rows = oof_rows
         if select == "inner":
             train_rows, selection_rows = hold_back(self.recipe, self.train, train_rows, fold)
-        weight = self._weight(train_rows)
-        accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
-        # read before the fold's own adapters are drawn: it resets the model
-        start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
-        model = self._fresh_model(fold)
-        if start is not None:
-            softmax = self.recipe.task == "single_label"
-            start.begin(model, train_rows, targets, weight, softmax, self.train.row_weight)
+        for tokens in (self.train_tokens, self.test_tokens):
+            if tokens is not None and (cache := self.open_prefix_cache(tokens)) is not None:
+                started = time.monotonic()
+                cache.fill(tokens, self.progress.say)
+                self.seconds["prefix"] += time.monotonic() - started
+        model, objective, weight, accelerator = self.begin_fold(fold, train_rows)
 
         def score() -> Score:
             logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
@@ -165,37 +180,62 @@ class TransformerLearner:
             if test_logits is not None:
                 write_array(kept.test_logits, test_logits)
 
-        objective = self._objective(train_rows, weight)
         state = train_fold(
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.progress,
             score=score if select in ("inner", "scored_fold") else None,
             after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs,
         )  # fmt: skip
-        self._save(model, folder)
         started = time.monotonic()
+        self._save(model, folder)
+        saved = time.monotonic()
         oof_logits, test_logits = self._answer(model, oof_rows, weight, folder)
-        seconds = time.monotonic() - started
+        seconds = state.seconds | {"predict": time.monotonic() - saved}
+        seconds["save"] += saved - started
         info = {
             "epoch": state.best_epoch or state.epoch,
             "train_rows": len(train_rows),
             "train_pieces": len(objective.lengths),  # more where long texts are read in chunks
             "processed": {"rows": state.rows, "tokens": state.tokens, "padded_tokens": state.padded_tokens},
-            "seconds": {"train": round(state.seconds, 3), "predict": round(seconds, 3)},
+            "predict_pieces": self._n_pieces(oof_rows),
+            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
         return FoldResult(oof_logits, test_logits, weight, info)
 
+    def begin_fold(self, fold: int, train_rows: np.ndarray) -> tuple[SequenceClassifier, Objective, np.ndarray, Any]:
+        """A fold's fresh model, what it is trained on, its positive or class weights, and its `Accelerator`."""
+        assert self.train is not None
+        weight = self._weight(train_rows)
+        accelerator = make_accelerator(self.dtype, self.device)  # each fold's own: its gradient scaler remembers
+        # read before the fold's own adapters are drawn: it resets the model
+        start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
+        model = self._fresh_model(fold)
+        if start is not None:
+            softmax = self.recipe.task == "single_label"
+            start.begin(model, train_rows, self._targets(), weight, softmax, self.train.row_weight)
+        return model, self._objective(train_rows, weight), weight, accelerator
+
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
         """See `Learner.predict`."""
         model = self._built()
+        started = time.monotonic()
         load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
         self._trained = True  # the base is no longer the pretrained one
         tokens = self.encode(texts)
-        if len(texts) >= WORTH_KEEPING:
-            self._compute_prefix(model, tokens)  # shared by the folds' adapters
+        if len(texts) >= WORTH_KEEPING and (cache := self.open_prefix_cache(tokens)) is not None:
+            cache.fill(tokens, self.progress.say)  # shared by the folds' adapters
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
-        return self._logits(model, tokens, folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels))
+        weight = folder.pos_weight(self.n_labels) if chunked else np.ones(self.n_labels)
+        logits = self._logits(model, tokens, weight)
+        self.predict_seconds = time.monotonic() - started
+        return logits
+
+    def _n_pieces(self, oof_rows: np.ndarray) -> int:
+        """Pieces of text that a fold answers for."""
+        assert self.train_tokens is not None
+        n_test = len(self.test_tokens.ids) if self.test_tokens is not None else 0
+        return int(self.train_tokens.n_pieces[oof_rows].sum()) + n_test
 
     def _weight(self, rows: np.ndarray) -> np.ndarray:
         """Positive or class weights by the given training rows, ndarray of shape (n_labels,)."""
@@ -230,8 +270,7 @@ class TransformerLearner:
 
     def _logits(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> np.ndarray:
         """Logits of every text, ndarray of shape (n_texts, n_labels), float32."""
-        size = self.recipe.train.per_device_eval_batch_size
-        logits = predict_logits(model, tokens, batch_size=size, pad_id=self.pad_id)
+        logits = predict_logits(model, tokens, batches=self.batches, pad_id=self.pad_id)
         return self.decisions.pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _choose_dtype(self, frozen: str | None) -> torch.dtype:
@@ -245,6 +284,7 @@ class TransformerLearner:
     def _built(self) -> SequenceClassifier:
         """The model, loaded on first use: a resume with nothing left to train never loads it."""
         if self._model is None:
+            started = time.monotonic()
             recipe = self.recipe
             assert recipe.backbone is not None
             # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
@@ -260,25 +300,22 @@ class TransformerLearner:
                 self.choices["global_attention"] = "first token"  # for the snippet of the run's README
             if "attn_implementation" not in self.choices:
                 self.choices["attn_implementation"] = self._choose_attention(self._model)
-            for tokens in (self.train_tokens, self.test_tokens):
-                if tokens is not None:
-                    self._compute_prefix(self._model, tokens)
+            self.seconds["load"] += time.monotonic() - started
         return self._model
 
-    def _compute_prefix(self, model: SequenceClassifier, tokens: Tokens) -> None:
-        """Have at hand what the layers below the lowest adapter say of these texts, where there are such layers."""
-        if self.recipe.engine.prefix_cache and model.n_frozen_layers and hasattr(model.base, HEAD):
-            if self.prefix_cache is None and not self._no_prefix:
-                self.prefix_cache = self._open_prefix_cache(model, tokens)
-                self._no_prefix = self.prefix_cache is None
-            if self.prefix_cache is not None:
-                self.prefix_cache.fill(tokens, self.progress.say)
+    def open_prefix_cache(self, tokens: Tokens) -> PrefixCache | None:
+        """The cache of what the layers below the lowest adapter say of texts; None where there are no such layers.
 
-    def _open_prefix_cache(self, model: SequenceClassifier, tokens: Tokens) -> PrefixCache | None:
-        engine = self.recipe.engine
+        `tokens` are texts to try it out on. Nothing is computed or read yet: see `PrefixCache.fill`.
+        """
+        model, engine = self._built(), self.recipe.engine
+        wanted = engine.prefix_cache and model.n_frozen_layers > 0 and hasattr(model.base, HEAD)
+        if self.prefix_cache is not None or not wanted or self._no_prefix:
+            return self.prefix_cache
         try:
             prefix = Prefix.find(model, tokens.ids[:2])
         except BackboneError as error:
+            self._no_prefix = True
             self.progress.say(
                 f"The {model.n_frozen_layers} layers below the lowest adapter are computed at every pass, as "
                 f"{type(model.base).__name__} cannot do without them: {error}"
@@ -287,9 +324,9 @@ class TransformerLearner:
         facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
         facts |= {"device": self.device.type, "quantization": str(self.recipe.quantization)}
         size = self.recipe.train.per_device_eval_batch_size
-        cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
-        model.reuse = cache.stand_in
-        return cache
+        self.prefix_cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
+        model.reuse = self.prefix_cache.stand_in
+        return self.prefix_cache
 
     def _load(self, dtype: torch.dtype, attention: str) -> torch.nn.Module:
         assert self.recipe.backbone is not None
@@ -325,8 +362,7 @@ class TransformerLearner:
             rng = np.random.default_rng(self.recipe.train.seed)
             rows = np.sort(rng.permutation(len(self.train))[:START_ROWS])
             self.progress.say(f"Reading {len(rows)} training rows for the labels' starting scores ...")
-            size = self.recipe.train.per_device_eval_batch_size
-            pooled = read_pooled(model, self.train_tokens.take(rows), batch_size=size, pad_id=self.pad_id)
+            pooled = read_pooled(model, self.train_tokens.take(rows), batches=self.batches, pad_id=self.pad_id)
             self._label_start = LabelStart(directions, pooled, rows)
         return self._label_start
 

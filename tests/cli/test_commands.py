@@ -46,7 +46,7 @@ def test_check(lora_cls, tmp_path):
 def test_check_counts_tokens(lora_cls, tmp_path, tiny_model):
     """`check` with a backbone says how long texts are and how many are cut, without loading weights."""
     (tmp_path / "r.yaml").write_text(f"backbone: {{name_or_path: '{tiny_model('bert')}'}}\ndata: {{max_length: 24}}\n")
-    out = lora_cls("check", "r.yaml", *DATA).out
+    out = lora_cls("check", "r.yaml", *DATA, "--no-measure").out
     assert "Tokens per train text" in out
     assert "Tokens per test text" in out
     assert "are longer than data.max_length 24: only their start is read" in out

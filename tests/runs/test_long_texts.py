@@ -118,7 +118,7 @@ def test_each_document_is_scored_once(chunked, documents):
         learner.predict(run.fold(number), ["a"])  # loads the fold
         for i, row in enumerate(rows):
             mine = tokens.take([row])
-            pieces = transformer.predict_logits(learner._model, mine, batch_size=32, pad_id=learner.pad_id)
+            pieces = transformer.predict_logits(learner._model, mine, batches=learner.batches, pad_id=learner.pad_id)
             np.testing.assert_allclose(oof[i], pieces.mean(axis=0), atol=1e-4)
 
 
@@ -268,6 +268,6 @@ def test_combined_as_the_recipe_says(short, documents, tmp_path):
     texts = list(documents["text"][:2])
     found = learner.predict(run.fold(0), texts)
     tokens = learner.encode(texts)
-    pieces = transformer.predict_logits(learner._model, tokens, batch_size=32, pad_id=learner.pad_id)
+    pieces = transformer.predict_logits(learner._model, tokens, batches=learner.batches, pad_id=learner.pad_id)
     assert np.array_equal(found, combine_pieces(pieces, tokens.text, np.ones(3), "max"))
     assert np.array_equal(found[1], pieces[tokens.text == 1].max(axis=0))

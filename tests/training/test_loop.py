@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from lora_cls.data import load_train
-from lora_cls.data.tokens import encode, pad_token_id, shuffled_batches, sorted_batches
+from lora_cls.data.tokens import encode, pad_token_id, shuffled_batches
 from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
 from lora_cls.evaluation import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.recipe import Data
 from lora_cls.runs import FoldFolder
+from lora_cls.training.batches import EvalBatches
 from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
 from lora_cls.training.losses import validation_loss
@@ -58,7 +59,7 @@ class Setup:
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def logits(self):
-        return predict_logits(self.model, self.tokens, batch_size=8, pad_id=self.pad_id)
+        return predict_logits(self.model, self.tokens, batches=EvalBatches(8), pad_id=self.pad_id)
 
 
 @pytest.fixture
@@ -143,16 +144,14 @@ def test_shuffled_batches():
     assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
 
 
-def test_sorted_batches_and_row_order(setup):
+def test_row_order(setup):
     """Answers come back in the order of the rows, though the longest are asked first; none of none."""
-    lengths = np.array([3, 9, 1, 9, 4])
-    assert [batch.tolist() for batch in sorted_batches(lengths, 2)] == [[1, 3], [4, 0], [2]]
     run = setup()
     logits = run.logits()
     shuffled = run.tokens.take([5, 3, 20])
-    found = predict_logits(run.model, shuffled, batch_size=8, pad_id=run.pad_id)
+    found = predict_logits(run.model, shuffled, batches=EvalBatches(8), pad_id=run.pad_id)
     np.testing.assert_allclose(found, logits[[5, 3, 20]], atol=1e-5)
-    none = predict_logits(run.model, run.tokens.take([]), batch_size=8, pad_id=0)
+    none = predict_logits(run.model, run.tokens.take([]), batches=EvalBatches(8), pad_id=0)
     assert none.shape == (0, 3) and none.dtype == np.float32
 
 
@@ -644,3 +643,19 @@ def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp
     result = learner.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
     assert [len(targets) for targets in seen] == [result.info["train_rows"] * -1 + 12 + len(extra)]
     assert len(seen[0]) <= 12
+
+
+def test_memory_full_in_training(setup, monkeypatch):
+    """A step that does not fit ends the run with the settings that would, and leaves the recipe as it is."""
+    run, calls = setup(), []
+
+    def loss(self, model, pieces):
+        calls.append(len(pieces))
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, model, pieces)
+
+    plain = ClassificationObjective.loss
+    monkeypatch.setattr(ClassificationObjective, "loss", loss)
+    with pytest.raises(TrainingError, match=r"fold 1, epoch 1, step 3; 8 rows of up to .*batch_size=4.*steps=2"):
+        run.train()

@@ -1,0 +1,118 @@
+"""Batches for prediction that halve where the memory is full, and how a full memory is told."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from lora_cls.errors import TrainingError
+from lora_cls.recipe import Train
+
+# PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own, nor has oneDNN, which asks by itself
+FULL = ("can't allocate memory", "out of memory", "could not create a primitive")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device, or of the machine, is full."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
+
+
+class EvalBatches:
+    """Batches of rows to predict, longest first; half as many rows from where the memory is full.
+
+    Parameters
+    ----------
+    size : rows per batch. Halved once, it stays so for later calls too: the memory has not grown
+    say : told each time that a smaller size was found to fit
+    """
+
+    def __init__(self, size: int, say: Callable[[str], None] | None = None) -> None:
+        self.size = self._told = size
+        self._say = say or (lambda _: None)
+
+    def each(self, lengths: np.ndarray, answer: Callable[[np.ndarray], None]) -> None:
+        """Call `answer` with the positions of every row once, a batch at a time, and again with fewer where it fails.
+
+        Raises
+        ------
+        TrainingError
+            If a single row does not fit.
+        """
+        order, start = np.argsort(-lengths, kind="stable"), 0
+        while start < len(order):
+            rows = order[start : start + self.size]
+            error = _full_memory(answer, rows)
+            if error is None:
+                start += len(rows)
+                if self.size < self._told:
+                    self._say(
+                        f"The memory is full with {self._told} rows at a time: from here on {self.size} are predicted "
+                        "at a time (train.per_device_eval_batch_size), with the same answers."
+                    )
+                    self._told = self.size
+                continue
+            if len(rows) == 1:
+                raise TrainingError(
+                    f"The memory is full while a single row of {int(lengths[rows[0]])} tokens is predicted ({error}). "
+                    "Make room on this machine, or lower data.max_length or head.prompt in a new run; data.long_text: "
+                    "chunk then still reads long texts to their end."
+                )
+            self.size = len(rows) // 2
+
+
+def _full_memory(answer: Callable[[np.ndarray], None], rows: np.ndarray) -> str | None:
+    """Call `answer`; what was said where the memory was full, None where it was not."""
+    try:
+        answer(rows)
+        return None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = first_line(error)
+    release_memory()  # only here: while the error is handled, its traceback holds what did not fit
+    return said
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's message; its name where there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def release_memory() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def training_memory_error(train: Train, where: str, n_tokens: int, error: BaseException) -> TrainingError:
+    """What to set where a training step does not fit: the same step in smaller pieces, where there are any.
+
+    Parameters
+    ----------
+    where : fold, epoch and step
+    n_tokens : of the longest row in the batch
+    error : what said that the memory is full
+    """
+    size, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
+    more = "" if train.gradient_checkpointing else ", train.gradient_checkpointing=true"
+    if size > 1:
+        half = size // 2
+        steps = -(-size * accumulate // half)
+        same = "the same" if half * steps == size * accumulate else "nearly the same"
+        advice = (
+            f"--set train.per_device_train_batch_size={half} --set train.gradient_accumulation_steps={steps} makes "
+            f"{same} steps ({half * steps} rows) with about half the memory for activations. More: a lower "
+            f"data.max_length{more}, a quantized base."
+        )
+    else:
+        advice = f"One row is a batch already. Lower data.max_length{more}, or quantize the base."
+    return TrainingError(
+        f"The memory is full while training ({where}; {size} rows of up to {n_tokens} tokens at a time: "
+        f"{first_line(error)}). In a new run with another --out: {advice}"
+    )
