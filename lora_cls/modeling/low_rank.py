@@ -116,7 +116,7 @@ class _Forward:
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         module = self.module
-        if args or kwargs or module.merged or module.disable_adapters:
+        if args or kwargs or module.merged or module.disable_adapters or module.active_adapters != ["default"]:
             return self.peft_forward(x, *args, **kwargs)
         base, scaling = module.base_layer, module.scaling["default"]
         a, b = module.lora_A["default"].weight, module.lora_B["default"].weight

@@ -66,19 +66,18 @@ class _Pass(_StandIn):
 
 
 class _Supply(_Pass):
-    """Hands out known hidden states, zeros at padding."""
+    """Hands out known hidden states, zeros at padding, on whichever side that stands."""
 
-    def __init__(self, layer: nn.Module, form: Form, rows: Sequence[torch.Tensor]) -> None:
+    def __init__(self, layer: nn.Module, form: Form, rows: Sequence[torch.Tensor], mask: torch.Tensor) -> None:
         super().__init__(layer, form)
-        self.__dict__["rows"] = rows
+        self.__dict__["rows"], self.__dict__["mask"] = rows, mask
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         form, rows = self.form, self.rows
         shape = list(hidden_states.shape)
-        n_tokens = shape[form.token_axis]  # some models pad further, inside (Longformer)
+        n_tokens = shape[form.token_axis]  # some models pad further on the right, inside (Longformer)
         padded = torch.zeros(len(rows), n_tokens, rows[0].shape[1], dtype=rows[0].dtype)
-        for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = row
+        padded[:, : self.mask.shape[1]][self.mask] = torch.cat(list(rows))
         return form.wrap(form.turn(padded.to(hidden_states.device, non_blocking=True)))
 
 
@@ -155,7 +154,7 @@ class Prefix:
                 rows = prefix.hidden(few)
                 device = next(model.parameters()).device
                 plain = model.last_hidden_state(input_ids.to(device), mask.to(device))
-                with prefix.stand_in(rows):
+                with prefix.stand_in(rows, mask.bool()):
                     stood_in = model.last_hidden_state(input_ids.to(device), mask.to(device))
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
             # whatever a model of foreign code does with a layer that is none
@@ -182,10 +181,16 @@ class Prefix:
         return [row[: len(piece)] for row, piece in zip(hidden, ids, strict=True)]
 
     @contextmanager
-    def stand_in(self, rows: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Within it, the model takes these hidden states (see `hidden`) instead of computing the prefix."""
+    def stand_in(self, rows: Sequence[torch.Tensor], mask: torch.Tensor) -> Iterator[None]:
+        """Within it, the model takes these hidden states (see `hidden`) instead of computing the prefix.
+
+        Parameters
+        ----------
+        rows : hidden states of the batch's texts
+        mask : Tensor of shape (n_rows, n_tokens), bool, on the CPU: where in the batch they stand
+        """
         stand_ins: list[nn.Module] = [_Pass(layer, self.form) for layer in list(self.layers)[: self.n_layers - 1]]
-        stand_ins.append(_Supply(self.layers[self.n_layers - 1], self.form, rows))
+        stand_ins.append(_Supply(self.layers[self.n_layers - 1], self.form, rows, mask))
         with self._replaced(dict(enumerate(stand_ins))):
             yield
 

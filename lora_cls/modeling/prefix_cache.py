@@ -34,6 +34,7 @@ from lora_cls.modeling.source import cache_folder
 
 STRETCH_BYTES = 128 * 2**20
 SPARE_BYTES = 2 * 2**30  # of a disk, left alone
+STALE_SECONDS = 24 * 3600  # scratch files and locks older than this belong to processes that were killed
 
 
 @dataclass
@@ -58,6 +59,10 @@ class Reuse:
     bytes: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+
+
+class _NoRoomError(Exception):
+    """The limit or the disk is too small for the texts."""
 
 
 class PrefixCache:
@@ -87,20 +92,21 @@ class PrefixCache:
         self._base_key: str | None = None
         self._row_bytes = 0
         self._rows: dict[bytes, tuple[torch.Tensor, int, int]] = {}  # file, and where in it
+        self._files: set[Path] = set()  # that those lie in
 
     def stand_in(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> AbstractContextManager[None]:
         """A context in which the model takes the hidden states of this batch from the cache, if it has them all."""
-        ids, lengths = input_ids.cpu().numpy(), attention_mask.sum(1).tolist()
-        found = [self._rows.get(_digest(row[:n])) for row, n in zip(ids, lengths, strict=True)]
+        ids, mask = input_ids.cpu().numpy(), attention_mask.cpu().bool()
+        found = [self._rows.get(_digest(row[real])) for row, real in zip(ids, mask.numpy(), strict=True)]
         known = [place[0][place[1] : place[2]] for place in found if place is not None]
-        return self.prefix.stand_in(known) if len(known) == len(found) else nullcontext()
+        return self.prefix.stand_in(known, mask) if len(known) == len(found) else nullcontext()
 
     def fill(self, tokens: Tokens, said: Callable[[str], None] = lambda _: None) -> None:
         """Make the hidden states of every piece of text known: from files, or computed now and written.
 
         Two processes may fill at once: each takes what the other has not begun, and both read all of it. Where the
-        limit or the disk is too small for these texts they stay unknown, and are computed at every pass; a note says
-        so.
+        limit or the disk is too small for these texts, or the folder cannot be written, they stay unknown and are
+        computed at every pass; a note says so.
         """
         started = time.monotonic()
         pieces = {_digest(piece): piece for piece in tokens.ids}
@@ -112,55 +118,74 @@ class PrefixCache:
             self._row_bytes = row.shape[1] * row.element_size()
             self._base_key = self._key_of_base(row.dtype)
         stretches = list(self._stretches(missing))
-        needed = sum(map(len, missing)) * self._row_bytes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        absent = [stretch for stretch in stretches if not self._path(stretch).is_file()]
-        to_write = sum(stretch.n_tokens for stretch in absent) * self._row_bytes
-        free = shutil.disk_usage(self.folder).free - SPARE_BYTES
-        if needed > self.limit_bytes or to_write > free:
-            which = "engine.prefix_cache_gb allows" if needed > self.limit_bytes else "the disk has"
-            room = min(self.limit_bytes, free)
-            self.used.notes.append(
-                f"The hidden states of {len(missing)} texts would take {_size(needed)}, and {which} {_size(room)}: "
-                "the lower layers are computed anew at every pass."
+        try:
+            self._make_room(stretches)
+            for wait in (False, True):  # first what nobody else is at
+                stretches = [stretch for stretch in stretches if not self._read_or_compute(stretch, wait, said)]
+        except _NoRoomError as error:
+            self._note(f"{error}: the lower layers are computed anew at every pass.", said)
+        except (OSError, SafetensorError) as error:
+            self._note(
+                f"The prefix cache in {self.folder} cannot be written ({error}): where it has no hidden states, the "
+                "lower layers are computed anew at every pass.",
+                said,
             )
-            said(self.used.notes[-1])
-            return
-        self._evict(to_write, {self._path(stretch) for stretch in stretches})
-        for wait in (False, True):  # first what nobody else is at
-            stretches = [stretch for stretch in stretches if not self._read_or_compute(stretch, wait, said)]
-        self.used.bytes += needed
         self.used.seconds = round(self.used.seconds + time.monotonic() - started, 3)
+
+    def _note(self, note: str, said: Callable[[str], None]) -> None:
+        self.used.notes.append(note)
+        said(note)
+
+    def _make_room(self, stretches: Sequence[Stretch]) -> None:
+        """Remove what was used least recently, if the limit asks for it; never what this cache uses itself."""
+        needed = sum(stretch.n_tokens for stretch in stretches) * self._row_bytes
+        paths = {self._path(stretch): stretch for stretch in stretches}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        to_write = sum(stretch.n_tokens for path, stretch in paths.items() if not path.is_file()) * self._row_bytes
+        free = max(0, shutil.disk_usage(self.folder).free - SPARE_BYTES)
+        left = max(0, self.limit_bytes - self.used.bytes)
+        if needed > left or to_write > free:
+            which = "engine.prefix_cache_gb leaves" if needed > left else "the disk has"
+            n_texts = sum(len(stretch.ids) for stretch in stretches)
+            raise _NoRoomError(
+                f"The hidden states of {n_texts} texts would take {_size(needed)}, and {which} "
+                f"{_size(left if needed > left else free)}"
+            )
+        self._evict(to_write, self._files | set(paths))
 
     def _read_or_compute(self, stretch: Stretch, wait: bool, said: Callable[[str], None]) -> bool:
         """Whether the stretch is known now; False where another process is at it."""
-        path = self._path(stretch)
-        if self._read(stretch, said):
-            self.used.reused += len(stretch.ids)
+        if self._read(stretch):
             return True
+        path = self._path(stretch)
         lock = FileLock(path.with_suffix(".lock"))
         try:
-            with lock.acquire(timeout=-1 if wait else 0):
-                if self._read(stretch, said):
-                    self.used.reused += len(stretch.ids)
-                    return True
-                n_tokens = stretch.n_tokens
-                said(
-                    f"Layers 0 to {self.prefix.n_layers - 1}, once for {len(stretch.ids)} texts "
-                    f"({_size(n_tokens * self._row_bytes)}) ..."
-                )
-                self._write(stretch)
-                assert self._read(stretch, said), f"{path} cannot be read back"
-                self.used.computed += len(stretch.ids)
-                return True
+            lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             return False
-        finally:
+        try:
+            if self._read(stretch):  # while this process waited
+                return True
             if path.is_file():
-                with suppress(OSError):  # a process that waits for it finds the file
-                    path.with_suffix(".lock").unlink()
+                said(f"{path.name} in the prefix cache is damaged: computed again.")
+            said(
+                f"Layers 0 to {self.prefix.n_layers - 1}, once for {len(stretch.ids)} texts "
+                f"({_size(stretch.n_tokens * self._row_bytes)}) ..."
+            )
+            whole = self._compute(stretch)
+            self._write(stretch, whole)
+            mapped = self._intact(stretch)
+            # another process may have removed it at once, to keep a smaller limit
+            self._take(stretch, whole if mapped is None else mapped)
+            self.used.computed += len(stretch.ids)
+            return True
+        finally:
+            lock.release()
+            with suppress(OSError):  # a process that waits for it finds the file
+                path.with_suffix(".lock").unlink()
 
-    def _write(self, stretch: Stretch) -> None:
+    def _compute(self, stretch: Stretch) -> torch.Tensor:
+        """Hidden states of a stretch, Tensor of shape (n_tokens, hidden_size)."""
         lengths = np.array([len(piece) for piece in stretch.ids])
         starts = np.append(0, np.cumsum(lengths))
         whole: torch.Tensor | None = None
@@ -174,33 +199,49 @@ class PrefixCache:
                 whole[starts[i] : starts[i + 1]] = row
         model.train(was_training)
         assert whole is not None
-        path = self._path(stretch)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({"hidden": whole}, scratch, metadata={"crc32": str(_crc32(whole))})
-        os.replace(scratch, path)
+        return whole
 
-    def _read(self, stretch: Stretch, said: Callable[[str], None]) -> bool:
-        """Take a stretch from its file; False where there is none. A damaged one is removed."""
+    def _write(self, stretch: Stretch, whole: torch.Tensor) -> None:
+        path = self._path(stretch)
+        for left in self.folder.glob(f".{path.name}.*.tmp"):  # this process holds the lock: its writer was killed
+            left.unlink(missing_ok=True)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file({"hidden": whole}, scratch, metadata={"crc32": _crc32(whole, stretch.key)})
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _read(self, stretch: Stretch) -> bool:
+        """Take a stretch from its file; False where there is none, or a damaged one."""
+        whole = self._intact(stretch)
+        if whole is None:
+            return False
+        with suppress(OSError):
+            os.utime(self._path(stretch))  # used now
+        self._take(stretch, whole)
+        self.used.reused += len(stretch.ids)
+        return True
+
+    def _intact(self, stretch: Stretch) -> torch.Tensor | None:
+        """What the file of a stretch holds, by memory map; None where there is none, or a damaged one."""
         path = self._path(stretch)
         if not path.is_file():
-            return False
+            return None
         try:
             with safe_open(path, framework="pt") as file:
                 whole, crc32 = file.get_tensor("hidden"), (file.metadata() or {}).get("crc32")
-            intact = len(whole) == stretch.n_tokens and crc32 == str(_crc32(whole))
-        except (SafetensorError, OSError, RuntimeError):
-            intact = False
-        if not intact:
-            said(f"{path.name} in the prefix cache is damaged: computed again.")
-            path.unlink(missing_ok=True)
-            return False
-        with suppress(OSError):
-            os.utime(path)  # used now
+        except (SafetensorError, OSError, RuntimeError, ValueError):
+            return None
+        return whole if crc32 == _crc32(whole, stretch.key) else None
+
+    def _take(self, stretch: Stretch, whole: torch.Tensor) -> None:
+        self._files.add(self._path(stretch))
+        self.used.bytes += whole.nbytes
         end = 0
         for piece in stretch.ids:
             begin, end = end, end + len(piece)
             self._rows[_digest(piece)] = (whole, begin, end)
-        return True
 
     def _stretches(self, pieces: Sequence[np.ndarray]) -> Iterator[Stretch]:
         most = max(1, STRETCH_BYTES // self._row_bytes)
@@ -255,9 +296,9 @@ class PrefixCache:
             if path not in keep:
                 path.unlink(missing_ok=True)
                 total -= size
-        for path in self.folder.glob(".*.tmp"):  # of processes that were killed
+        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("*.lock")]:
             with suppress(OSError):
-                if time.time() - path.stat().st_mtime > 3600:
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()
 
 
@@ -269,8 +310,10 @@ def _bytes(value: torch.Tensor) -> Any:
     return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def _crc32(value: torch.Tensor) -> int:
-    return zlib.crc32(_bytes(value))
+def _crc32(value: torch.Tensor, key: str) -> str:
+    """Checksum of a stretch: its name, precision and shape, which its file also says, and its content."""
+    said = zlib.crc32(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+    return str(zlib.crc32(_bytes(value), said))
 
 
 def _size(n_bytes: float) -> str:
