@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lora_cls.data.tokens import Tokens, sorted_batches
+from lora_cls.data.tokens import Tokens
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.source import cache_folder
 
@@ -91,6 +92,7 @@ class PrefixCache:
         self._facts = facts
         self._base_key: str | None = None
         self._row_bytes = 0
+        self._held: list[tuple[int, float]] = []  # tokens, seconds
         self._rows: dict[bytes, tuple[torch.Tensor, int, int]] = {}  # file, and where in it
         self._files: set[Path] = set()  # that those lie in
 
@@ -100,6 +102,22 @@ class PrefixCache:
         found = [self._rows.get(_digest(row[real])) for row, real in zip(ids, mask.numpy(), strict=True)]
         known = [place[0][place[1] : place[2]] for place in found if place is not None]
         return self.prefix.stand_in(known, mask) if len(known) == len(found) else nullcontext()
+
+    def hold(self, pieces: Sequence[np.ndarray]) -> None:
+        """Make the hidden states of a few texts known without a file, and note how long that takes."""
+        missing = [piece for piece in pieces if _digest(piece) not in self._rows]
+        if not missing:
+            return
+        started = time.monotonic()
+        for piece, row in zip(missing, self.prefix.hidden(missing), strict=True):
+            self._rows[_digest(piece)] = (row.clone(), 0, len(row))
+        self._held.append((sum(map(len, missing)), time.monotonic() - started))
+
+    def seconds_to_fill(self, pieces: Sequence[np.ndarray]) -> float:
+        """How long `fill` would take for these texts at the rate of `hold`, as if no file held any of them."""
+        # the first batches prepare kernels
+        rates = [seconds / n_tokens for n_tokens, seconds in self._held]
+        return statistics.median(rates) * sum(map(len, pieces)) if rates else 0.0
 
     def fill(self, tokens: Tokens, said: Callable[[str], None] = lambda _: None) -> None:
         """Make the hidden states of every piece of text known: from files, or computed now and written.
@@ -192,7 +210,8 @@ class PrefixCache:
         model = self.prefix.model
         was_training = model.training
         model.eval()
-        for batch in sorted_batches(lengths, self.batch_size):
+        order = np.argsort(-lengths, kind="stable")
+        for batch in np.split(order, range(self.batch_size, len(order), self.batch_size)):
             for i, row in zip(batch, self.prefix.hidden([stretch.ids[i] for i in batch]), strict=True):
                 if whole is None:
                     whole = torch.empty(int(starts[-1]), row.shape[1], dtype=row.dtype)

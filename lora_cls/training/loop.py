@@ -257,6 +257,7 @@ def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBa
     """
     head: Any = model.base.score
     logits = np.empty((len(tokens.ids), head.out_features), dtype=np.float32)
+
     def answer(pieces: np.ndarray) -> None:
         ids, mask = tokens.batch(pieces, pad_id)
         found = model(torch.from_numpy(ids), torch.from_numpy(mask))

@@ -100,7 +100,7 @@ def deep_model(tmp_path_factory):
 
             from benchmarks.configurations import CONFIGURATIONS
 
-            shipped = {name: values for name, values in CONFIGURATIONS.values()}
+            shipped = dict(CONFIGURATIONS.values())
             values = dict.fromkeys(NOT_SHIPPED[kind]) if kind in NOT_SHIPPED else shipped[kind]
             common = ("vocab_size", "max_position_embeddings", "initializer_range", "pad_token_id", "bos_token_id")
             common += ("eos_token_id", "cls_token_id", "sep_token_id")
@@ -163,7 +163,9 @@ def difference():
 
     def measure(found, expected):
         assert found[1].keys() == expected[1].keys() and expected[1]
-        vectors = [torch.cat([answer[1][name].flatten() for name in sorted(expected[1])]) for answer in (found, expected)]
+        vectors = [
+            torch.cat([answer[1][name].flatten() for name in sorted(expected[1])]) for answer in (found, expected)
+        ]
         errors = [
             float((a.double() - b.double()).norm() / b.double().norm()) for a, b in ((found[0], expected[0]), vectors)
         ]

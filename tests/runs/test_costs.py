@@ -11,7 +11,7 @@ from lora_cls.data import token_cache
 from lora_cls.report.text import print_run
 from lora_cls.runs import RunFolder
 
-PHASES = {"load", "tokenize", "train", "score", "predict", "save", "tune"}
+PHASES = {"load", "tokenize", "prefix", "train", "score", "predict", "save", "tune"}
 
 
 def folds_of(run):

@@ -131,6 +131,7 @@ def test_measuring_trains_nothing(tiny_recipe, prepared, overrides):
         ("chat", {}, False),
         ("gemma3", {"head": {"kind": "label_tokens", "prompt": "{text} label:"}}, False),
         ("gemma3", {"quantization": {"load_in_4bit": True}}, False),
+        ("llama", {"lora": {"r": 4, "top_layers": 0.5}}, False),
         ("bert", {"data__max_length": 12, "data__long_text": "chunk"}, False),
     ],
 )
@@ -138,7 +139,8 @@ def test_every_way(tiny_recipe, prepared, kind, overrides, scored):
     """Heads, ways to choose an epoch, quantized bases and chunks: every phase that the run has takes time."""
     learner, fold = prepared(tiny_recipe(kind, **overrides))
     found = estimate_run(learner, fold, [0, 1], 1.0)
-    assert set(found.seconds) == {"load", "tokenize", "train", "score", "predict", "save"}
+    assert set(found.seconds) == {"load", "tokenize", "prefix", "train", "score", "predict", "save"}
+    assert (found.seconds["prefix"] > 0) == ("top_layers" in str(overrides))
     assert all(found.seconds[phase] > 0 for phase in ("load", "train", "predict", "save"))
     assert (found.seconds["score"] > 0) == scored
     assert found.steps >= len(found.lengths) >= 1
