@@ -30,7 +30,7 @@ from lora_cls.training.objective import ClassificationObjective, Objective
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score, hold_back
 
-CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention")
+CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention", "merged_dtype")
 
 
 class TransformerLearner:
@@ -241,7 +241,7 @@ class TransformerLearner:
             recipe = self.recipe
             assert recipe.backbone is not None
             # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
-            dtype = self.dtype if recipe.lora else torch.float32
+            dtype = self.dtype if recipe.lora else DTYPES[self.choices.get("merged_dtype", "float32")]
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
             base = self._load(dtype, attention)
             check_positions(base, recipe.data.max_length)
