@@ -15,7 +15,7 @@ from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_toke
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
-from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.classifier import SequenceClassifier, attach_head
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
 from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
@@ -259,6 +259,9 @@ class TransformerLearner:
         return load_base(self.recipe.backbone, self.recipe.quantization, dtype, self.device, self.source, attention)
 
     def _build(self, base: torch.nn.Module, mixed: torch.dtype | None) -> SequenceClassifier:
+        if "merged_dtype" in self.choices:  # an export: nothing to train, and weights stay in the precision they have
+            attach_head(base, self.n_labels)
+            return SequenceClassifier(base, self.recipe.head.pooling, dtype=mixed)
         return build_model(base, self.recipe, self.n_labels, mixed)
 
     def _check_base(self, found: str) -> None:

@@ -1,4 +1,4 @@
-"""The mean of adapters: the same function as the mean of the folds' updates, module by module, whatever the module is."""
+"""The mean of adapters: the same function as the mean of the folds' updates, module by module."""
 
 import json
 
@@ -140,7 +140,7 @@ def test_share_takes_the_lowest_rank(folds, tmp_path):
 
 
 def test_compressed_groups(folds, build, tmp_path):
-    """Grouped convolutions are cut group by group: a full rank changes nothing, a rank that no group fits is refused."""
+    """Grouped convolutions are cut group by group: a full rank changes nothing, one that no group fits is refused."""
     recipe, folders = folds("squeezebert/squeezebert-uncased")
     mean_adapter(folders, tmp_path / "mean")
     _, compression = mean_adapter(folders, tmp_path / "whole", rank=12)
