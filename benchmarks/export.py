@@ -120,8 +120,9 @@ def section(run: RunFolder, labelled: Labelled, found: Sequence[dict[str, Any]])
     method = f"LoRA r={recipe.lora.r}" if recipe.lora else "full fine-tuning"
     base = recipe.backbone.name_or_path if recipe.backbone else ""
     own = metrics["cross_fitted"]["macro_f1"]
+    epochs, n_folds = recipe.train.num_train_epochs, len(run.finished_folds)
     return [
-        f"## {run.path.name}: {base}, {method}, {len(run.finished_folds)} folds, {recipe.train.num_train_epochs} epochs",
+        f"## {run.path.name}: {base}, {method}, {epochs} epochs, {n_folds} folds",
         "",
         f"Cross-fitted macro-F1 of the run {own:.4f}; computes in {run.info['choices']['dtype']}.",
         "",
@@ -154,8 +155,8 @@ def main() -> None:
     head = [
         f"# One model of the folds' models, on {given.labels.name}",
         "",
-        f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {_commit()}, {platform.platform()}, {os.cpu_count()} CPU cores. "
-        f"Versions: {versions}.",
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {_commit()}, {platform.platform()}, {os.cpu_count()} CPU "
+        f"cores. Versions: {versions}.",
         "",
         f"{n_rows} labelled rows that no model saw. Thresholds are each run's own, tuned out of fold on its folds' "
         "models. Intervals are paired bootstrap intervals over groups of identical texts with the models held fixed: "
