@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from lora_cls.data import Columns, Dataset, load_test, read_table
 from lora_cls.data import Source as Table
 from lora_cls.data.labels import parse_labels, parse_soft_labels
 from lora_cls.data.names import name_matrix, split_names
-from lora_cls.errors import DataError, RecipeError, RunError, shorten
+from lora_cls.errors import BackboneError, DataError, RecipeError, RunError, shorten
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
 from lora_cls.prediction import Classifier
 from lora_cls.recipe import Recipe, load_recipe
@@ -142,28 +142,23 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
             )
 
 
-class _new_folder(AbstractContextManager[Path]):  # noqa: N801 (reads as a function)
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
     """A folder made beside `out` and renamed to it at the end; removed if anything goes wrong."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.scratch = out, out.with_name(f".{out.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.scratch, ignore_errors=True)
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
+    try:
+        yield scratch
         try:
-            self.scratch.mkdir(parents=True)
+            scratch.rename(out)
         except OSError as error:
-            raise RunError(f"{self.out} cannot be made ({error.strerror}): choose another with --out.") from error
-        return self.scratch
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.scratch.rename(self.out)
-        except OSError as error:
-            raise RunError(f"{self.out} was made meanwhile: choose another folder with --out.") from error
-        finally:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            raise RunError(f"{out} was made meanwhile: choose another folder with --out.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(
@@ -236,7 +231,7 @@ def _merge(run: RunFolder, folder: Path, backbone: str | None) -> str:
     base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
     noted = choices.get("base_sha256")  # of a quantized base's bytes: nothing to compare
     if noted and not recipe.quantization and base_fingerprint(base, DTYPES[choices["dtype"]]) != noted:
-        raise RunError(
+        raise BackboneError(
             f"{source.path_or_id} is not the base that this run was trained on: its weights differ. Give the same "
             "model in the same revision with --backbone."
         )
@@ -301,6 +296,8 @@ class Labelled:
         frame = read_table(table, name="the labelled DataFrame")
         rows = load_test(run.recipe.data, frame, train_columns=columns)
         column, config = run.label_column, run.recipe.data
+        if len(np.unique(rows.groups)) < 2:
+            raise DataError(f"{rows.source}: two different texts at least are needed for a score.")
         lacking = [name for name in ([column] if column else names) if name not in frame.columns]
         if lacking:
             raise DataError(f"{rows.source}: no label column {shorten(repr(name) for name in lacking)} to score by.")

@@ -168,11 +168,16 @@ class Adapters:
             a, b = file.get_tensor(key_a).double(), file.get_tensor(key_b).double()
             if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
                 raise RunError(f"{module}: an adapter holds values that are not finite numbers. Train the fold again.")
-            r, n_blocks = len(a), len(a) // b.shape[1]
+            r, n_blocks = len(a), self.n_blocks(key_a, key_b)
             parts_a.append(a.reshape(n_blocks, r // n_blocks, -1))
             scaled = b.flatten(1) * (_scaling(config, module, r) / len(self._files))
             parts_b.append(scaled.reshape(n_blocks, -1, r // n_blocks))
         return Update(torch.cat(parts_a, 1), torch.cat(parts_b, 2))
+
+    def n_blocks(self, key_a: str, key_b: str) -> int:
+        """Groups of a grouped convolution, 1 for everything else: its B reads as many parts of what its A makes."""
+        a, b = (self._files[0].get_slice(key).get_shape() for key in (key_a, key_b))
+        return int(a[0] // b[1])
 
     def shapes(self, key_a: str, key_b: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes beyond the rank, as the files have them: of A all but its first, of B all but its first two."""
@@ -257,7 +262,7 @@ def mean_adapter(
 def is_grouped(folder: Path) -> bool:
     """Whether an adapter has updates of grouped convolutions, which cannot be added to their weights."""
     with Adapters([folder]) as adapters:
-        return any(len(adapters.mean(key_a, key_b, module).a) > 1 for module, key_a, key_b in adapters.pairs())
+        return any(adapters.n_blocks(key_a, key_b) > 1 for _, key_a, key_b in adapters.pairs())
 
 
 def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:

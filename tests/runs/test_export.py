@@ -277,6 +277,8 @@ def test_runs_without_updates(finished, exports, copy_of, tmp_path):
     ):
         with pytest.raises(RunError, match=error):
             export(run, tmp_path / "out")
+    with pytest.raises(RunError, match="refit the run that it was made from"):
+        refit(exports("lora", "adapter"))
     run = copy_of(finished("llama"))
     for number in (0, 1):
         run.fold(number).info.unlink()
@@ -315,6 +317,23 @@ def test_another_base(lora_run, tiny_model, tmp_path):
     other.encoder.layer[0].attention.self.query.weight.data += 0.1
     shutil.copytree(tiny_model("bert"), tmp_path / "base")
     other.save_pretrained(tmp_path / "base")
-    with pytest.raises((RunError, BackboneError), match="is not the base that this run was trained on"):
+    with pytest.raises(BackboneError, match="is not the base that this run was trained on"):
         export(lora_run, tmp_path / "out", to="merged", backbone=str(tmp_path / "base"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+def test_benchmark_continues(lora_run, emotion_table, tmp_path, monkeypatch):
+    """benchmarks.export keeps each answer: started again it makes only the report, and the same one."""
+    from benchmarks import export as benchmark
+
+    table = tmp_path / "labelled.csv"
+    emotion_table(20, seed=8).to_csv(table, index=False)
+    given = [lora_run.path, "--labels", table, "--work", tmp_path / "work", "--out", tmp_path / "report.md"]
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, given)])
+    benchmark.main()
+    report = (tmp_path / "report.md").read_text()
+    rows = re.findall(r"^\| ([a-z0-9 ]+) \|", report, re.MULTILINE)
+    assert rows == ["model", "the folds together", "exact mean", "rank 4", "merged", "refit"]
+    monkeypatch.setattr(benchmark, "_answer", None)
+    benchmark.main()
+    assert (tmp_path / "report.md").read_text() == report
