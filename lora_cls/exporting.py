@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -229,6 +230,8 @@ def _merge(run: RunFolder, folder: Path, backbone: str | None) -> str:
     assert recipe.backbone is not None
     source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
     base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
     noted = choices.get("base_sha256")  # of a quantized base's bytes: nothing to compare
     if noted and not recipe.quantization and base_fingerprint(base, DTYPES[choices["dtype"]]) != noted:
         raise BackboneError(
@@ -239,7 +242,9 @@ def _merge(run: RunFolder, folder: Path, backbone: str | None) -> str:
     with TemporaryDirectory(dir=folder.parent) as scratch:
         adapter = Path(scratch) / "adapter"
         mean_adapter([run.fold(number).adapter for number in run.finished_folds], adapter)
-        model = PeftModel.from_pretrained(base, str(adapter))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
+            model = PeftModel.from_pretrained(base, str(adapter))
         # not safe_merge: that rounds the update to the base's precision before it is added
         merged: Any = model.merge_and_unload(safe_merge=False)
     if not all(torch.isfinite(parameter).all() for parameter in merged.parameters()):
