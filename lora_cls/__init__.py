@@ -16,6 +16,7 @@ _HOMES = {
     "apply_thresholds": "evaluation",
     "cross_fit_thresholds": "evaluation",
     "cross_validate": "cross_validation",
+    "export": "exporting",
     "load_recipe": "recipe",
     "pos_weight": "training.losses",
     "predict_file": "prediction",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from lora_cls.evaluation import apply_thresholds as apply_thresholds
     from lora_cls.evaluation import cross_fit_thresholds as cross_fit_thresholds
     from lora_cls.evaluation import tune_thresholds as tune_thresholds
+    from lora_cls.exporting import export as export
     from lora_cls.prediction import Classifier as Classifier
     from lora_cls.prediction import predict_file as predict_file
     from lora_cls.recipe import Recipe as Recipe

@@ -113,6 +113,33 @@ def refit(
 
 
 @app.command()
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    to: Annotated[
+        Literal["adapter", "merged"],
+        typer.Option(help="A PEFT adapter, or weights merged into the base in the precision of its files."),
+    ] = "adapter",
+    rank: Annotated[Optional[int], typer.Option(help="Compress the adapter to this rank.")] = None,  # noqa: UP045
+    share: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Compress it to the lowest rank that keeps this share of its squared norm, as 0.99."),
+    ] = None,
+    score: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A labelled table: score the export beside the folds together and refit."),
+    ] = None,
+    backbone: BackbonePath = None,
+) -> None:
+    """Make one model of the folds' models, to ship: the exact mean of their updates, compressed or merged if wanted."""
+    from lora_cls.exporting import export as export_run
+    from lora_cls.report.text import print_export
+
+    exported = export_run(run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, show=True)
+    print_export(exported)
+
+
+@app.command()
 def tune(
     run: RunPath,
     strategy: Annotated[

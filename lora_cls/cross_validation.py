@@ -321,6 +321,8 @@ def refit(
     RunError
         If the data is not the run's.
     """
+    if run.exported:
+        raise RunError(f"{run.path} is an export: refit the run that it was made from.")
     info, recipe = run.info, run.recipe
     path = _found_again(run, "train", train, "training data")
     extra = _found_again(run, "extra_train", extra_train, "data of extra rows")

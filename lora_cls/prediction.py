@@ -49,7 +49,7 @@ class Classifier:
     def load(
         cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds", show: bool = False
     ) -> Classifier:
-        """Open a run folder.
+        """Open a run folder, or what `export` made of one.
 
         Parameters
         ----------
@@ -70,6 +70,10 @@ class Classifier:
             if not run.refit.finished:
                 raise RunError(f"{run.path} has no model of all rows. Train it with: lora-cls refit {run.path}")
             folders = [run.refit]
+        elif run.exported:
+            folders = [FoldFolder(run.path)]
+            if run.recipe.lora is None:
+                backbone = str(run.path / "model")  # base and tokenizer are in there
         else:
             folders = [run.fold(number) for number in run.finished_folds]
             if not folders:

@@ -294,6 +294,11 @@ class RunFolder:
         return FoldFolder(self.path / "refit")
 
     @property
+    def exported(self) -> bool:
+        """Whether this is one model made of a run's folds (`lora_cls.exporting`), in place of a run."""
+        return (self.path / "export.json").is_file()
+
+    @property
     def fold_numbers(self) -> list[int]:
         return sorted(int(f) for f in set(self.folds["fold"]) if f >= 0)
 

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lora_cls"
 ROOMS = (
     "errors", "recipe", "evaluation", "data", "runs", "modeling", "training", "analysis", "report", "cross_validation",
-    "prediction", "checking", "cli",
+    "prediction", "exporting", "checking", "cli",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NO_TORCH = ("errors", "recipe", "evaluation", "data", "runs", "analysis", "report")

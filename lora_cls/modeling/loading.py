@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +34,7 @@ def load_tokenizer(backbone: Backbone, source: Source | None = None) -> Any:
 def load_base(
     backbone: Backbone,
     quantization: Quantization | None,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
     device: torch.device,
     source: Source | None = None,
     attn_implementation: str | None = None,
@@ -42,7 +42,8 @@ def load_base(
 ) -> nn.Module:
     """The bare base model (no head) in eval mode on `device`, its parameters frozen.
 
-    `with_output` loads the causal language model around it, which predicts the next token.
+    `with_output` loads the causal language model around it, which predicts the next token. `dtype` "auto" is that of
+    the model's files.
 
     Raises
     ------
@@ -57,6 +58,7 @@ def load_base(
     if attn_implementation and attn_implementation != "auto":
         options["attn_implementation"] = attn_implementation
     if quantization:
+        assert isinstance(dtype, torch.dtype)
         options |= {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit logs a line per layer and step
     with quiet_transformers():
@@ -133,8 +135,8 @@ def _config(backbone: Backbone, source: Source, options: dict[str, Any]) -> Any:
     )
 
 
-def base_fingerprint(base: nn.Module) -> str:
-    """SHA-256 over the start of every parameter of a base that is not quantized, in the dtype it has.
+def base_fingerprint(base: nn.Module, dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over the start of every parameter of a base that is not quantized, in the dtype it has, or as `dtype`.
 
     Tells another base of the same shape (instruction-tuned for plain, another revision) from the one trained on.
     """
@@ -142,7 +144,7 @@ def base_fingerprint(base: nn.Module) -> str:
     for name, parameter in sorted(base.named_parameters()):
         if not parameter.is_floating_point():
             continue  # quantized on another device, the same weights may round to other bytes
-        values = parameter.detach().flatten()[:4096].cpu().contiguous()
+        values = parameter.detach().flatten()[:4096].to("cpu", dtype or parameter.dtype).contiguous()
         digest.update(name.encode() + values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

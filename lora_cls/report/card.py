@@ -170,7 +170,7 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
     dtype = choices["dtype"]
     path = info.get("backbone_path") or recipe.backbone.name_or_path
     options = [
-        f"dtype=torch.{dtype if recipe.lora else 'float32'}",
+        f"dtype=torch.{dtype if recipe.lora else choices.get('merged_dtype', 'float32')}",
         f'attn_implementation="{choices["attn_implementation"]}"',
     ]
     tokenizer_options = ""

@@ -123,6 +123,45 @@ def print_check(found: Check) -> None:
         say(f"{seen['count']} test texts ({seen['share']:.1%}) also stand in train; {test['empty_texts']} are empty.")
 
 
+def print_export(exported: RunFolder) -> None:
+    """What was made, what is known of it, and how to use it."""
+    about = read_json(exported.path / "export.json")
+    console = _console()
+    say = _plain(console)
+    n = len(about["folds"])
+    if about["kind"] == "merged":
+        what = f"One merged model of {n} folds: {exported.path / 'model'}"
+    else:
+        what = f"One adapter of {n} folds, rank {about['rank']}: {exported.path / 'adapter'}"
+    say(what)
+    if about["compression"]:
+        found = about["compression"]
+        say(
+            f"{found['share']:.2%} of the exact mean's squared norm is kept (rank {about['exact_rank']} before), least "
+            f"in {found['lowest_module']}: {found['lowest_share']:.2%}."
+        )
+    say(about["note"])
+    if "scores" in about:
+        table = Table(title=Text(f"Macro-F1 on {about['scored']['rows']} rows of {about['scored']['table']}"))
+        for column in ("model", "rank", "macro-F1", "95 %", "minus the folds together", "95 %", "seconds", "rows/s"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for i, row in enumerate(about["scores"]):
+            f1, less = row["macro_f1"], row["difference"]
+            difference = ("", "")
+            if i:
+                difference = f"{less['estimate']:+.4f}", f"{less['low']:+.4f} to {less['high']:+.4f}"
+            table.add_row(
+                row["model"], "" if row["rank"] is None else str(row["rank"]), f"{f1['estimate']:.4f}",
+                f"{f1['low']:.4f} to {f1['high']:.4f}", *difference, f"{row['seconds']:.1f}",
+                f"{row['rows_per_second']:.0f}",
+            )  # fmt: skip
+        console.print(table)
+    say(
+        f"How to load it without lora_cls: {exported.path / 'README.md'}\n"
+        f"Or: lora-cls predict {exported.path} --input FILE"
+    )
+
+
 def memory_sentence(memory: dict[str, Any], rows: int) -> str:
     """The estimate of memory in one sentence, with its parts."""
     gib = {key: f"{value / 2**30:.2f}" for key, value in memory.items() if isinstance(value, int)}

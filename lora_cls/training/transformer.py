@@ -16,7 +16,7 @@ from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_toke
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
-from lora_cls.modeling.classifier import HEAD, SequenceClassifier
+from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
 from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
@@ -35,7 +35,7 @@ from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score, hold_back
 
 WORTH_KEEPING = 64  # texts to be answered: for fewer, the lower layers' part is not worth a file
-CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention")
+CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention", "merged_dtype")
 
 
 class TransformerLearner:
@@ -288,7 +288,7 @@ class TransformerLearner:
             recipe = self.recipe
             assert recipe.backbone is not None
             # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
-            dtype = self.dtype if recipe.lora else torch.float32
+            dtype = self.dtype if recipe.lora else DTYPES[self.choices.get("merged_dtype", "float32")]
             attention = self.choices.get("attn_implementation") or recipe.backbone.attn_implementation
             base = self._load(dtype, attention)
             check_positions(base, recipe.data.max_length)
@@ -333,6 +333,9 @@ class TransformerLearner:
         return load_base(self.recipe.backbone, self.recipe.quantization, dtype, self.device, self.source, attention)
 
     def _build(self, base: torch.nn.Module, mixed: torch.dtype | None) -> SequenceClassifier:
+        if "merged_dtype" in self.choices:  # an export: nothing to train, and weights stay in the precision they have
+            attach_head(base, self.n_labels)
+            return SequenceClassifier(base, self.recipe.head.pooling, dtype=mixed)
         return build_model(base, self.recipe, self.n_labels, mixed)
 
     def _check_base(self, found: str) -> None:

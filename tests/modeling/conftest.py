@@ -38,7 +38,8 @@ def build():
 
     def make(recipe, n_labels=3, seed=0):
         dtype = DTYPES[recipe.backbone.dtype] if recipe.lora else torch.float32
-        base = load_base(recipe.backbone, recipe.quantization, dtype, CPU, attn_implementation="sdpa")
+        attention = recipe.backbone.attn_implementation
+        base = load_base(recipe.backbone, recipe.quantization, dtype, CPU, attn_implementation=attention)
         model = build_model(base, recipe, n_labels)
         reset_model(model, recipe, seed)
         return model.eval()

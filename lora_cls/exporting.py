@@ -1,0 +1,495 @@
+"""One model out of the folds' models, to ship: the mean of their updates as a PEFT adapter, or merged into the base.
+
+None of these models answered for a row that it never saw: they have no out-of-fold score, only one on another labelled
+file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from lora_cls.data import Columns, Dataset, load_test, read_table
+from lora_cls.data import Source as Table
+from lora_cls.data.labels import parse_labels, parse_soft_labels
+from lora_cls.data.names import name_matrix, split_names
+from lora_cls.errors import BackboneError, DataError, RecipeError, RunError, shorten
+from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
+from lora_cls.prediction import Classifier
+from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.report.card import snippet
+from lora_cls.runs import RunFolder, read_json, write_bytes, write_json
+
+To = Literal["adapter", "merged"]
+FOLDS = "the folds together"
+NO_SCORE = (
+    "It has no out-of-fold score: every training row was seen by one of the models that it is made of. The score of "
+    "the run is that of its folds' models, and no promise for this one."
+)
+NO_SCORE_OF_ONE = "It has no score of its own: that of the run is its one fold's model's, before it was made into this."
+
+
+def export(
+    run: str | Path | RunFolder,
+    out: str | Path,
+    *,
+    to: To = "adapter",
+    rank: int | None = None,
+    share: float | None = None,
+    score: Table | None = None,
+    backbone: str | None = None,
+    show: bool = False,
+) -> RunFolder:
+    """Make one model of a run's finished folds.
+
+    The mean of K low-rank updates is an update of K times the rank, exactly (`lora_cls.modeling.updates`); it can be
+    compressed, or added to the base's weights. The heads are averaged too. That mean model is not the mean of the
+    models: hidden states are no linear function of the weights, and the mean of linear heads over K different hidden
+    states is not the mean of their logits. How much is lost, if anything, only a labelled file tells (`score`).
+
+    Runs of full fine-tuning (`lora: null`) have no updates of low rank: `to="merged"` is then the mean of their weights
+    (Wortsman et al. 2022, "Model soups"). Runs that write their labels (`head.kind: generate`) and runs of TF-IDF are
+    refused.
+
+    Logits of a model trained with positive weights w are shifted by log w, and each fold has its own w: the export's is
+    exp(mean(log w)). Thresholds are the run's: tuned on probabilities of the folds' own models.
+
+    Parameters
+    ----------
+    out : a new folder; appears when it is complete. `Classifier.load` and `lora-cls predict` open it
+    to : `adapter`, a PEFT adapter with the head in it; or `merged`, plain weights in the precision of the base's files
+        (a base that was trained on quantized is merged unquantized: the update has made up for rounding that is not
+        there then)
+    rank : compress the adapter to this rank
+    share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
+    score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
+    backbone : where the same base model lies on this machine, if elsewhere
+    show : progress on stderr
+
+    Returns
+    -------
+    RunFolder
+        With `export.json`, `README.md`, and `adapter/` or `model/`.
+
+    Raises
+    ------
+    RunError
+        If the folder exists, or the run has nothing to export in this way; nothing is left behind.
+    """
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    out = Path(out)
+    _check(run, out, to, rank, share)
+    labelled = None if score is None else Labelled.read(run, score)  # before anything is made
+    with _new_folder(out) as scratch:
+        about = _write(run, scratch, to, rank, share, backbone)
+    exported = RunFolder(out)
+    if labelled is not None:
+        scores = score_export(run, exported, labelled, backbone=backbone, show=show)
+        write_json(out / "export.json", about | labelled.about | {"scores": [asdict(found) for found in scores]})
+        write_bytes(out / "README.md", _card(run, exported, about, scores, labelled).encode())
+    return exported
+
+
+def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | None) -> None:
+    """Refuse what cannot be exported, before anything is read."""
+    recipe = run.recipe
+    if out.exists() or out.is_symlink():
+        raise RunError(f"{out} exists already: choose another folder with --out. Nothing is overwritten.")
+    if run.exported:
+        raise RunError(f"{run.path} is an export itself: give the run that it was made from.")
+    if recipe.tfidf is not None:
+        raise RunError(
+            f"{run.path} is a run of TF-IDF: it has no adapters. Ship lora-cls refit, one model of all rows."
+        )
+    if recipe.head.kind == "generate":
+        raise RunError(
+            f"{run.path} writes its labels (head.kind: generate): its mean is not exported. Ship lora-cls refit, one "
+            "model of all rows."
+        )
+    if recipe.lora is None and to == "adapter":
+        raise RunError(
+            f"{run.path} trained every weight (lora: null): it has no adapters. --to merged gives the mean of the "
+            "folds' weights."
+        )
+    if (rank is not None) + (share is not None) > 1:
+        raise RecipeError("Give either --rank or --share: both say how far the adapter is compressed.")
+    if to == "merged" and (rank is not None or share is not None):
+        raise RecipeError("--rank and --share compress an adapter: merged weights have no rank. Leave them out.")
+    if rank is not None and rank < 1:
+        raise RecipeError(f"--rank must be at least 1. Got {rank} instead.")
+    if share is not None and not 0 < share <= 1:
+        raise RecipeError(f"--share must lie above 0 and be at most 1. Got {share:g} instead.")
+    if not run.finished_folds:
+        raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+    if recipe.lora is not None:
+        from lora_cls.modeling.updates import check_plain, is_grouped
+
+        check_plain(recipe.lora)
+        if to == "merged" and is_grouped(run.fold(run.finished_folds[0]).adapter):
+            raise RunError(
+                f"{run.path} adapts grouped convolutions (as SqueezeBERT's): such an update reads all channels and "
+                "fits no weight of the base. Export an adapter instead, without --to merged."
+            )
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder made beside `out` and renamed to it at the end; removed if anything goes wrong."""
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
+    try:
+        yield scratch
+        try:
+            scratch.rename(out)
+        except OSError as error:
+            raise RunError(f"{out} was made meanwhile: choose another folder with --out.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(
+    run: RunFolder, folder: Path, to: To, rank: int | None, share: float | None, backbone: str | None
+) -> dict[str, Any]:
+    """All files of an export; returns what `export.json` says."""
+    from lora_cls.modeling.updates import mean_adapter
+
+    recipe, info, numbers = run.recipe, run.info, run.finished_folds
+    folds = [run.fold(number) for number in numbers]
+    about: dict[str, Any] = {
+        "kind": to,
+        "run": run.path.name,
+        "folds": numbers,
+        "rank": None,
+        "exact_rank": None,
+        "compression": None,
+        "out_of_fold_score": None,
+        "note": NO_SCORE if len(numbers) > 1 else NO_SCORE_OF_ONE,
+    }
+    choices = dict(info["choices"])
+    if to == "adapter":
+        exact, compression = mean_adapter([fold.adapter for fold in folds], folder / "adapter", rank, share)
+        chosen = compression.rank if compression else exact
+        about |= {"rank": chosen, "exact_rank": exact, "compression": compression and asdict(compression)}
+        recipe = _with_rank(recipe, chosen)
+    else:
+        choices["merged_dtype"] = (
+            _average_weights(run, folder / "model", backbone)
+            if recipe.lora is None
+            else _merge(run, folder / "model", backbone)
+        )
+        choices.pop("base_sha256", None)  # of the base before
+        recipe = load_recipe(recipe, {"lora": None, "quantization": None})
+    backbone_path = "model" if to == "merged" else info.get("backbone_path")
+    weight = np.exp(np.log(run.pos_weights()).mean(axis=0))
+    about["pos_weight"] = weight.tolist()
+    write_json(folder / "run.json", info | {"choices": choices, "backbone_path": backbone_path})
+    write_json(folder / "labels.json", read_json(run.path / "labels.json"))
+    write_json(folder / "thresholds.json", read_json(run.path / "thresholds.json"))
+    write_json(folder / "fold.json", {"pos_weight": weight.tolist()})
+    write_bytes(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode())
+    write_json(folder / "export.json", about)
+    write_bytes(folder / "README.md", _card(run, RunFolder(folder), about).encode())
+    return about
+
+
+def _with_rank(recipe: Recipe, rank: int) -> Recipe:
+    """The recipe that builds an exported adapter: one rank, scaling 1."""
+    assert recipe.lora is not None
+    lora = recipe.lora.model_dump(exclude={"use_rslora", "rank_pattern", "alpha_pattern"})
+    return load_recipe(recipe, {"lora": lora | {"r": rank, "lora_alpha": rank}})
+
+
+def _merge(run: RunFolder, folder: Path, backbone: str | None) -> str:
+    """Add the exact mean of the updates to the base's weights, in the precision of its files; returns that."""
+    import torch
+    from peft import PeftModel
+
+    from lora_cls.modeling.adapter import save_model
+    from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
+    from lora_cls.modeling.loading import base_fingerprint, load_base, load_tokenizer
+    from lora_cls.modeling.precision import DTYPES
+    from lora_cls.modeling.source import find_source
+    from lora_cls.modeling.updates import mean_adapter
+
+    recipe, choices = run.recipe, run.info["choices"]
+    assert recipe.backbone is not None
+    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+    base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
+    noted = choices.get("base_sha256")  # of a quantized base's bytes: nothing to compare
+    if noted and not recipe.quantization and base_fingerprint(base, DTYPES[choices["dtype"]]) != noted:
+        raise BackboneError(
+            f"{source.path_or_id} is not the base that this run was trained on: its weights differ. Give the same "
+            "model in the same revision with --backbone."
+        )
+    attach_head(base, len(run.label_names))
+    with TemporaryDirectory(dir=folder.parent) as scratch:
+        adapter = Path(scratch) / "adapter"
+        mean_adapter([run.fold(number).adapter for number in run.finished_folds], adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
+            model = PeftModel.from_pretrained(base, str(adapter))
+        # not safe_merge: that rounds the update to the base's precision before it is added
+        merged: Any = model.merge_and_unload(safe_merge=False)
+    if not all(torch.isfinite(parameter).all() for parameter in merged.parameters()):
+        raise RunError("The merged weights are not all finite numbers. Export an adapter instead.")
+    head = getattr(merged, HEAD)
+    setattr(merged, HEAD, head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head)
+    save_model(SequenceClassifier(merged, recipe.head.pooling), folder)
+    load_tokenizer(recipe.backbone, source).save_pretrained(folder)
+    dtype: torch.dtype = merged.dtype
+    return str(dtype).removeprefix("torch.")
+
+
+def _average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
+    """The mean of fully fine-tuned models, in fp32 as they were trained."""
+    from safetensors.torch import save_file
+
+    from lora_cls.modeling.adapter import HEAD_FILE
+    from lora_cls.modeling.loading import load_tokenizer
+    from lora_cls.modeling.source import find_source
+    from lora_cls.modeling.updates import mean_weights
+
+    recipe = run.recipe
+    assert recipe.backbone is not None
+    models = [run.fold(number).model for number in run.finished_folds]
+    shutil.copytree(models[0], folder)
+    for name in ("model.safetensors", HEAD_FILE):
+        save_file(mean_weights([model / name for model in models]), folder / name, {"format": "pt"})
+    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+    load_tokenizer(recipe.backbone, source).save_pretrained(folder)
+    return "float32"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled table that a run's models can be scored on."""
+
+    name: str
+    rows: Dataset
+    y_true: np.ndarray
+
+    @classmethod
+    def read(cls, run: RunFolder, table: Table) -> Labelled:
+        """Texts and labels, the columns as in training.
+
+        Raises
+        ------
+        DataError
+            If a column is missing, or a label is empty or unknown; names the rows.
+        """
+        data, names = run.info["data"], run.label_names
+        columns = Columns(
+            id=data["id_column"], text=data["text_columns"], labels=data["label_columns"], how="as in training"
+        )
+        frame = read_table(table, name="the labelled DataFrame")
+        rows = load_test(run.recipe.data, frame, train_columns=columns)
+        column, config = run.label_column, run.recipe.data
+        if len(np.unique(rows.groups)) < 2:
+            raise DataError(f"{rows.source}: two different texts at least are needed for a score.")
+        lacking = [name for name in ([column] if column else names) if name not in frame.columns]
+        if lacking:
+            raise DataError(f"{rows.source}: no label column {shorten(repr(name) for name in lacking)} to score by.")
+        if column is not None:
+            y_true = name_matrix(split_names(frame[column], config.label_delimiter), names)
+            if config.label_delimiter is not None:
+                y_true = np.where(y_true == -1, 0, y_true)  # an empty cell is no label
+        elif config.soft_labels:
+            y_true = np.column_stack([parse_soft_labels(frame[name]) for name in names])
+            y_true = np.where(y_true < 0, y_true, y_true >= 0.5)
+        else:
+            y_true = np.column_stack([parse_labels(frame[name]) for name in names])
+        bad = (y_true < 0).any(axis=1)
+        if bad.any():
+            ids = shorten(rows.ids[i] for i in np.flatnonzero(bad).tolist())
+            raise DataError(f"{rows.source}: labels that are missing or that the run does not know, in rows {ids}.")
+        return cls(Path(rows.source).name, rows, y_true.astype(np.int8))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"scored": {"table": self.name, "rows": len(self.y_true)}}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One way to answer, scored on a labelled table.
+
+    Attributes
+    ----------
+    model : what answered
+    rank : of its adapters; None without
+    macro_f1 : with its interval over groups of identical texts, the models held fixed
+    difference : macro-F1 minus that of the folds together, paired
+    seconds : to answer for all rows, loading the base not counted
+    """
+
+    model: str
+    rank: int | None
+    macro_f1: Interval
+    difference: Interval
+    seconds: float
+    rows_per_second: float
+
+
+def score_export(
+    run: RunFolder, exported: RunFolder, labelled: Labelled, *, backbone: str | None = None, show: bool = False
+) -> list[Scored]:
+    """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
+    about = read_json(exported.path / "export.json")
+
+    def load(source: RunFolder, models: Literal["folds", "refit"] = "folds") -> Callable[[], Classifier]:
+        return lambda: Classifier.load(source, backbone=backbone, models=models, show=show)
+
+    rank = None if run.recipe.lora is None else run.recipe.lora.r
+    ways: list[tuple[str, int | None, Callable[[], Classifier]]] = [(FOLDS, rank, load(run))]
+    with TemporaryDirectory(prefix="lora_cls-") as scratch:
+        if run.recipe.lora is not None and (about["kind"] == "merged" or about["compression"]):
+            exact = export(run, Path(scratch) / "exact")
+            ways.append(("exact mean", read_json(exact.path / "export.json")["rank"], load(exact)))
+        ways.append((export_name(about), about["rank"], load(exported)))
+        if run.refit.finished:
+            ways.append(("refit", rank, load(run, "refit")))
+        answered = [(name, rank, *answer(make(), labelled.rows.texts)) for name, rank, make in ways]
+    return compare([(name, rank, y_pred, seconds) for name, rank, y_pred, seconds in answered], labelled)
+
+
+def export_name(about: dict[str, Any]) -> str:
+    """What an export is called in tables; `about` is its `export.json`."""
+    if about["kind"] == "merged":
+        return "merged"
+    return "exact mean" if about["compression"] is None else "compressed mean"
+
+
+def answer(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, float]:
+    """Decisions, and the seconds that they took; the base is loaded before."""
+    classifier.predict(texts[0])
+    started = time.perf_counter()
+    y_pred = classifier.predict(texts)
+    return y_pred, time.perf_counter() - started
+
+
+def compare(answered: Sequence[tuple[str, int | None, np.ndarray, float]], labelled: Labelled) -> list[Scored]:
+    """Score (name, rank, decisions, seconds) of each way, the first of which the others are compared with."""
+    y_true, groups = labelled.y_true, labelled.rows.groups
+    first = answered[0][2]
+    return [
+        Scored(
+            model=name,
+            rank=rank,
+            macro_f1=bootstrap_macro_f1(y_true, y_pred, groups),
+            difference=bootstrap_difference(y_true, y_pred, first, groups),
+            seconds=round(seconds, 2),
+            rows_per_second=round(len(y_true) / seconds, 1),
+        )
+        for name, rank, y_pred, seconds in answered
+    ]
+
+
+def score_table(scores: Sequence[Scored]) -> list[str]:
+    """A Markdown table."""
+    lines = [
+        "| model | rank | macro-F1 (95 %) | minus the folds together (95 %) | seconds | rows/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for i, found in enumerate(scores):
+        f1, less = found.macro_f1, found.difference
+        lines.append(
+            f"| {found.model} | {'' if found.rank is None else found.rank} "
+            f"| {f1.estimate:.4f} ({f1.low:.4f} to {f1.high:.4f}) "
+            f"| {f'{less.estimate:+.4f} ({less.low:+.4f} to {less.high:+.4f})' if i else ''} "
+            f"| {found.seconds:.1f} | {found.rows_per_second:.0f} |"
+        )
+    return lines
+
+
+def _card(
+    run: RunFolder,
+    exported: RunFolder,
+    about: dict[str, Any],
+    scores: Sequence[Scored] = (),
+    labelled: Labelled | None = None,
+) -> str:
+    """The README of an export, with a snippet that loads it without lora_cls."""
+    recipe, names, folds = exported.recipe, run.label_names, len(about["folds"])
+    assert recipe.backbone is not None
+    base = recipe.backbone.name_or_path
+    quantized = run.recipe.quantization is not None
+    if about["kind"] == "adapter":
+        what = f"a PEFT adapter of rank {about['rank']} for {base}, head included: the exact mean of the updates"
+        if about["compression"]:
+            found = about["compression"]
+            what += (
+                f", of rank {about['exact_rank']}, cut to {found['share']:.2%} of its squared Frobenius norm "
+                f"(least in {found['lowest_module']}: {found['lowest_share']:.2%})"
+            )
+    elif run.recipe.lora is None:
+        what = f"the mean of the weights of {base}, fine-tuned {folds} times, and of the heads"
+    else:
+        what = f"{base} with the exact mean of the updates added to its weights, and the mean of the heads"
+        if quantized:
+            what += ". The updates were trained on quantized weights, and these are not quantized"
+    if recipe.task == "single_label":
+        meaning = (
+            "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
+            "with the greatest probability / threshold"
+        )
+    else:
+        meaning = "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
+    no_score, _, why = about["note"].partition(":")
+    lines = [
+        f"# {run.path.name}: {'one adapter' if about['kind'] == 'adapter' else 'one merged model'} of {folds} folds",
+        "",
+        f"This is {what}. Made with lora_cls. Labels: {', '.join(names)}.",
+        "",
+        f"**{no_score}**:{why} Thresholds are the run's, tuned on the folds' models; `pos_weight` is the geometric "
+        "mean of the folds'.",
+        "",
+    ]
+    if labelled is not None:
+        lines += [
+            f"Macro-F1 on {len(labelled.y_true)} labelled rows of {labelled.name} (intervals over groups of identical "
+            "texts, models held fixed):",
+            "",
+            *score_table(scores),
+            "",
+            "Seconds are those of all rows on the machine that made this, the base loaded before.",
+            "",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            "## Use it without lora_cls",
+            "",
+            f"Run this in this folder. It gives logits; {meaning} "
+            "(`pos_weight` is in `fold.json`, thresholds are in `thresholds.json`).",
+            "",
+            "```python",
+            snippet(recipe, exported.info, names, "."),
+            "```",
+            "",
+            "## Use it with lora_cls",
+            "",
+            "```python",
+            "from lora_cls import Classifier",
+            "",
+            'print(Classifier.load(".").predict_labels(["a text"]))',
+            "```",
+            "",
+        ]
+    )
