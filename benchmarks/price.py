@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "top 1/4": ("all layers", ["lora.top_layers=0.25"]),
     "depth 2/3": ("all layers", ["backbone.num_hidden_layers={2/3}"]),
     "depth 2/3, top 1/2 of it": ("all layers", ["backbone.num_hidden_layers={2/3}", "lora.top_layers=0.5"]),
-    "4-bit": ("all layers", [f"quantization={FOUR_BIT}"]),
+    "4-bit, top 1/4": ("top 1/4", ["lora.top_layers=0.25", f"quantization={FOUR_BIT}"]),
     "8-bit, top 1/4": ("top 1/4", ["lora.top_layers=0.25", "quantization={load_in_8bit: true}"]),
     "fp32, top 1/4": ("top 1/4", ["lora.top_layers=0.25", "backbone.dtype=float32"]),
 }
