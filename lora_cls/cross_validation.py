@@ -62,6 +62,7 @@ class Tables:
     def __init__(
         self, recipe: Recipe, train: Table | None = None, test: Table | None = None, sample: Table | None = None
     ) -> None:
+        refuse_blend(recipe)
         data = recipe.data
         if train is not None and (data.train or "").startswith("sample:"):
             # the test rows of the package's sample do not belong to the user's own training rows
@@ -117,6 +118,14 @@ class Tables:
         if self.sample is not None and self.test is not None:
             id_name = sample_id_column(self.sample, self.id_name)
             self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
+
+
+def refuse_blend(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe without anything to train."""
+    if recipe.blend is not None:
+        raise RecipeError(
+            "This recipe is that of a blend, which has nothing to train: make one with lora-cls blend RUN RUN --out NEW."
+        )
 
 
 def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
@@ -263,6 +272,7 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
         If the data is not the run's.
     """
     info, recipe = run.info, run.recipe
+    refuse_blend(recipe)
     path = train if train is not None else info["data"]["paths"]["train"]
     if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
         raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")

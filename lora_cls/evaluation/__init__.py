@@ -1,13 +1,22 @@
 """Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
 
 Reading order: `thresholds` (scores to decisions), `metrics` (decisions to figures), `intervals` (how sure the figures
-are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task).
+are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task),
+`calibration` (probabilities that mean what they say), `blending` (several runs to one).
 
 Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
 float64 scores of the same shape, `fold` and `groups` hold one integer per row. A prediction is positive at
 `y_score >= threshold`.
 """
 
+from lora_cls.evaluation.blending import apply_blend, fit_blend
+from lora_cls.evaluation.calibration import (
+    Calibration,
+    apply_calibration,
+    calibrated_thresholds,
+    calibration_scores,
+    fit_calibration,
+)
 from lora_cls.evaluation.decisions import Decisions, decisions_for
 from lora_cls.evaluation.intervals import (
     Interval,
