@@ -118,7 +118,10 @@ def _differences(run: RunFolder, table: pd.DataFrame, first: RunFolder, expected
         only, lacking = sorted(names - wanted_names), sorted(wanted_names - names)
         told = [f"has {shorten(only)}"] * bool(only) + [f"lacks {shorten(lacking)}"] * bool(lacking)
         problems.append(f"{run.path}: labels differ from those of {first.path}: it {' and '.join(told)}.")
-    extra, missing = table.index.difference(expected.index, sort=False), expected.index.difference(table.index, sort=False)
+    extra, missing = (
+        table.index.difference(expected.index, sort=False),
+        expected.index.difference(table.index, sort=False),
+    )
     if len(extra):
         problems.append(f"{run.path}: {len(extra)} of its rows are not in {first.path}: ids {shorten(extra, 5)}.")
     if len(missing):

@@ -206,8 +206,6 @@ def _fold_info(members: Sequence[AlignedRun], number: int, fitted: dict[str, Any
         "pos_weight": [1.0] * n_labels,
         "blend": fitted,
         "train_rows": found[0]["train_rows"],
-        "seconds": {
-            phase: round(sum(info["seconds"][phase] for info in found), 3) for phase in ("train", "predict")
-        },
+        "seconds": {phase: round(sum(info["seconds"][phase] for info in found), 3) for phase in ("train", "predict")},
         "trainable_parameters": sum(info["trainable_parameters"] for info in found),
     }

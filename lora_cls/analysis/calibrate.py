@@ -41,7 +41,9 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
     """
     recipe = run.recipe
     if len(run.finished_folds) < 2:
-        raise RunError(f"{run.path}: calibration is fitted on other folds' rows, and needs two finished folds at least.")
+        raise RunError(
+            f"{run.path}: calibration is fitted on other folds' rows, and needs two finished folds at least."
+        )
     if how == "isotonic" and recipe.task == "single_label":
         raise RunError(
             f"{run.path}: isotonic calibrates labels one by one, and a row's classes would no longer sum to 1. "

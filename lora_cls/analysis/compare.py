@@ -107,9 +107,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
             seed=members[i].run.recipe.train.seed,
             score=scores[i],
             untuned=macro_f1(rows.y_true, members[i].decisions.untuned(members[i].logits)),
-            difference=(
-                None if i == best else bootstrap_difference(rows.y_true, y_pred[i], y_pred[best], rows.groups)
-            ),
+            difference=(None if i == best else bootstrap_difference(rows.y_true, y_pred[i], y_pred[best], rows.groups)),
             f1=f1_scores(rows.y_true, y_pred[i]).tolist(),
             cost=_cost(members[i].run),
             optimistic=members[i].run.recipe.train.select == "scored_fold",
@@ -141,7 +139,9 @@ def _cost(run: RunFolder) -> dict[str, float | None]:
     info, folds = run.info, [read_json(run.fold(number).info) for number in run.finished_folds]
     seconds = {phase: sum(fold["seconds"][phase] for fold in folds) for phase in ("train", "predict")}
     # A blend's rows are each trained on by several models: no one speed. Rows count once per epoch.
-    rows = None if run.recipe.blend else sum(fold.get("processed", {}).get("rows", fold["train_rows"]) for fold in folds)
+    rows = (
+        None if run.recipe.blend else sum(fold.get("processed", {}).get("rows", fold["train_rows"]) for fold in folds)
+    )
     if rows is not None and "pieces_per_row" in info:
         rows /= info["pieces_per_row"]
     held_out = int((run.folds["fold"] >= 0).sum())

@@ -127,7 +127,9 @@ def figure(found: Comparison) -> str:
             minutes = max(run.cost["train_minutes"] or 0.0, 1e-3)
             below, above = run.score.estimate - run.score.low, run.score.high - run.score.estimate
             points.append(
-                axes.errorbar([minutes], [run.score.estimate], yerr=[[below], [above]], fmt="o", color=f"C{i % 10}", capsize=3)
+                axes.errorbar(
+                    [minutes], [run.score.estimate], yerr=[[below], [above]], fmt="o", color=f"C{i % 10}", capsize=3
+                )
             )
             axes.annotate(str(i + 1), (minutes, run.score.estimate), xytext=(6, 3), textcoords="offset points")
         named = [f"{i}  {run.name}" for i, run in enumerate(found.runs, start=1)]
@@ -151,7 +153,10 @@ def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
     say = _plain(console)
     cells = _cells(found)
     # two tables, so that neither is wider than a terminal
-    for title, columns in ((f"{found.n_rows} rows, {found.n_folds} folds", (0, 2, 3, 4)), ("Cost", (0, 1, 5, 6, 7, 8, 9))):
+    for title, columns in (
+        (f"{found.n_rows} rows, {found.n_folds} folds", (0, 2, 3, 4)),
+        ("Cost", (0, 1, 5, 6, 7, 8, 9)),
+    ):
         table = Table(title=title)
         for i in columns:
             table.add_column(HEADER[i], justify="left" if i < 2 else "right", no_wrap=i == 0)
