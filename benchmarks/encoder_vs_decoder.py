@@ -3,9 +3,10 @@
     python -m benchmarks.encoder_vs_decoder --data train.csv [test.csv] [--recipes tfidf-logreg minilm-l6 gemma-3-270m]
         [--out runs/encoder_vs_decoder] [--results benchmarks/results] [--set cv.n_splits=3] [--labels test.csv]
 
-`--data` may be a folder that holds train.csv and, perhaps, test.csv. Each recipe runs in a process of its own, so that its
-peak memory is its own, with the folds of the first. What was stopped continues with the same command: finished runs are not
-trained again. A recipe that fails is named in the result, and the others go on. `--labels` scores the test rows, too.
+`--data` may be a folder that holds train.csv and, perhaps, test.csv. Each recipe runs in a process of its own, so that
+its peak memory is its own, with the folds of the first. What was stopped continues with the same command: finished
+runs are not trained again. A recipe that fails is named in the result, and the others go on. `--labels` scores the
+test rows, too.
 """
 
 from __future__ import annotations

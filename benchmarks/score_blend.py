@@ -2,8 +2,8 @@
 
     python -m benchmarks.score_blend RUN... --labels test.csv [--noise]
 
-`--noise` adds a run whose logits are drawn at random. The label file has the runs' test ids and label columns. The single
-run that is best out of fold is the one that blends are compared with, on the test rows too. Prints Markdown.
+`--noise` adds a run whose logits are drawn at random. The label file has the runs' test ids and label columns. The
+single run that is best out of fold is the one that blends are compared with, on the test rows too. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
         if not lines:
             own = read_json(best.path / "metrics.json")["cross_fitted"]["macro_f1_interval"]
             lines = [
-                "| way | cross-fitted macro-F1 | gain over the best single run | test macro-F1 | gain on the test rows |",
+                "| way | cross-fitted macro-F1 | gain over the best single run | test macro-F1 | gain on test rows |",
                 "|---|---|---|---|---|",
                 f"| best single: {told[how]['best_single']} | {_cell(Interval(**own))} | | "
                 f"{_cell(bootstrap_macro_f1(y_test, alone, groups))} | |",

@@ -124,7 +124,7 @@ def refuse_blend(recipe: Recipe) -> None:
     """Raise RecipeError for a recipe without anything to train."""
     if recipe.blend is not None:
         raise RecipeError(
-            "This recipe is that of a blend, which has nothing to train: make one with lora-cls blend RUN RUN --out NEW."
+            "This is the recipe of a blend, which has nothing to train: make one with lora-cls blend RUN RUN --out NEW."
         )
 
 

@@ -374,8 +374,8 @@ def _task_problems(recipe: Recipe) -> list[str]:
 
 
 class Recipe(Section):
-    """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given; `blend` stands
-    in runs that were made of other runs."""
+    """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given; `blend`
+    stands in runs that were made of other runs."""
 
     task: Task | None = None
     """`multi_label` (any number of labels per row), `single_label` (exactly one class per row) or `binary` (one 0/1

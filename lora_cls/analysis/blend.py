@@ -19,7 +19,7 @@ from lora_cls.recipe import BlendHow, Recipe, load_recipe
 from lora_cls.runs import FoldFolder, RunFolder, read_json, write_array, write_json
 
 NOTE = (
-    "For every fold, what a way learns (weights, regressions) and the thresholds come from the rows of the other folds. "
+    "For every fold, what a way learns (weights, regressions) and the thresholds come from the other folds' rows. "
     "Choosing the runs and the way by these scores is tuning too, and no fold is held back from it: the more is tried, "
     "the more the best of it flatters."
 )

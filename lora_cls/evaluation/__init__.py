@@ -42,14 +42,19 @@ from lora_cls.evaluation.thresholds import (
 )
 
 __all__ = [
+    "Calibration",
     "CrossFit",
     "Decisions",
     "Interval",
+    "apply_blend",
+    "apply_calibration",
     "apply_thresholds",
     "best_f1_threshold",
     "bootstrap_difference",
     "bootstrap_macro_f1",
     "bootstrap_unpaired_difference",
+    "calibrated_thresholds",
+    "calibration_scores",
     "combine_class_folds",
     "combine_folds",
     "combine_pieces",
@@ -59,6 +64,8 @@ __all__ = [
     "decisions_for",
     "exact_match",
     "f1_scores",
+    "fit_blend",
+    "fit_calibration",
     "label_table",
     "logit",
     "macro_f1",

@@ -19,8 +19,8 @@ from lora_cls.runs import write_bytes, write_csv
 
 Cells = list[list[str]]
 HEADER = (
-    "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s", "s per 1,000 texts",
-    "peak GiB", "trained parameters",
+    "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
+    "s per 1,000 texts", "peak GiB", "trained parameters",
 )  # fmt: skip
 COSTS = ("train_minutes", "train_rows_per_second", "seconds_per_1000_texts", "peak_memory_gib", "trainable_parameters")
 STYLE = """
@@ -59,7 +59,7 @@ def markdown(found: Comparison, picture: str = "compare.svg") -> str:
     """The comparison as Markdown; `picture` is the path of the figure, seen from the file."""
     lines = [f"{found.n_rows} rows, {found.n_folds} folds, {len(found.label_names)} labels.", ""]
     lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in _cells(found)])
-    lines += ["", *(_seeds_sentence(seeds) for seeds in found.seeds)]
+    lines += ["", *(_escaped(_seeds_sentence(seeds)) for seeds in found.seeds)]
     lines += [""] if found.seeds else []
     names = [run.name for run in found.runs]
     cells = []

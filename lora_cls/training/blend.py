@@ -70,8 +70,8 @@ class BlendLearner:
         for path in self.blend.runs:
             if not (run / path).is_dir():
                 raise RunError(
-                    f"{run} is a blend of {', '.join(self.blend.runs)} (seen from it), and {path} is gone. Put it back; "
-                    "its scores, thresholds and submission can be read without."
+                    f"{run} is a blend of {', '.join(self.blend.runs)} (seen from it), and {path} is gone. Put it "
+                    "back; its scores, thresholds and submission can be read without."
                 )
             member = RunFolder((run / path).resolve())
             self._same_texts(run, member)

@@ -11,8 +11,9 @@ NAMES = ("anger", "joy")
 def make_run(tmp_path):
     """Factory `make_run(name, logits, y_true, fold, **more)`: a finished run folder of the classical baseline.
 
-    `logits` of shape (n, n_labels), `y_true` likewise, `fold` of shape (n,). `ids` and `test` (logits of shape (n_folds,
-    n_test, n_labels)) may be given; `recipe` updates the recipe's values; `unfinished` names folds without an answer.
+    `logits` of shape (n, n_labels), `y_true` likewise, `fold` of shape (n,). `ids` and `test` (logits of shape
+    (n_folds, n_test, n_labels)) may be given; `recipe` updates the recipe's values; `unfinished` names folds without an
+    answer.
     """
     from lora_cls.analysis.tune import tune
     from lora_cls.recipe import load_recipe

@@ -33,7 +33,7 @@ def test_means_by_hand():
 
 
 def test_ranks_by_hand():
-    """Ranks among the reference, ties in the middle; a row alone is ranked as among others, and any scale is the same."""
+    """Ranks among the reference, ties in the middle; a row alone is ranked as among others, on any scale."""
     reference = np.array([[[0.1], [0.2], [0.2], [0.9]]])
     ranks = apply_blend("rank_mean", LABELS, {}, reference, reference)
     np.testing.assert_allclose(ranks[:, 0], np.array([1.0, 2.5, 2.5, 4.0]) / 5)  # middle + 1/2, of n + 1
@@ -76,8 +76,12 @@ def test_stacking_without_positives():
     y_true[:5, 1] = 1
     proba = apply_blend("stacking", LABELS, fit_blend("stacking", LABELS, y_true, scores), scores)
     assert (proba[:, 0] < 0.06).all()
-    classes = apply_blend("stacking", CLASSES, fit_blend("stacking", CLASSES, 1 - y_true, scores), scores)
-    np.testing.assert_allclose(classes.sum(axis=1), 1)
+    for present in ([1, 2], [2]):
+        scores = CLASSES.probabilities(np.random.default_rng(0).normal(size=(2, 10, 3)), 1.0)
+        y_true = np.eye(3, dtype=int)[np.resize(present, 10)]
+        classes = apply_blend("stacking", CLASSES, fit_blend("stacking", CLASSES, y_true, scores), scores)
+        np.testing.assert_allclose(classes.sum(axis=1), 1)
+        assert (classes[:, 0] < 0.1).all()
 
 
 @pytest.fixture
@@ -91,7 +95,7 @@ def three(make_run, problem):
 
 
 def test_blend_is_a_run_folder(three, tmp_path):
-    """Its folder holds what every run's holds; tuning it again changes no byte; and its files follow from each other."""
+    """Its folder holds what every run's does; tuning again changes no byte; its files follow from each other."""
     run = blend([one.path for one in three[:2]], tmp_path / "blend")
     files = ("metrics.json", "thresholds.json", "oof_proba.csv", "test_proba.csv", "submission.csv")
     before = [(run.path / name).read_bytes() for name in files]
@@ -157,7 +161,7 @@ def test_no_label_leaks(make_run, tmp_path, how):
 
 
 def test_a_fold_never_sees_its_own_labels(three, tmp_path, make_run):
-    """Turning round the labels of one fold leaves what is fitted for that fold, and the scores of its rows, as they are."""
+    """Turning round the labels of one fold leaves what is fitted for it, and the scores of its rows, as they are."""
     first = blend([one.path for one in three], tmp_path / "before", "stacking")
     y_true, fold = three[0].y_true.copy(), three[0].folds["fold"].to_numpy()
     y_true[fold == 1] = 1 - y_true[fold == 1]
