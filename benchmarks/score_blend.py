@@ -21,7 +21,7 @@ from lora_cls.analysis.blend import blend
 from lora_cls.analysis.tune import tune
 from lora_cls.data import read_table
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
-from lora_cls.recipe import BlendHow, load_recipe
+from lora_cls.recipe import BlendHow, Prediction, Thresholds, load_recipe
 from lora_cls.report.comparison import blend_runs
 from lora_cls.runs import RunFolder, read_json, write_array, write_json
 
@@ -44,10 +44,20 @@ def noise_run(like: RunFolder, out: Path) -> RunFolder:
     return run
 
 
-def decided(run: RunFolder, ids: Sequence[str]) -> np.ndarray:
-    """The run's own submission, ndarray of shape (n_test, n_labels), int8."""
-    table = pd.read_csv(run.path / "submission.csv", dtype={0: str})
-    return table.set_index(table.columns[0]).loc[list(ids), run.label_names].to_numpy(np.int8)
+def decided(run: RunFolder, ids: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Decisions by the shipped thresholds, ndarray of shape (n_test, n_labels), int8.
+
+    Every run's folds are combined by `mean_logit`, whatever a run was told, so that no gain comes from that.
+    """
+    kept, logits, found = read_json(run.path / "thresholds.json"), run.test_logits(), run.test_ids
+    assert logits is not None and found is not None
+    decisions = run.decisions(Thresholds(**kept["settings"]))
+    thresholds = np.array([kept["shipped"][name] for name in run.label_names])
+    prediction = Prediction(**kept["prediction"]).model_copy(update={"combine": "mean_logit"})
+    per_fold = decisions.probabilities(logits, run.pos_weights()[:, None, :])
+    y_pred = decisions.together(per_fold, thresholds, prediction)[1]
+    table = pd.DataFrame(y_pred, index=found, columns=run.label_names)
+    return table.loc[list(ids), list(names)].to_numpy(np.int8)
 
 
 def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
@@ -65,7 +75,7 @@ def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
         best = next(
             one for one, row in zip(runs, told[how]["runs"], strict=True) if row["name"] == told[how]["best_single"]
         )
-        alone, y_pred = decided(best, ids), decided(run, ids)
+        alone, y_pred = (decided(one, ids, runs[0].label_names) for one in (best, run))
         if not lines:
             own = read_json(best.path / "metrics.json")["cross_fitted"]["macro_f1_interval"]
             lines = [

@@ -139,7 +139,7 @@ def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score:
         fitted = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
         proba[inside] = apply_blend(how, decisions, fitted, y_score[:, inside], y_score)
     # through the precision that is stored, so that the decisions are those of the run folder
-    return decisions.probabilities(blended_logits(decisions, proba), np.ones(proba.shape[1]))
+    return decisions.probabilities(blended_logits(decisions, proba), np.ones(len(rows.label_names)))
 
 
 def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:

@@ -122,7 +122,7 @@ def figure(found: Comparison) -> str:
     with mpl.rc_context({"svg.hashsalt": "lora_cls", "font.size": 9}):
         drawing = Figure(figsize=(8, 4.5), layout="constrained")
         axes = drawing.subplots()
-        points = []
+        points: list[Any] = []
         for i, run in enumerate(found.runs):
             minutes = max(run.cost["train_minutes"] or 0.0, 1e-3)
             below, above = run.score.estimate - run.score.low, run.score.high - run.score.estimate
@@ -168,8 +168,8 @@ def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
         labels.add_column(Text(name), justify="left" if i == 0 else "right")
     for j, label in enumerate(found.label_names):
         winners = found.winners(j)
-        cells = [Text(f"{run.f1[j]:.3f}", style="bold" if run.name in winners else "") for run in found.runs]
-        labels.add_row(Text(label), *cells)
+        values = [Text(f"{run.f1[j]:.3f}", style="bold" if run.name in winners else "") for run in found.runs]
+        labels.add_row(Text(label), *values)
     console.print(labels)
     for seeds in found.seeds:
         say(_seeds_sentence(seeds))
