@@ -566,8 +566,12 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
         if not isinstance(given, (dict, BaseModel)) and problem["type"] != "missing":
             got.setdefault(path, f" Got {given!r} instead.")
     if "recipe" not in lines:
-        given = [values.get(name) is not None for name in ("backbone", "tfidf", "blend", "quantization")]
-        combined = _combination_problems(*given, "lora" not in values or values["lora"] is not None)
+        backbone, tfidf, blend, quantization = (
+            values.get(name) is not None for name in ("backbone", "tfidf", "blend", "quantization")
+        )
+        combined = _combination_problems(
+            backbone, tfidf, blend, quantization, "lora" not in values or values["lora"] is not None
+        )
         if combined:
             lines["recipe"] = [" ".join(combined).rstrip(".")]
     return [
