@@ -200,7 +200,7 @@ def blend_ways(told: dict[str, Any]) -> tuple[list[str], Cells]:
             f"{way['how']}{' (written)' if way['how'] == told['how'] else ''}",
             _interval(way["macro_f1_interval"]),
             _interval(way["gain_over_best"], "+"),
-            "" if way["gain_over_best"]["low"] > 0 else "no gain shown",
+            _mark(way["gain_over_best"], "no gain shown"),
         ]
         for way in told["ways"]
     ]
@@ -214,11 +214,15 @@ def blend_runs(told: dict[str, Any]) -> tuple[list[str], Cells]:
             run["name"],
             f"{run['macro_f1']:.4f}",
             _interval(run["adds"], "+"),
-            "" if run["adds"]["low"] > 0 else "adds nothing that shows",
+            _mark(run["adds"], "adds nothing that shows"),
         ]
         for run in told["runs"]
     ]
     return ["run", "macro-F1 alone", f"adds to {told['how']} (95 %)", ""], rows
+
+
+def _mark(gain: dict[str, Any], within_chance: str) -> str:
+    return "" if gain["low"] > 0 else "worse" if gain["high"] < 0 else within_chance
 
 
 def gain_sentence(told: dict[str, Any]) -> str:
