@@ -70,6 +70,7 @@ class Tables:
         sample: Table | None = None,
         extra: Table | None = None,
     ) -> None:
+        refuse_blend(recipe)
         data = recipe.data
         if train is not None and (data.train or "").startswith("sample:"):
             # the test rows of the package's sample do not belong to the user's own training rows
@@ -171,6 +172,14 @@ class Tables:
         if self.sample is not None and self.test is not None:
             id_name = sample_id_column(self.sample, self.id_name)
             self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
+
+
+def refuse_blend(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe without anything to train."""
+    if recipe.blend is not None:
+        raise RecipeError(
+            "This is the recipe of a blend, which has nothing to train: make one with lora-cls blend RUN RUN --out NEW."
+        )
 
 
 def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
@@ -322,6 +331,7 @@ def refit(
         If the data is not the run's.
     """
     info, recipe = run.info, run.recipe
+    refuse_blend(recipe)
     path = _found_again(run, "train", train, "training data")
     extra = _found_again(run, "extra_train", extra_train, "data of extra rows")
     # Decided when the run was started, and not again without its test file.

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,24 @@ class RunFolder:
             write_csv(path / "test_ids.csv", pd.DataFrame({"id": test.ids}))
         if sample is not None:
             write_csv(path / "sample_submission.csv", sample)
+        return cls._complete(path, recipe, info)
+
+    @classmethod
+    def create_like(cls, path: Path, recipe: Recipe, info: dict[str, Any], like: RunFolder) -> RunFolder:
+        """Make a new run folder on the rows, labels, folds and test rows of another, without any fold finished."""
+        cls.refuse_existing(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path} cannot be made: {error.strerror}.") from error
+        write_bytes(path / UNFINISHED, b"")
+        for name in ("labels.json", "folds.csv", "train_labels.csv", "test_ids.csv", "sample_submission.csv"):
+            if (like.path / name).is_file():
+                shutil.copyfile(like.path / name, path / name)
+        return cls._complete(path, recipe, info)
+
+    @classmethod
+    def _complete(cls, path: Path, recipe: Recipe, info: dict[str, Any]) -> RunFolder:
         write_json(path / "run.json", info)
         write_bytes(
             path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode()

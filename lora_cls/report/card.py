@@ -56,6 +56,8 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
     """The text of a run's README."""
     recipe, info = run.recipe, run.info
     base = recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
+    if recipe.blend is not None:
+        base = f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
     lines = [
         f"# {run.path.name}",
         "",

@@ -1,0 +1,211 @@
+"""Several finished runs as one: combined out of fold, scored like any run, and kept as a run folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from lora_cls.analysis.align import AlignedRun, Rows, align
+from lora_cls.analysis.tune import tune
+from lora_cls.errors import RecipeError, RunError, shorten
+from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
+from lora_cls.recipe import BlendHow, Recipe, load_recipe
+from lora_cls.runs import FoldFolder, RunFolder, read_json, write_array, write_json
+
+NOTE = (
+    "For every fold, what a way learns (weights, regressions) and the thresholds come from the other folds' rows. "
+    "Choosing the runs and the way by these scores is tuning too, and no fold is held back from it: the more is tried, "
+    "the more the best of it flatters."
+)
+
+
+def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_logit") -> RunFolder:
+    """Combine finished runs on the same rows and folds into a new run folder.
+
+    A fold of the blend is the runs' models of that fold together, in a way that was fitted on the other folds' rows.
+    So `tune`, `compare`, reports and `predict` treat it like any run. `blend.json` holds the score of every way, each
+    one's paired gain over the best single run, and what the chosen blend loses without each of its runs.
+
+    Parameters
+    ----------
+    paths : two run folders or more
+    out : the new run folder
+    how : the way that is written
+
+    Raises
+    ------
+    RunError
+        If the runs have no common rows and folds, or other test rows, or `out` exists; names every difference.
+    RecipeError
+        If the way has no meaning for the task.
+    """
+    out = Path(out)
+    rows, members = align(paths)
+    recipe = _recipe(members, out, how)
+    RunFolder.refuse_existing(out)  # before minutes of fitting
+    decisions = members[0].decisions
+    y_score = np.array([member.y_score for member in members])
+    test = _test_proba(members)
+    told = compare_ways(rows, members, decisions, y_score, how)
+    first = members[0].run
+    info = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "data": first.info["data"],
+        "choices": {},
+        "backbone_path": None,
+        "seconds": {
+            phase: round(sum(member.run.info["seconds"][phase] for member in members), 1)
+            for phase in ("train", "predict")
+        },
+        "peak_memory_bytes": max(member.run.info.get("peak_memory_bytes", 0) for member in members),
+    }
+    run = RunFolder.create_like(out, recipe, info, first)
+    place = {value: i for i, value in enumerate(rows.ids)}
+    held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
+    for number in run.fold_numbers:
+        inside = rows.fold == number
+        fitted = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
+        order = held_out[(run.folds["fold"] == number).to_numpy()]  # of this fold, in the folder's order
+        proba = apply_blend(how, decisions, fitted, y_score[:, order], y_score)
+        folder = run.fold(number)
+        folder.path.mkdir()
+        write_array(folder.oof_logits, blended_logits(decisions, proba))
+        if test is not None:
+            of_fold = test[:, first.fold_numbers.index(number)]
+            write_array(
+                folder.test_logits,
+                blended_logits(decisions, apply_blend(how, decisions, fitted, of_fold, y_score)),
+            )
+        write_json(folder.info, _fold_info(members, number, fitted, len(rows.label_names)))
+    write_json(out / "blend.json", told)
+    tune(run)
+    return run
+
+
+def blended_logits(decisions: Decisions, proba: np.ndarray) -> np.ndarray:
+    """Blended probabilities as a fold's logits, without any weight: ndarray of float32 of the same shape."""
+    return decisions.logits(proba).astype(np.float32)
+
+
+def compare_ways(
+    rows: Rows, members: Sequence[AlignedRun], decisions: Decisions, y_score: np.ndarray, how: BlendHow
+) -> dict[str, Any]:
+    """Scores of all ways, and of the chosen one without each run; plain values for `blend.json`."""
+    at_least_one = members[0].at_least_one
+    singles = [member.cross_fitted(rows) for member in members]
+    scores = [macro_f1(rows.y_true, y_pred) for y_pred in singles]
+    best = int(np.argmax(scores))
+
+    def decided(way: BlendHow, kept: list[int]) -> np.ndarray:
+        proba = cross_fitted_blend(way, decisions, rows, y_score[kept])
+        return decisions.cross_fit(rows.y_true, proba, rows.fold, at_least_one).y_pred
+
+    everyone = list(range(len(members)))
+    ways: list[dict[str, Any]] = []
+    for way in get_args(BlendHow):
+        if way == "rank_mean" and members[0].run.recipe.task == "single_label":
+            continue
+        y_pred = decided(way, everyone)
+        if way == how:
+            chosen = y_pred
+        gain = bootstrap_difference(rows.y_true, y_pred, singles[best], rows.groups)
+        score = bootstrap_macro_f1(rows.y_true, y_pred, rows.groups)
+        ways.append({"how": way, "macro_f1_interval": asdict(score), "gain_over_best": asdict(gain)})
+    runs = []
+    for i, member in enumerate(members):
+        others = [j for j in everyone if j != i]
+        without = decided(how, others) if len(others) > 1 else singles[others[0]]
+        added = bootstrap_difference(rows.y_true, chosen, without, rows.groups)
+        runs.append({"name": member.name, "macro_f1": scores[i], "adds": asdict(added)})
+    return {"how": how, "best_single": members[best].name, "runs": runs, "ways": ways, "note": NOTE}
+
+
+def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score: np.ndarray) -> np.ndarray:
+    """The runs as one, each fold's rows in a way fitted on the other folds': ndarray (n_samples, n_labels), float64.
+
+    Parameters
+    ----------
+    y_score : ndarray of shape (n_runs, n_samples, n_labels)
+    """
+    proba = np.empty(rows.y_true.shape)
+    for number in np.unique(rows.fold):
+        inside = rows.fold == number
+        fitted = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
+        proba[inside] = apply_blend(how, decisions, fitted, y_score[:, inside], y_score)
+    # through the precision that is stored, so that the decisions are those of the run folder
+    return decisions.probabilities(blended_logits(decisions, proba), np.ones(len(rows.label_names)))
+
+
+def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
+    """The blend's recipe: how its rows are read and decided is the first run's."""
+    recipe = members[0].run.recipe
+    optimistic = any(member.run.recipe.train.select == "scored_fold" for member in members)
+    values = {name: getattr(recipe, name).model_dump(mode="json") for name in ("data", "cv")} | {
+        "task": recipe.task,
+        "blend": {
+            "runs": [os.path.relpath(member.run.path.resolve(), out.resolve()) for member in members],
+            "how": how,
+        },
+        "train": {"select": "scored_fold" if optimistic else "last"},
+        "thresholds": members[0].decisions.settings.model_dump(mode="json"),
+        "prediction": {"at_least_one": members[0].at_least_one},
+    }
+    try:
+        return load_recipe(values)
+    except RecipeError as error:
+        raise RecipeError(f"These runs cannot be blended like this: {error}") from None
+
+
+def _test_proba(members: Sequence[AlignedRun]) -> np.ndarray | None:
+    """Test probabilities of the runs' folds, ndarray of shape (n_runs, n_folds, n_test, n_labels); None without."""
+    ids = [member.run.test_ids for member in members]
+    if all(found is None for found in ids):
+        return None
+    first, problems = ids[0], []
+    for member, found in zip(members, ids, strict=True):
+        if found is None or first is None:
+            if found is None:
+                problems.append(f"{member.run.path}: no test rows were predicted.")
+            continue
+        extra = [value for value in found if value not in set(first)]
+        missing = [value for value in first if value not in set(found)]
+        name = members[0].run.path
+        if extra:
+            problems.append(f"{member.run.path}: {len(extra)} test rows are not in {name}: ids {shorten(extra, 5)}.")
+        if missing:
+            problems.append(
+                f"{member.run.path}: {len(missing)} test rows of {name} are missing: ids {shorten(missing, 5)}."
+            )
+    if problems:
+        raise RunError(
+            "These runs have no common test rows:\n" + "\n".join(f"  {line}" for line in problems) + "\n"
+            "Blend runs on the same test file, or runs without any."
+        )
+    assert first is not None
+    result = []
+    for member, found in zip(members, ids, strict=True):
+        assert found is not None
+        place = {value: i for i, value in enumerate(found)}
+        logits = member.run.test_logits()
+        assert logits is not None
+        logits = logits[:, [place[value] for value in first]][:, :, member.labels]
+        result.append(member.decisions.probabilities(logits, member.weights[:, None, :]))
+    return np.array(result)
+
+
+def _fold_info(members: Sequence[AlignedRun], number: int, fitted: dict[str, Any], n_labels: int) -> dict[str, Any]:
+    """`fold.json`: what was fitted, and what the runs' folds cost together."""
+    found = [read_json(FoldFolder(member.run.fold(number).path).info) for member in members]
+    return {
+        "pos_weight": [1.0] * n_labels,
+        "blend": fitted,
+        "train_rows": found[0]["train_rows"],
+        "seconds": {phase: round(sum(info["seconds"][phase] for info in found), 3) for phase in ("train", "predict")},
+        "trainable_parameters": sum(info["trainable_parameters"] for info in found),
+    }
