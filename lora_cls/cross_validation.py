@@ -32,11 +32,13 @@ from lora_cls.data import (
 )
 from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
+from lora_cls.data.summary import length_summary
 from lora_cls.data.table import as_id
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
+from lora_cls.report.page import write_page
 from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
 from lora_cls.training.learner import FoldResult, make_learner
 from lora_cls.training.progress import Progress
@@ -247,6 +249,7 @@ def cross_validate(
         metrics = tune(run)
         run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
         write_card(run, metrics)
+        write_page(run)
     return run
 
 
@@ -262,7 +265,38 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
     RunError
         If the data is not the run's.
     """
-    info, recipe = run.info, run.recipe
+    info, recipe, data = run.info, run.recipe, training_data(run, train)
+    with Progress(1, show) as progress:
+        if run.refit.finished:
+            progress.say(f"{run.refit.path} is finished already.")
+            return run.refit
+        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
+        n_epochs = None  # all epochs; or as many as the folds kept where they chose
+        if recipe.train.select != "last" and chosen:
+            n_epochs = round(median(chosen))
+            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
+        learner = make_learner(recipe, run.label_names, data, None, info["choices"], None, progress)
+        rows = np.arange(len(data))
+        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
+        progress.fold_done("all rows", "done")
+    return run.refit
+
+
+def training_data(run: RunFolder, train: Table | None = None) -> Dataset:
+    """The rows that a run was trained on, read again as it read them.
+
+    Parameters
+    ----------
+    train : where None, the file that the run was started with
+
+    Raises
+    ------
+    RunError
+        If the data is not the run's.
+    DataError
+        If the table cannot be read.
+    """
+    info = run.info
     path = train if train is not None else info["data"]["paths"]["train"]
     if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
         raise RunError(f"The training data of {run.path} was {path}: give it again with --train.")
@@ -273,23 +307,10 @@ def refit(run: RunFolder, train: Table | None = None, *, show: bool = False) -> 
         "data.test": None,
         "data.sample_submission": None,
     }
-    tables = Tables(load_recipe(recipe, decided), path)
-    if tables.train.fingerprint() != info["data"]["train_sha256"]:
+    found = Tables(load_recipe(run.recipe, decided), path).train
+    if found.fingerprint() != info["data"]["train_sha256"]:
         raise RunError(f"{_name(path)} is not the data that {run.path} was trained on.")
-    with Progress(1, show) as progress:
-        if run.refit.finished:
-            progress.say(f"{run.refit.path} is finished already.")
-            return run.refit
-        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
-        n_epochs = None  # all epochs; or as many as the folds kept where they chose
-        if recipe.train.select != "last" and chosen:
-            n_epochs = round(median(chosen))
-            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
-        learner = make_learner(recipe, run.label_names, tables.train, None, info["choices"], None, progress)
-        rows = np.arange(len(tables.train))
-        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
-        progress.fold_done("all rows", "done")
-    return run.refit
+    return found
 
 
 def choose_epochs(run: RunFolder) -> None:
@@ -387,6 +408,7 @@ def _info(tables: Tables) -> dict[str, Any]:
             "label_columns": columns.labels if columns else tables.train.label_names,
             "train_rows": len(tables.train),
             "test_rows": len(tables.test) if tables.test else None,
+            "lengths": length_summary(tables.train.texts),
         }
         | tables.fingerprints(),
     }

@@ -77,12 +77,14 @@ class Doubts:
 
 
 def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool = False) -> Doubts:
-    """Labels that are likely wrong, by confident learning (Northcutt, Jiang and Chuang 2021, JAIR).
+    """Labels that are likely wrong: rows that look more like those with another answer than like those with theirs.
 
-    A row is in doubt if the out-of-fold probability of another answer than the given one is at least as high as it is,
-    on average, in the rows that have that answer, while the given answer's is lower than usual or lower than the
-    other's. Each label is two classes, yes and no; with `classes` a row has one of them all. Sorted by how much more
-    probable the other answer is than the one given, ties in the order of the rows.
+    Every answer's probability is compared with its usual one, the mean over the rows that the data gives it to, so that
+    rare labels, whose probabilities are low everywhere, are judged alike. A row is in doubt if another answer exceeds its
+    usual probability by more than the given one does its own; sorted by that difference, ties in the order of the rows.
+    Each label is two answers, yes and no; with `classes` a row has one of them all. (The adjusted normalized margin of
+    Kuan and Mueller 2022, "Model-agnostic label quality scoring to detect real-world label errors"; after Northcutt,
+    Jiang and Chuang 2021, "Confident Learning", JAIR.)
 
     Parameters
     ----------
@@ -95,18 +97,17 @@ def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool
     positives, n = truth.sum(axis=0), len(truth)
     usual_yes = np.where(positives > 0, (scores * truth).sum(axis=0) / np.maximum(positives, 1), np.inf)
     if classes:
-        every = np.arange(n)
-        given = np.argmax(truth, axis=1)
-        other = np.argmax(np.where((scores >= usual_yes) & ~truth, scores, -1.0), axis=1)
-        likely, own = scores[every, other], scores[every, given]
-        doubted = (other != given) & (likely >= usual_yes[other]) & ((own < usual_yes[given]) | (likely > own))
-        rows = np.flatnonzero(doubted)
-        order = np.argsort((own - likely)[rows], kind="stable")
+        every, given = np.arange(n), np.argmax(truth, axis=1)
+        above = scores - usual_yes
+        other = np.argmax(np.where(truth, -np.inf, above), axis=1)
+        excess = above[every, other] - above[every, given]
+        rows = np.flatnonzero((excess > 0) & (other != given))
+        order = np.argsort(-excess[rows], kind="stable")
         return Doubts(rows[order], other[rows][order])
     negatives = n - positives
     usual_no = np.where(negatives > 0, ((1 - scores) * ~truth).sum(axis=0) / np.maximum(negatives, 1), np.inf)
-    own, likely = np.where(truth, scores, 1 - scores), np.where(truth, 1 - scores, scores)
-    usual_own, usual_other = np.where(truth, usual_yes, usual_no), np.where(truth, usual_no, usual_yes)
-    rows, labels = np.nonzero((likely >= usual_other) & ((own < usual_own) | (likely > own)))
-    order = np.argsort((own - likely)[rows, labels], kind="stable")
+    above_yes, above_no = scores - usual_yes, 1 - scores - usual_no
+    excess = np.where(truth, above_no - above_yes, above_yes - above_no)
+    rows, labels = np.nonzero(excess > 0)
+    order = np.argsort(-excess[rows, labels], kind="stable")
     return Doubts(rows[order], labels[order])

@@ -11,11 +11,12 @@ import base64
 import hashlib
 import json
 import re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from lora_cls.data import Dataset
@@ -56,9 +57,7 @@ def render(content: dict[str, Any]) -> str:
     figures, scripts = content["figures"], _scripts()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
     epochs = [epoch for fold in figures["folds"] for epoch in fold["epochs"]]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["markup"] = Markup
-    return environment.from_string(_asset("page.html")).render(
+    return _template().render(
         content,
         noun="class" if content["classes"] else "label",
         nouns="classes" if content["classes"] else "labels",
@@ -72,6 +71,14 @@ def render(content: dict[str, Any]) -> str:
     )
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["markup"] = Markup
+    return environment.from_string(_asset("page.html"))
+
+
+@cache
 def _scripts() -> list[str]:
     """The page's scripts; those of others with their licences, which must go where they go."""
     libraries = [f"/*\n{_asset(f'vendor/{name}.LICENSE')}*/\n{_asset(f'vendor/{name}.min.js')}" for name in LIBRARIES]

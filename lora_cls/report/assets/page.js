@@ -42,13 +42,13 @@
     return { domain: indices, tickFormat: (j) => short(labels[j].name, length), label: null };
   }
 
-  function matrix(width, cells, totals, above, across) {
+  function matrix(width, cells, totals, above, across, diagonal) {
     const indices = content.matrices.labels, n = indices.length;
     const size = Math.max(8, Math.min(46, (width - 110) / n));
     const small = size < 16;
     const data = d3.cross(d3.range(n), d3.range(n), (a, b) => ({
       a: indices[a], b: indices[b], count: cells[a][b], share: ratio(cells[a][b], totals[a]), own: a === b,
-    }));
+    })).filter((d) => diagonal || !d.own);
     const style = { fontSize: small ? "9px" : "11px" };
     return Plot.plot({
       width: Math.min(width, size * n + 110), height: size * n + 90, marginLeft: 100, marginBottom: 80, marginTop: 10, marginRight: 10, style,
@@ -57,7 +57,7 @@
       opacity: { type: "linear", domain: [0, 1], range: [0.03, 1], clamp: true },
       marks: [
         Plot.cell(data, { x: "b", y: "a", fill: "var(--accent)", fillOpacity: (d) => d.share, inset: size > 14 ? 0.5 : 0 }),
-        size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => percent(d.share), fill: "var(--ink)", fontSize: 10, stroke: "var(--card)", strokeWidth: 2.5 }) : null,
+        size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => percent(d.share), fill: (d) => (d.share > 0.55 ? "var(--card)" : "var(--ink)"), fontSize: 10 }) : null,
         Plot.tip(data, Plot.pointer({
           x: "b", y: "a",
           title: (d) => `${above} ${labels[d.a].name}, ${across} ${labels[d.b].name}\n${d.count} rows, ${percent(d.share)}`,
@@ -66,6 +66,7 @@
     });
   }
 
+  const byFold = { legend: true, domain: content.folds.map((fold) => fold.fold), tickFormat: (fold) => `fold ${fold}`, range: SERIES, type: "categorical" };
   function perLabelDots(width, value, bar, title, domain) {
     const indices = content.matrices.labels;
     const dots = content.folds.flatMap((fold) => indices.map((j) => ({ j, fold: fold.fold, value: value(fold, j) })));
@@ -73,7 +74,7 @@
       width, height: 50 + 20 * indices.length, marginLeft: width < 420 ? 80 : 110, marginBottom: 36,
       x: { ...domain, label: title, grid: true },
       y: names(indices, width),
-      color: { domain: content.folds.map((fold) => fold.fold), range: SERIES, type: "categorical" },
+      color: byFold,
       marks: [
         Plot.tickX(indices.map((j) => ({ j, value: bar(j) })), { x: "value", y: "j", stroke: "var(--ink)", strokeWidth: 3 }),
         Plot.dot(dots, { x: "value", y: "j", stroke: "fold", fill: "fold", fillOpacity: 0.5, r: 3.5, tip: true, title: (d) => `${labels[d.j].name}\nfold ${d.fold}: ${d3.format(".4f")(d.value)}` }),
@@ -88,7 +89,7 @@
       width, height: square(width), marginLeft: 48,
       x: { label: "epoch", ticks: d3.range(1, last + 1), tickFormat: "d", domain: last > 1 ? [1, last] : [0.5, 1.5] },
       y: { label: title, grid: true, nice: true, zero: key === "loss" },
-      color: { legend: true, label: "fold", domain: content.folds.map((fold) => fold.fold), range: SERIES, type: "categorical" },
+      color: byFold,
       marks: [Plot.line(data, { x: "epoch", y: "value", z: "fold", stroke: "fold" }), Plot.dot(data, { x: "epoch", y: "value", fill: "fold", tip: true })],
     });
   }
@@ -144,9 +145,9 @@
         ],
       });
     },
-    confusion: (width) => matrix(width, content.matrices.confusion, content.matrices.true_rows, "true", "decided"),
-    true_together: (width) => matrix(width, content.matrices.true, content.matrices.true_rows, "with", "also"),
-    predicted_together: (width) => matrix(width, content.matrices.predicted, content.matrices.predicted_rows, "with", "also"),
+    confusion: (width) => matrix(width, content.matrices.confusion, content.matrices.true_rows, "true", "decided", true),
+    true_together: (width) => matrix(width, content.matrices.true, content.matrices.true_rows, "with", "also", false),
+    predicted_together: (width) => matrix(width, content.matrices.predicted, content.matrices.predicted_rows, "with", "also", false),
     fold_f1: (width) => perLabelDots(width, (fold, j) => fold.f1[j], (j) => content.pooled.f1[j], "F1", { domain: [0, 1] }),
     fold_thresholds: (width) => perLabelDots(width, (fold, j) => fold.thresholds[j], shipped, content.task === "single_label" ? "weight" : "threshold", limits()),
     loss: (width) => epochs(width, "loss", "loss"),
