@@ -80,8 +80,8 @@ def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool
     """Labels that are likely wrong: rows that look more like those with another answer than like those with theirs.
 
     Every answer's probability is compared with its usual one, the mean over the rows that the data gives it to, so that
-    rare labels, whose probabilities are low everywhere, are judged alike. A row is in doubt if another answer exceeds its
-    usual probability by more than the given one does its own; sorted by that difference, ties in the order of the rows.
+    rare labels, whose probabilities are low everywhere, are judged alike. A row is in doubt if another answer exceeds
+    its usual probability by more than the given one does its own; sorted by that difference, ties in the order of rows.
     Each label is two answers, yes and no; with `classes` a row has one of them all. (The adjusted normalized margin of
     Kuan and Mueller 2022, "Model-agnostic label quality scoring to detect real-world label errors"; after Northcutt,
     Jiang and Chuang 2021, "Confident Learning", JAIR.)

@@ -1,8 +1,8 @@
 """`report.html` of a run: one page that loads nothing, for reading, printing and sharing.
 
-What users wrote (names, ids, texts) is escaped by Jinja wherever it stands in the page, isolated by `<bdi>` against marks
-of writing direction, and free of control characters. A content security policy allows the page's own scripts by their
-digests, and nothing else: no request, no inline handler.
+What users wrote (names, ids, texts) is escaped by Jinja wherever it stands in the page, isolated by `<bdi>` against
+marks of writing direction, and free of control characters. A content security policy allows the page's own scripts by
+their digests, and nothing else: no request, no inline handler.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def render(content: dict[str, Any]) -> str:
     """The page that shows `page_content`."""
     content = _printable(content)
     figures, scripts = content["figures"], _scripts()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
+    )
     epochs = [epoch for fold in figures["folds"] for epoch in fold["epochs"]]
     return _template().render(
         content,

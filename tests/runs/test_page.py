@@ -32,7 +32,7 @@ HOSTILE = [
 class Page(HTMLParser):
     """Elements, attributes and texts of a page, and everything that it would load."""
 
-    VOID = {"meta", "link", "input", "br", "img"}
+    VOID = ("meta", "link", "input", "br", "img")
 
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
@@ -215,12 +215,17 @@ def test_single_label(emotion_table, tfidf_recipe, tmp_path):
     assert found.count("input") == 0
     matrix = np.array(found.figures["matrices"]["confusion"])
     assert matrix.sum() == 45
-    assert np.trace(matrix) / 45 == pytest.approx(json.loads((run.path / "metrics.json").read_text())["cross_fitted"]["accuracy"])
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    assert np.trace(matrix) / 45 == pytest.approx(metrics["cross_fitted"]["accuracy"])
     assert matrix.sum(axis=1).tolist() == run.y_true.sum(axis=0).tolist()
     order = [pair["rows"] for pair in content["pairs"]["shown"]]
     assert sorted(order, reverse=True) == order == sorted(matrix[~np.eye(3, dtype=bool)], reverse=True)[: len(order)]
-    truth = run.y_true.argmax(axis=1)
-    assert confusion_matrix(truth, truth).shape == matrix.shape
+    rows, y_score = run.oof_proba()
+    kept = json.loads((run.path / "thresholds.json").read_text())["folds"]
+    fold = run.folds["fold"].to_numpy()[rows]
+    weights = np.array([[kept[str(k)][name] for name in run.label_names] for k in fold])
+    decided, truth = (y_score / weights).argmax(axis=1), run.y_true[rows].argmax(axis=1)
+    assert (confusion_matrix(truth, decided, labels=[0, 1, 2]) == matrix).all()
 
 
 @pytest.mark.parametrize("folds", [[1], [0, 2]])
@@ -238,9 +243,7 @@ def test_one_label_and_a_label_without_rows(tfidf_recipe, train, tmp_path):
     run = cross_validate(tfidf_recipe(data__label_columns=["joy"], task="binary"), train, out=tmp_path / "one")
     assert "There is one label only" in page(run).text
     table = train.assign(never=0)
-    run = cross_validate(
-        tfidf_recipe(data__label_columns=["joy", "anger", "never"]), table, out=tmp_path / "never"
-    )
+    run = cross_validate(tfidf_recipe(data__label_columns=["joy", "anger", "never"]), table, out=tmp_path / "never")
     label = page(run).figures["labels"][2]
     assert label["support"] == 0
     assert set(label["true_positives"]) == {0}
@@ -257,7 +260,7 @@ def test_large_parts_are_sampled_and_say_so(tmp_path):
     assert file.stat().st_size < 3e6
     assert "would decide differently. Figures are exact at every stop." in found.text
     assert re.search(r"\(7 of \d{2,}\)", found.text)
-    assert re.search(r"The 40 most doubtful of \d{3,}", found.text)
+    assert "Shown are the 40 surest." in found.text
     assert "the 12 most frequent of 756 pairs" in found.text
 
 
@@ -274,7 +277,8 @@ def folder_of(path, names, y_true, logits):
     recipe = load_recipe({"tfidf": {}, "cv": {"n_splits": 2}, "task": "multi_label"})
     fold = np.arange(n) % 2
     info = {
-        "started": "", "versions": {}, "machine": {"processor": "", "platform": ""}, "seconds": {"train": 1, "predict": 1},
+        "started": "", "versions": {}, "machine": {"processor": "", "platform": ""},
+        "seconds": {"train": 1, "predict": 1},
         "peak_memory_bytes": 0, "data": {"train_rows": n, "test_rows": None, "train_sha256": data.fingerprint()},
     }  # fmt: skip
     run = RunFolder.create(path, recipe, data, fold, info)
@@ -304,14 +308,14 @@ def test_report_command(finished, copy_of, train, tmp_path, monkeypatch, capsys)
     elsewhere = tmp_path / "page.html"
     done = CliRunner().invoke(app, ["report", str(run.path), "--train", str(table), "--out", str(elsewhere)])
     assert done.exit_code == 0, done.output
-    assert str(train["text"][3])[:30] in Page(elsewhere.read_text()).text or "holds texts" in elsewhere.read_text()
+    assert "holds texts" in Page(elsewhere.read_text()).text
     assert (run.path / "report.html").read_bytes() == before
 
 
 def test_other_data_is_refused(finished, train):
     """Texts of another table would stand beside the wrong ids."""
     other = train.assign(text=list(train["text"])[::-1])
-    with pytest.raises(RunError, match="is not the data that .* was trained on"):
+    with pytest.raises(RunError, match=r"is not the data that .* was trained on"):
         training_data(finished("tfidf"), other)
 
 

@@ -42,28 +42,34 @@
     return { domain: indices, tickFormat: (j) => short(labels[j].name, length), label: null };
   }
 
-  function matrix(width, cells, totals, above, across, diagonal) {
+  function matrix(width, cells, totals, above, across, most, diagonal) {
     const indices = content.matrices.labels, n = indices.length;
-    const size = Math.max(8, Math.min(46, (width - 110) / n));
+    const size = Math.max(13, Math.min(46, (width - 110) / n)); // on a phone the figure scrolls
     const small = size < 16;
     const data = d3.cross(d3.range(n), d3.range(n), (a, b) => ({
       a: indices[a], b: indices[b], count: cells[a][b], share: ratio(cells[a][b], totals[a]), own: a === b,
     })).filter((d) => diagonal || !d.own);
     const style = { fontSize: small ? "9px" : "11px" };
     return Plot.plot({
-      width: Math.min(width, size * n + 110), height: size * n + 90, marginLeft: 100, marginBottom: 80, marginTop: 10, marginRight: 10, style,
+      width: size * n + 110, height: size * n + 90, marginLeft: 100, marginBottom: 80, marginTop: 10, marginRight: 10, style,
       x: { ...names(indices, width), tickRotate: -60, tickSize: 0 },
       y: { ...names(indices, width), tickSize: 0 },
-      opacity: { type: "linear", domain: [0, 1], range: [0.03, 1], clamp: true },
+      opacity: { type: "linear", domain: [0, most], range: [0.03, 1], clamp: true },
       marks: [
         Plot.cell(data, { x: "b", y: "a", fill: "var(--accent)", fillOpacity: (d) => d.share, inset: size > 14 ? 0.5 : 0 }),
-        size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => percent(d.share), fill: (d) => (d.share > 0.55 ? "var(--card)" : "var(--ink)"), fontSize: 10 }) : null,
+        size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => (d.count ? percent(d.share) : ""), fill: (d) => (d.share > 0.55 * most ? "var(--card)" : "var(--ink)"), fontSize: 10 }) : null,
         Plot.tip(data, Plot.pointer({
           x: "b", y: "a",
           title: (d) => `${above} ${labels[d.a].name}, ${across} ${labels[d.b].name}\n${d.count} rows, ${percent(d.share)}`,
         })),
       ],
     });
+  }
+
+  function mostTogether() { // one scale for both, so that they compare
+    const { true: there, predicted, true_rows, predicted_rows } = content.matrices;
+    const greatest = (cells, totals) => d3.max(cells, (row, a) => d3.max(row, (count, b) => (a === b ? 0 : ratio(count, totals[a]))));
+    return Math.max(greatest(there, true_rows), greatest(predicted, predicted_rows)) || 1;
   }
 
   const byFold = { legend: true, domain: content.folds.map((fold) => fold.fold), tickFormat: (fold) => `fold ${fold}`, range: SERIES, type: "categorical" };
@@ -145,9 +151,9 @@
         ],
       });
     },
-    confusion: (width) => matrix(width, content.matrices.confusion, content.matrices.true_rows, "true", "decided", true),
-    true_together: (width) => matrix(width, content.matrices.true, content.matrices.true_rows, "with", "also", false),
-    predicted_together: (width) => matrix(width, content.matrices.predicted, content.matrices.predicted_rows, "with", "also", false),
+    confusion: (width) => matrix(width, content.matrices.confusion, content.matrices.true_rows, "true", "decided", 1, true),
+    true_together: (width) => matrix(width, content.matrices.true, content.matrices.true_rows, "with", "also", mostTogether(), false),
+    predicted_together: (width) => matrix(width, content.matrices.predicted, content.matrices.predicted_rows, "with", "also", mostTogether(), false),
     fold_f1: (width) => perLabelDots(width, (fold, j) => fold.f1[j], (j) => content.pooled.f1[j], "F1", { domain: [0, 1] }),
     fold_thresholds: (width) => perLabelDots(width, (fold, j) => fold.thresholds[j], shipped, content.task === "single_label" ? "weight" : "threshold", limits()),
     loss: (width) => epochs(width, "loss", "loss"),
