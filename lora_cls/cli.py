@@ -132,6 +132,7 @@ def tune(
     from lora_cls.analysis.tune import recipe_settings
     from lora_cls.analysis.tune import tune as tune_run
     from lora_cls.report.card import write_card
+    from lora_cls.report.page import write_page
     from lora_cls.runs import RunFolder
 
     folder = RunFolder(run)
@@ -140,6 +141,7 @@ def tune(
         at_least_one=at_least_one,
     )  # fmt: skip
     write_card(folder, tune_run(folder, thresholds, prediction))
+    write_page(folder)
     _print_run(folder)
 
 
@@ -191,6 +193,28 @@ def calibrate(
 
     print_calibration(calibrate_run(RunFolder(run), how))
     print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
+
+
+@app.command()
+def report(
+    run: RunPath,
+    train: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The run's training table: its texts are then in the page. Without it rows are given by id."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The page; RUN/report.html by default.")] = None,  # noqa: UP045
+) -> None:
+    """Write the page of a run again: scores, curves, mistakes, with texts where asked for. Loads no model."""
+    from lora_cls.report.page import write_page
+    from lora_cls.runs import RunFolder
+
+    folder = RunFolder(run)
+    data = None
+    if train is not None:
+        from lora_cls.cross_validation import training_data
+
+        data = training_data(folder, train)
+    print(f"Page  {write_page(folder, data, out)}")
 
 
 recipes_app = typer.Typer(help="List the shipped recipes, or print one.", invoke_without_command=True)

@@ -34,11 +34,13 @@ from lora_cls.data import (
 )
 from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
+from lora_cls.data.summary import length_summary
 from lora_cls.data.table import as_id
 from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.card import write_card
+from lora_cls.report.page import write_page
 from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
 from lora_cls.training.learner import FoldResult, make_learner
 from lora_cls.training.progress import Progress
@@ -313,6 +315,7 @@ def cross_validate(
         metrics = tune(run)
         run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
         write_card(run, metrics)
+        write_page(run)
     return run
 
 
@@ -330,8 +333,39 @@ def refit(
     RunError
         If the data is not the run's.
     """
-    info, recipe = run.info, run.recipe
-    refuse_blend(recipe)
+    refuse_blend(run.recipe)
+    info, recipe, data = run.info, run.recipe, training_data(run, train, extra_train)
+    with Progress(1, show) as progress:
+        if run.refit.finished:
+            progress.say(f"{run.refit.path} is finished already.")
+            return run.refit
+        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
+        n_epochs = None  # all epochs; or as many as the folds kept where they chose
+        if recipe.train.select != "last" and chosen:
+            n_epochs = round(median(chosen))
+            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
+        learner = make_learner(recipe, run.label_names, data, None, info["choices"], None, progress)
+        rows = np.arange(len(data))  # extra rows too
+        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
+        progress.fold_done("all rows", "done")
+    return run.refit
+
+
+def training_data(run: RunFolder, train: Table | None = None, extra_train: Table | None = None) -> Dataset:
+    """The rows that a run was trained on, extra rows too, read again as it read them.
+
+    Parameters
+    ----------
+    train, extra_train : where None, the files that the run was started with
+
+    Raises
+    ------
+    RunError
+        If the data is not the run's.
+    DataError
+        If the table cannot be read.
+    """
+    info = run.info
     path = _found_again(run, "train", train, "training data")
     extra = _found_again(run, "extra_train", extra_train, "data of extra rows")
     # Decided when the run was started, and not again without its test file.
@@ -342,25 +376,12 @@ def refit(
         "data.sample_submission": None,
         "data.extra_train": None,
     }
-    tables = Tables(load_recipe(recipe, decided), path, extra=extra)
+    tables = Tables(load_recipe(run.recipe, decided), path, extra=extra)
     found = tables.fingerprints()
     for key, table in (("train_sha256", path), ("extra_train_sha256", extra)):
         if found[key] != info["data"].get(key):
             raise RunError(f"{_name(table)} is not the data that {run.path} was trained on.")
-    with Progress(1, show) as progress:
-        if run.refit.finished:
-            progress.say(f"{run.refit.path} is finished already.")
-            return run.refit
-        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
-        n_epochs = None  # all epochs; or as many as the folds kept where they chose
-        if recipe.train.select != "last" and chosen:
-            n_epochs = round(median(chosen))
-            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
-        learner = make_learner(recipe, run.label_names, tables.train, None, info["choices"], None, progress)
-        rows = np.arange(len(tables.train))  # extra rows too
-        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
-        progress.fold_done("all rows", "done")
-    return run.refit
+    return tables.train
 
 
 def _found_again(run: RunFolder, key: str, given: Table | None, what: str) -> Table | None:
@@ -495,6 +516,7 @@ def _info(tables: Tables) -> dict[str, Any]:
             "train_rows": int((~tables.train.extra).sum()),
             "extra_rows": int(tables.train.extra.sum()),
             "test_rows": len(tables.test) if tables.test else None,
+            "lengths": length_summary(tables.train.texts),
         }
         | tables.fingerprints(),
     }

@@ -7,7 +7,7 @@ train_labels.csv  id and 0/1 columns           README.md    model card, and a sn
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
-oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
+oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv  report.html
 ```
 
 Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last.

@@ -1,14 +1,21 @@
-"""The README.md of a run folder: the score, and a snippet that loads a fold without lora_cls."""
+"""The README.md of a run folder: a model card with Hugging Face's metadata, the score, and a snippet that loads a fold
+without lora_cls."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from lora_cls.data.prompts import head_prompt
 from lora_cls.recipe import Recipe, Task
 from lora_cls.runs import RunFolder, write_bytes
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 KINDS: dict[Task, str] = {
     "multi_label": "Multi-label",
     "single_label": "Single-label (one class per text)",
@@ -53,7 +60,65 @@ def write_card(run: RunFolder, metrics: dict[str, Any]) -> None:
 
 
 def card(run: RunFolder, metrics: dict[str, Any]) -> str:
-    """The text of a run's README."""
+    """The text of a run's README: metadata for the hub, and what a person reads."""
+    from huggingface_hub import ModelCard
+
+    header = card_data(run, metrics).to_yaml(line_break="\n")
+    return str(ModelCard(f"---\n{header}\n---\n\n{_body(run, metrics)}"))
+
+
+def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
+    """The card's metadata: base model, library, tags, and the out-of-fold scores.
+
+    A base that lies in a folder, a file or a Python package is not named: the hub takes names of its own models only.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    recipe, info = run.recipe, run.info
+    path = str(info["data"]["paths"]["train"])
+    data = PurePath(path.replace("\\", "/")).stem
+    scores, cross_fitted = metrics.get("cross_fitted") or metrics["untuned"], "cross_fitted" in metrics
+    how = "cross-fitted" if cross_fitted else "untuned"
+    how = f"{how}, optimistic" if metrics["optimistic"] else how
+    binary = metrics["task"] == "binary"
+    named = {"macro_f1": ("f1", "F1 of the positive class" if binary else "Macro-F1")}
+    if metrics["task"] == "single_label":
+        named["accuracy"] = ("accuracy", "Accuracy")
+    elif not binary:
+        named["micro_f1"] = ("f1", "Micro-F1")
+    named["macro_roc_auc"] = ("roc_auc", "ROC-AUC" if binary else "Mean ROC-AUC of the labels")
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="train, out of fold",
+            metric_type=kind,
+            metric_name=f"{name} (out of fold, {how})",
+            metric_value=round(scores[key], 6),
+            verified=False,
+        )
+        for key, (kind, name) in named.items()
+        if scores[key] is not None
+    ]
+    tags = ["lora_cls", (metrics["task"] or "multi_label").replace("_", "-")]
+    adapter = recipe.backbone is not None and recipe.lora is not None
+    if adapter:
+        tags += ["lora", "qlora"] if recipe.quantization else ["lora"]
+    library = "sklearn" if recipe.backbone is None else "peft" if adapter else "transformers"
+    base = recipe.backbone.name_or_path if recipe.backbone else None
+    return ModelCardData(
+        base_model=base if base and base == info.get("backbone_path") and HUB_ID.fullmatch(base) else None,
+        library_name=library,
+        pipeline_tag="text-classification",
+        tags=tags,
+        metrics=list(dict.fromkeys(kind for kind, _ in named.values())),
+        model_name=run.path.resolve().name,
+        eval_results=results,
+    )
+
+
+def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
     recipe, info = run.recipe, run.info
     base = recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
     if recipe.blend is not None:

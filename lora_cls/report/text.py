@@ -58,9 +58,16 @@ def print_run(run: RunFolder) -> None:
         left = "1 fold is" if unfinished == 1 else f"{unfinished} folds are"
         say(f"{left} left: the same command with --resume and without --folds trains what is missing.")
     say("")
-    names = ("metrics.json", "thresholds.json", "oof_proba.csv", "test_proba.csv", "submission.csv", "README.md")
-    what = ("scores", "thresholds", "out-of-fold", "test", "submission", "model card")
-    for name, label in zip(names, what, strict=True):
+    files = {
+        "metrics.json": "scores",
+        "thresholds.json": "thresholds",
+        "oof_proba.csv": "out-of-fold",
+        "test_proba.csv": "test",
+        "submission.csv": "submission",
+        "README.md": "model card",
+        "report.html": "page",
+    }
+    for name, label in files.items():
         if (run.path / name).is_file():
             say(f"{label:<12} {run.path / name}")
 
