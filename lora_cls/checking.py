@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lora_cls.cross_validation import Tables, make_folds
+from lora_cls.cross_validation import Tables, make_folds, refuse_blend
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
 from lora_cls.data.prompts import recipe_frame
@@ -57,6 +57,7 @@ def check(
         For anything the user can mend.
     """
     recipe = load_recipe(recipe, overrides)
+    refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     data = tables.train

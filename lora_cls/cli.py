@@ -131,8 +131,7 @@ def tune(
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
     from lora_cls.analysis.tune import recipe_settings
     from lora_cls.analysis.tune import tune as tune_run
-    from lora_cls.report.card import write_card
-    from lora_cls.report.page import write_page
+    from lora_cls.report.page import write_reports
     from lora_cls.runs import RunFolder
 
     folder = RunFolder(run)
@@ -140,8 +139,7 @@ def tune(
         folder.recipe, strategy=strategy, min_positives=min_positives, default=default, combine=combine,
         at_least_one=at_least_one,
     )  # fmt: skip
-    write_card(folder, tune_run(folder, thresholds, prediction))
-    write_page(folder)
+    write_reports(folder, tune_run(folder, thresholds, prediction), _say)
     _print_run(folder)
 
 
@@ -169,12 +167,12 @@ def blend(
 ) -> None:
     """Combine runs on the same rows and folds into a new run folder, scored like any run. Loads no model."""
     from lora_cls.analysis.blend import blend as blend_runs
-    from lora_cls.report.card import write_card
     from lora_cls.report.comparison import print_blend
+    from lora_cls.report.page import write_reports
     from lora_cls.runs import read_json
 
     blended = blend_runs(runs, out, how)
-    write_card(blended, read_json(blended.path / "metrics.json"))
+    write_reports(blended, read_json(blended.path / "metrics.json"), _say)
     print_blend(read_json(blended.path / "blend.json"))
     _print_run(blended)
 
@@ -204,9 +202,13 @@ def report(
     ] = None,
     out: Annotated[Optional[Path], typer.Option(help="The page; RUN/report.html by default.")] = None,  # noqa: UP045
 ) -> None:
-    """Write the page of a run again: scores, curves, mistakes, with texts where asked for. Loads no model."""
+    """Write the page of a run again: scores, curves, mistakes, with texts where asked for. Loads no model.
+
+    Without --out the model card is written again, too.
+    """
+    from lora_cls.report.card import write_card
     from lora_cls.report.page import write_page
-    from lora_cls.runs import RunFolder
+    from lora_cls.runs import RunFolder, read_json
 
     folder = RunFolder(run)
     data = None
@@ -214,6 +216,8 @@ def report(
         from lora_cls.cross_validation import training_data
 
         data = training_data(folder, train)
+    if out is None:
+        write_card(folder, read_json(folder.path / "metrics.json"))
     print(f"Page  {write_page(folder, data, out)}")
 
 
@@ -250,6 +254,10 @@ def _numbers(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise RecipeError(f"--folds takes numbers such as 0,1. Got '{text}' instead.") from None
+
+
+def _say(note: str) -> None:
+    print(note, file=sys.stderr)
 
 
 def _print_run(run: Any) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,25 +37,22 @@ from lora_cls.data.table import as_id
 from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
-from lora_cls.report.card import write_card
-from lora_cls.report.page import write_page
-from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
+from lora_cls.report.page import write_reports
+from lora_cls.runs import (
+    FoldFolder,
+    RunFolder,
+    read_array,
+    read_json,
+    surroundings,
+    write_array,
+    write_bytes,
+    write_json,
+)
 from lora_cls.training.learner import FoldResult, make_learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
 
 SMOKE_ROWS, SMOKE_TEST_ROWS, SMOKE_EXTRA_ROWS = 96, 32, 16
-VERSIONS = (
-    "lora_cls",
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-)
 
 
 class Tables:
@@ -72,7 +67,6 @@ class Tables:
         sample: Table | None = None,
         extra: Table | None = None,
     ) -> None:
-        refuse_blend(recipe)
         data = recipe.data
         if train is not None and (data.train or "").startswith("sample:"):
             # the test rows of the package's sample do not belong to the user's own training rows
@@ -261,6 +255,7 @@ def cross_validate(
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
+    refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
@@ -314,8 +309,7 @@ def cross_validate(
             choose_epochs(run)
         metrics = tune(run)
         run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
-        write_card(run, metrics)
-        write_page(run)
+        write_reports(run, metrics, progress.say)
     return run
 
 
@@ -492,21 +486,8 @@ def _complete(folder: FoldFolder, result: FoldResult) -> None:
 
 
 def _info(tables: Tables) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in VERSIONS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     columns = tables.train.columns
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions,
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "gpu": _gpu_name(),
-        },
+    return surroundings() | {
         "data": {
             "paths": tables.paths,
             "id_column": columns.id if columns else None,
@@ -520,11 +501,6 @@ def _info(tables: Tables) -> dict[str, Any]:
         }
         | tables.fingerprints(),
     }
-
-
-def _gpu_name() -> str | None:
-    torch = sys.modules.get("torch")  # loaded by a transformer's learner; the classical baseline needs none
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def _account(run: RunFolder) -> None:

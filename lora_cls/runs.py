@@ -18,8 +18,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
 import shutil
+import sys
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +104,40 @@ def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
             "--resume."
         )
     return array
+
+
+VERSIONS = (
+    "lora_cls",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+def surroundings() -> dict[str, Any]:
+    """When, by which versions and on which machine something is made; for `run.json`."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")  # loaded by a transformer's learner; nothing else needs it
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "gpu": gpu,
+        },
+    }
 
 
 # pandas 3 reads floats back exactly by itself, and warns when asked to.

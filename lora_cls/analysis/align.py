@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from lora_cls.analysis.tune import held_apart
 from lora_cls.errors import RunError, shorten
 from lora_cls.evaluation import Decisions
 from lora_cls.recipe import Prediction, Thresholds
@@ -38,8 +39,8 @@ class AlignedRun:
     at_least_one: bool
 
     def cross_fitted(self, rows: Rows) -> np.ndarray:
-        """Decisions by thresholds of the other folds, ndarray of shape (n_samples, n_labels), int8."""
-        return self.decisions.cross_fit(rows.y_true, self.y_score, rows.fold, self.at_least_one).y_pred
+        """Decisions by thresholds of the other folds or parts, ndarray of shape (n_samples, n_labels), int8."""
+        return self.decisions.cross_fit(rows.y_true, self.y_score, rows.part, self.at_least_one).y_pred
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,18 @@ class Rows:
     Attributes
     ----------
     y_true : ndarray of shape (n_samples, n_labels), int8
-    fold, groups : ndarray of shape (n_samples,), int64
+    fold, part, groups : ndarray of shape (n_samples,), int64
+        `part` is what thresholds, and whatever else is fitted to labels, are cross-fitted over: the folds, or parts of
+        a single one.
+    over : "folds" or "parts"
     """
 
     ids: list[str]
     y_true: np.ndarray
     fold: np.ndarray
+    part: np.ndarray
     groups: np.ndarray
+    over: str
     label_names: list[str]
 
 
@@ -84,19 +90,18 @@ def align(paths: Sequence[str | Path]) -> tuple[Rows, list[AlignedRun]]:
             problems.append(f"{run.path}: {unfinished} of {len(run.fold_numbers)} folds are unfinished; use --resume.")
     for run in runs[1:]:
         problems += _differences(run, _table(run), first, table)
-    if not problems and table["fold"].nunique() < 2:
-        problems.append(f"{first.path}: a single fold is held out, and thresholds need rows of other folds.")
     if problems:
         raise RunError(
             "These runs have no common rows and folds to be scored on:\n" + "\n".join(f"  {line}" for line in problems)
         )
-    rows = Rows(
-        ids=list(table.index),
-        y_true=table[names].to_numpy(np.int8),
-        fold=table["fold"].to_numpy(np.int64),
-        groups=first.folds.set_index("id").loc[table.index, "group"].to_numpy(np.int64),
-        label_names=names,
-    )
+    y_true, fold = table[names].to_numpy(np.int8), table["fold"].to_numpy(np.int64)
+    groups = first.folds.set_index("id").loc[table.index, "group"].to_numpy(np.int64)
+    if len(np.unique(groups)) < 2:
+        raise RunError(
+            f"{first.path}: the held-out rows are one row, or stay together as one; scores need two at least."
+        )
+    over, part = held_apart(fold, y_true, groups, first.recipe)
+    rows = Rows(list(table.index), y_true, fold, part, groups, over, names)
     return rows, [_aligned(run, name, rows) for run, name in zip(runs, _short_names(runs), strict=True)]
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +15,7 @@ from lora_cls.analysis.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
 from lora_cls.recipe import BlendHow, Recipe, load_recipe
-from lora_cls.runs import FoldFolder, RunFolder, read_json, write_array, write_json
+from lora_cls.runs import RunFolder, read_json, surroundings, write_array, write_json
 
 NOTE = (
     "For every fold, what a way learns (weights, regressions) and the thresholds come from the other folds' rows. "
@@ -29,8 +28,9 @@ def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_lo
     """Combine finished runs on the same rows and folds into a new run folder.
 
     A fold of the blend is the runs' models of that fold together, in a way that was fitted on the other folds' rows.
-    So `tune`, `compare`, reports and `predict` treat it like any run. `blend.json` holds the score of every way, each
-    one's paired gain over the best single run, and what the chosen blend loses without each of its runs.
+    So `tune`, `compare`, reports and `predict` treat it like any run. A single fold's rows are blended part by part, as
+    `tune` decides them, and new texts by what all of them fit. `blend.json` holds the score of every way, each one's
+    paired gain over the best single run, and what the chosen blend loses without each of its runs.
 
     Parameters
     ----------
@@ -52,10 +52,9 @@ def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_lo
     decisions = members[0].decisions
     y_score = np.array([member.y_score for member in members])
     test = _test_proba(members)
-    told = compare_ways(rows, members, decisions, y_score, how)
+    told, written = compare_ways(rows, members, decisions, y_score, how)
     first = members[0].run
-    info = {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    info = surroundings() | {
         "data": first.info["data"],
         "choices": {},
         "backbone_path": None,
@@ -69,13 +68,12 @@ def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_lo
     place = {value: i for i, value in enumerate(rows.ids)}
     held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
     for number in run.fold_numbers:
-        inside = rows.fold == number
-        fitted = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
+        # the fit for a fold is of the other folds; of a single one there are none, and new texts get that of all parts
+        fitted = written.fits[number] if rows.over == "folds" else fit_blend(how, decisions, rows.y_true, y_score)
         order = held_out[(run.folds["fold"] == number).to_numpy()]  # of this fold, in the folder's order
-        proba = apply_blend(how, decisions, fitted, y_score[:, order], y_score)
         folder = run.fold(number)
         folder.path.mkdir()
-        write_array(folder.oof_logits, blended_logits(decisions, proba))
+        write_array(folder.oof_logits, written.logits[order])
         if test is not None:
             of_fold = test[:, first.fold_numbers.index(number)]
             write_array(
@@ -93,53 +91,70 @@ def blended_logits(decisions: Decisions, proba: np.ndarray) -> np.ndarray:
     return decisions.logits(proba).astype(np.float32)
 
 
-def compare_ways(
-    rows: Rows, members: Sequence[AlignedRun], decisions: Decisions, y_score: np.ndarray, how: BlendHow
-) -> dict[str, Any]:
-    """Scores of all ways, and of the chosen one without each run; plain values for `blend.json`."""
-    at_least_one = members[0].at_least_one
-    singles = [member.cross_fitted(rows) for member in members]
-    scores = [macro_f1(rows.y_true, y_pred) for y_pred in singles]
-    best = int(np.argmax(scores))
+@dataclass(frozen=True, eq=False)
+class CrossFitted:
+    """Runs blended in one way, each fold's (or part's) rows as fitted on the others'.
 
-    def decided(way: BlendHow, kept: list[int]) -> np.ndarray:
-        proba = cross_fitted_blend(way, decisions, rows, y_score[kept])
-        return decisions.cross_fit(rows.y_true, proba, rows.fold, at_least_one).y_pred
+    Attributes
+    ----------
+    logits : ndarray of float32 of shape (n_samples, n_labels), as a run folder stores them
+    fits : what `fit_blend` found on the other folds' rows, by fold
+    """
 
-    everyone = list(range(len(members)))
-    ways: list[dict[str, Any]] = []
-    for way in get_args(BlendHow):
-        if way == "rank_mean" and members[0].run.recipe.task == "single_label":
-            continue
-        y_pred = decided(way, everyone)
-        if way == how:
-            chosen = y_pred
-        gain = bootstrap_difference(rows.y_true, y_pred, singles[best], rows.groups)
-        score = bootstrap_macro_f1(rows.y_true, y_pred, rows.groups)
-        ways.append({"how": way, "macro_f1_interval": asdict(score), "gain_over_best": asdict(gain)})
-    runs = []
-    for i, member in enumerate(members):
-        others = [j for j in everyone if j != i]
-        without = decided(how, others) if len(others) > 1 else singles[others[0]]
-        added = bootstrap_difference(rows.y_true, chosen, without, rows.groups)
-        runs.append({"name": member.name, "macro_f1": scores[i], "adds": asdict(added)})
-    return {"how": how, "best_single": members[best].name, "runs": runs, "ways": ways, "note": NOTE}
+    logits: np.ndarray
+    fits: dict[int, dict[str, Any]]
 
 
-def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score: np.ndarray) -> np.ndarray:
-    """The runs as one, each fold's rows in a way fitted on the other folds': ndarray (n_samples, n_labels), float64.
+def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score: np.ndarray) -> CrossFitted:
+    """The runs as one.
 
     Parameters
     ----------
     y_score : ndarray of shape (n_runs, n_samples, n_labels)
     """
-    proba = np.empty(rows.y_true.shape)
-    for number in np.unique(rows.fold):
-        inside = rows.fold == number
-        fitted = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
-        proba[inside] = apply_blend(how, decisions, fitted, y_score[:, inside], y_score)
-    # through the precision that is stored, so that the decisions are those of the run folder
-    return decisions.probabilities(blended_logits(decisions, proba), np.ones(len(rows.label_names)))
+    proba, fits = np.empty(rows.y_true.shape), {}
+    for number in np.unique(rows.part).tolist():
+        inside = rows.part == number
+        fits[number] = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
+        proba[inside] = apply_blend(how, decisions, fits[number], y_score[:, inside], y_score)
+    return CrossFitted(blended_logits(decisions, proba), fits)
+
+
+def compare_ways(
+    rows: Rows, members: Sequence[AlignedRun], decisions: Decisions, y_score: np.ndarray, how: BlendHow
+) -> tuple[dict[str, Any], CrossFitted]:
+    """Scores of all ways, and of the chosen one without each run: plain values for `blend.json`; and the chosen one."""
+    at_least_one, no_weight = members[0].at_least_one, np.ones(len(rows.label_names))
+    singles = [member.cross_fitted(rows) for member in members]
+    scores = [macro_f1(rows.y_true, y_pred) for y_pred in singles]
+    best = int(np.argmax(scores))
+
+    def decided(blended: CrossFitted) -> np.ndarray:
+        # through the precision that is stored, so that the decisions are those of the run folder
+        proba = decisions.probabilities(blended.logits, no_weight)
+        return decisions.cross_fit(rows.y_true, proba, rows.part, at_least_one).y_pred
+
+    written = cross_fitted_blend(how, decisions, rows, y_score)
+    chosen = decided(written)
+    ways: list[dict[str, Any]] = []
+    for way in get_args(BlendHow):
+        if way == "rank_mean" and members[0].run.recipe.task == "single_label":
+            continue
+        y_pred = chosen if way == how else decided(cross_fitted_blend(way, decisions, rows, y_score))
+        gain = bootstrap_difference(rows.y_true, y_pred, singles[best], rows.groups)
+        score = bootstrap_macro_f1(rows.y_true, y_pred, rows.groups)
+        ways.append({"how": way, "macro_f1_interval": asdict(score), "gain_over_best": asdict(gain)})
+    runs = []
+    for i, member in enumerate(members):
+        others = [j for j in range(len(members)) if j != i]
+        if len(others) > 1:
+            without = decided(cross_fitted_blend(how, decisions, rows, y_score[others]))
+        else:
+            without = singles[others[0]]
+        added = bootstrap_difference(rows.y_true, chosen, without, rows.groups)
+        runs.append({"name": member.name, "macro_f1": scores[i], "adds": asdict(added)})
+    told = {"how": how, "best_single": members[best].name, "runs": runs, "ways": ways, "note": NOTE}
+    return told, written
 
 
 def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
@@ -201,7 +216,7 @@ def _test_proba(members: Sequence[AlignedRun]) -> np.ndarray | None:
 
 def _fold_info(members: Sequence[AlignedRun], number: int, fitted: dict[str, Any], n_labels: int) -> dict[str, Any]:
     """`fold.json`: what was fitted, and what the runs' folds cost together."""
-    found = [read_json(FoldFolder(member.run.fold(number).path).info) for member in members]
+    found = [read_json(member.run.fold(number).info) for member in members]
     return {
         "pos_weight": [1.0] * n_labels,
         "blend": fitted,

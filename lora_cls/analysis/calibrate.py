@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora_cls.analysis.tune import held_apart
 from lora_cls.errors import RunError
 from lora_cls.evaluation import (
     Calibration,
@@ -25,7 +26,8 @@ from lora_cls.runs import RunFolder, read_json, write_csv, write_json
 def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any]:
     """Calibrate the out-of-fold probabilities of the finished folds, and those of the test rows.
 
-    The rows of a fold are calibrated by the map of the other folds' rows; `calibration.json` also keeps the map of all
+    The rows of a fold are calibrated by the map of the other folds' rows (of a single fold, part by part, as `tune`
+    decides them); `calibration.json` also keeps the map of all
     rows, with thresholds for it, for test rows and whatever comes later. Writes `calibration.json`,
     `oof_proba_calibrated.csv` and, for a run with test rows, `test_proba_calibrated.csv`.
 
@@ -37,13 +39,9 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
     Raises
     ------
     RunError
-        If fewer than two folds are finished, or the way does not fit the task.
+        If no fold is finished, or the way does not fit the task.
     """
     recipe = run.recipe
-    if len(run.finished_folds) < 2:
-        raise RunError(
-            f"{run.path}: calibration is fitted on other folds' rows, and needs two finished folds at least."
-        )
     if how == "isotonic" and recipe.task == "single_label":
         raise RunError(
             f"{run.path}: isotonic calibrates labels one by one, and a row's classes would no longer sum to 1. "
@@ -53,12 +51,12 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
     decisions, prediction = run.decisions(Thresholds(**kept["settings"])), Prediction(**kept["prediction"])
     rows, y_score = run.oof_proba()
     folds, y_true = run.folds.iloc[rows], run.y_true[rows]
-    fold = folds["fold"].to_numpy()
-    calibrated, per_fold = np.empty(y_score.shape), {}
-    for number in run.finished_folds:
-        inside = fold == number
-        per_fold[number] = fit_calibration(how, decisions, y_true[~inside], y_score[~inside])
-        calibrated[inside] = apply_calibration(how, decisions, per_fold[number], y_score[inside])
+    over, part = held_apart(folds["fold"].to_numpy(), y_true, folds["group"].to_numpy(), recipe)
+    calibrated, per_part = np.empty(y_score.shape), {}
+    for number in np.unique(part).tolist():
+        inside = part == number
+        per_part[number] = fit_calibration(how, decisions, y_true[~inside], y_score[~inside])
+        calibrated[inside] = apply_calibration(how, decisions, per_part[number], y_score[inside])
     shipped = fit_calibration(how, decisions, y_true, y_score)
     thresholds = calibrated_thresholds(
         how, decisions, shipped, [kept["shipped"][name] for name in run.label_names], y_true, y_score
@@ -67,8 +65,8 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
     found: dict[str, Any] = {
         "how": how,
         "bins": N_BINS,
-        "before": _means(before) | {"macro_f1": _macro_f1(decisions, y_true, y_score, fold, prediction)},
-        "after": _means(after) | {"macro_f1": _macro_f1(decisions, y_true, calibrated, fold, prediction)},
+        "before": _means(before) | {"macro_f1": _macro_f1(decisions, y_true, y_score, part, prediction)},
+        "after": _means(after) | {"macro_f1": _macro_f1(decisions, y_true, calibrated, part, prediction)},
         "per_label": [
             {"label": name}
             | {f"{key}_before": before[key][j] for key in before}
@@ -77,7 +75,7 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
         ],
         "thresholds": dict(zip(run.label_names, thresholds.tolist(), strict=True)),
         "shipped": shipped,
-        "folds": per_fold,
+        over: per_part,
     }
     write_csv(run.path / "oof_proba_calibrated.csv", _table(folds["id"].tolist(), calibrated, run.label_names))
     test_logits, test_ids = run.test_logits(), run.test_ids
@@ -98,9 +96,9 @@ def _means(scores: dict[str, list[float]]) -> dict[str, float]:
 
 
 def _macro_f1(
-    decisions: Decisions, y_true: np.ndarray, y_score: np.ndarray, fold: np.ndarray, given: Prediction
+    decisions: Decisions, y_true: np.ndarray, y_score: np.ndarray, part: np.ndarray, given: Prediction
 ) -> float:
-    return macro_f1(y_true, decisions.cross_fit(y_true, y_score, fold, given.at_least_one).y_pred)
+    return macro_f1(y_true, decisions.cross_fit(y_true, y_score, part, given.at_least_one).y_pred)
 
 
 def _table(ids: list[str], y_score: np.ndarray, names: list[str]) -> pd.DataFrame:

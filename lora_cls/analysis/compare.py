@@ -17,10 +17,11 @@ from lora_cls.recipe import Recipe
 from lora_cls.runs import RunFolder, read_json
 
 NOTE = (
-    "Macro-F1 out of fold, thresholds tuned on the other folds; 95 % intervals from resampling groups of identical "
-    "texts, the same draws for both runs of a difference, with the trained models held fixed: they leave out the "
-    "variance of training. The best of several is chosen on these very rows, so that its own score flatters, and every "
-    "interval of a difference is for that one comparison alone: among many, some exclude zero by chance."
+    "Macro-F1 out of fold, thresholds tuned on the other folds (of a single fold, on its other parts); 95 % intervals "
+    "from resampling groups of identical texts, the same draws for both runs of a difference, with the trained models "
+    "held fixed: they leave out the variance of training. The best of several is chosen on these very rows, so that its "
+    "own score flatters, and every interval of a difference is for that one comparison alone: among many, some exclude "
+    "zero by chance."
 )
 COST_NOTE = (
     "Minutes, memory and speed are those of the machine and the moment of each run. Training is of all folds together; "
@@ -69,11 +70,16 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs from the best score to the least, on `n_rows` rows in `n_folds` folds."""
+    """Runs from the best score to the least, on `n_rows` rows in `n_folds` folds.
+
+    Decisions are cross-fitted over `n_parts` of `over`: the folds, or parts of a single one.
+    """
 
     label_names: list[str]
     n_rows: int
     n_folds: int
+    over: str
+    n_parts: int
     runs: list[Compared]
     seeds: list[Seeds]
 
@@ -115,7 +121,15 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         for i in order
     ]
     seeds = _seeds([members[i] for i in order], [scores[i].estimate for i in order])
-    return Comparison(rows.label_names, len(rows.ids), len(np.unique(rows.fold)), runs, seeds)
+    return Comparison(
+        label_names=rows.label_names,
+        n_rows=len(rows.ids),
+        n_folds=len(np.unique(rows.fold)),
+        over=rows.over,
+        n_parts=len(np.unique(rows.part)),
+        runs=runs,
+        seeds=seeds,
+    )
 
 
 def describe(recipe: Recipe) -> str:

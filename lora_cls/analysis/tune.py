@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -83,7 +83,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         "prediction": prediction.model_dump(),
         "shipped": dict(zip(names, shipped.tolist(), strict=True)),
     }
-    over, part = ("folds", fold) if len(finished) > 1 else ("parts", _parts(y_true, groups, recipe))
+    over, part = held_apart(fold, y_true, groups, recipe)
     fitted = decisions.cross_fit(y_true, y_score, part, prediction.at_least_one)
     metrics["cross_fitted"] = {"optimistic": optimistic, "over": over, "n_parts": len(fitted.thresholds)} | _scores(
         recipe.task, y_true, fitted.y_pred, y_score, names, shipped, groups
@@ -121,12 +121,17 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     return metrics
 
 
-def _parts(y_true: np.ndarray, groups: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Parts of the rows of a single fold, ndarray of shape (n_rows,), int64.
+def held_apart(
+    fold: np.ndarray, y_true: np.ndarray, groups: np.ndarray, recipe: Recipe
+) -> tuple[Literal["folds", "parts"], np.ndarray]:
+    """What thresholds are tuned across, and where each scored row lies in it, ndarray of shape (n_rows,), int64.
 
-    Iterative stratification for classes too: it divides any rows, however few of a class were held out.
+    Folds; or, where all rows are of one fold, five stratified parts of them. Iterative stratification for classes too:
+    it divides any rows, however few of a class were held out.
     """
-    return stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)
+    if len(np.unique(fold)) > 1:
+        return "folds", fold
+    return "parts", stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)
 
 
 def _scores(

@@ -23,6 +23,8 @@ from lora_cls.recipe import BlendHow
 
 STACKING_C = 1.0
 """Inverse strength of stacking's ridge penalty, on features of unit variance (scikit-learn's default)."""
+MAX_WEIGHT_ROWS = 20_000
+"""Rows that `weights` are tuned on: a number per run needs no more, and each try sorts all of them, label by label."""
 
 
 def fit_blend(how: BlendHow, decisions: Decisions, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, Any]:
@@ -49,7 +51,8 @@ def fit_blend(how: BlendHow, decisions: Decisions, y_true: npt.ArrayLike, y_scor
     """
     truth, scores = _checked(y_true, y_score)
     if how == "weights":
-        return {"weights": _weights(decisions, truth, decisions.logits(scores)).tolist()}
+        some = np.random.default_rng(0).permutation(len(truth))[:MAX_WEIGHT_ROWS]
+        return {"weights": _weights(decisions, truth[some], decisions.logits(scores[:, some])).tolist()}
     if how == "stacking":
         stack = _stack_classes if isinstance(decisions, ClassDecisions) else _stack_labels
         coef, intercept = stack(truth, decisions.logits(scores))

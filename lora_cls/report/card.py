@@ -77,9 +77,8 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
     recipe, info = run.recipe, run.info
     path = str(info["data"]["paths"]["train"])
     data = PurePath(path.replace("\\", "/")).stem
-    scores, cross_fitted = metrics.get("cross_fitted") or metrics["untuned"], "cross_fitted" in metrics
-    how = "cross-fitted" if cross_fitted else "untuned"
-    how = f"{how}, optimistic" if metrics["optimistic"] else how
+    scores = metrics["cross_fitted"]
+    how = "cross-fitted, optimistic" if metrics["optimistic"] else "cross-fitted"
     binary = metrics["task"] == "binary"
     named = {"macro_f1": ("f1", "F1 of the positive class" if binary else "Macro-F1")}
     if metrics["task"] == "single_label":
@@ -105,7 +104,9 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
     adapter = recipe.backbone is not None and recipe.lora is not None
     if adapter:
         tags += ["lora", "qlora"] if recipe.quantization else ["lora"]
-    library = "sklearn" if recipe.backbone is None else "peft" if adapter else "transformers"
+    library = "peft" if adapter else "transformers" if recipe.backbone else "sklearn" if recipe.tfidf else None
+    if recipe.blend is not None:
+        tags.append("ensemble")
     base = recipe.backbone.name_or_path if recipe.backbone else None
     return ModelCardData(
         base_model=base if base and base == info.get("backbone_path") and HUB_ID.fullmatch(base) else None,
@@ -118,15 +119,19 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
     )
 
 
+def base_name(recipe: Recipe) -> str:
+    """What a run's models stand on, in words."""
+    if recipe.blend is not None:
+        return f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
+    return recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
+
+
 def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
     recipe, info = run.recipe, run.info
-    base = recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
-    if recipe.blend is not None:
-        base = f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
     lines = [
         f"# {run.path.name}",
         "",
-        f"{KINDS[recipe.task or 'multi_label']} text classifier on {base}, made with lora_cls. "
+        f"{KINDS[recipe.task or 'multi_label']} text classifier on {base_name(recipe)}, made with lora_cls. "
         f"{'Classes' if recipe.task == 'single_label' else 'Labels'}: {', '.join(run.label_names)}.",
         "",
         score_sentence(metrics),

@@ -57,7 +57,7 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
 
 def markdown(found: Comparison, picture: str = "compare.svg") -> str:
     """The comparison as Markdown; `picture` is the path of the figure, seen from the file."""
-    lines = [f"{found.n_rows} rows, {found.n_folds} folds, {len(found.label_names)} labels.", ""]
+    lines = [f"{_where(found)}, {len(found.label_names)} labels.", ""]
     lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in _cells(found)])
     lines += ["", *(_escaped(_seeds_sentence(seeds)) for seeds in found.seeds)]
     lines += [""] if found.seeds else []
@@ -99,7 +99,7 @@ def html(found: Comparison, picture: str) -> str:
     svg = picture[picture.index("<svg") :]
     body = [
         "<h1>Runs compared</h1>",
-        f"<p>{found.n_rows} rows, {found.n_folds} folds, {len(found.label_names)} labels.</p>",
+        f"<p>{_where(found)}, {len(found.label_names)} labels.</p>",
         _html_table(HEADER, [[(cell, False) for cell in row] for row in cells], "words"),
         *(f"<p>{escape(_seeds_sentence(seeds))}</p>" for seeds in found.seeds),
         svg,
@@ -154,7 +154,7 @@ def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
     cells = _cells(found)
     # two tables, so that neither is wider than a terminal
     for title, columns in (
-        (f"{found.n_rows} rows, {found.n_folds} folds", (0, 2, 3, 4)),
+        (_where(found), (0, 2, 3, 4)),
         ("Cost", (0, 1, 5, 6, 7, 8, 9)),
     ):
         table = Table(title=title)
@@ -243,7 +243,8 @@ def print_calibration(found: dict[str, Any]) -> None:
     """Brier score and calibration error before and after, per label."""
     console = _console()
     say = _plain(console)
-    table = Table(title=f"Calibration by {found['how']}, each fold by the other folds' map")
+    over = "parts" if "parts" in found else "folds"
+    table = Table(title=f"Calibration by {found['how']}, each of the {over} by the map of the others")
     table.add_column("label")
     for name in ("Brier", "after", "calibration error", "after"):
         table.add_column(name, justify="right")
@@ -282,6 +283,12 @@ def _cells(found: Comparison) -> Cells:
             ]
         )
     return rows
+
+
+def _where(found: Comparison) -> str:
+    if found.over == "parts":
+        return f"{found.n_rows} held-out rows of one fold, cross-fitted over {found.n_parts} parts of them"
+    return f"{found.n_rows} rows, {found.n_folds} folds"
 
 
 def _sign_cell(run: Compared) -> str:

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lora_cls.analysis.tune import held_apart
 from lora_cls.data import Dataset
 from lora_cls.data.summary import length_summary
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Decisions, f1_scores, macro_f1
 from lora_cls.evaluation.curves import reliability, score_histogram, threshold_counts
 from lora_cls.evaluation.mistakes import co_occurrence, confident_mistakes, confusion, label_doubts, taken_for
-from lora_cls.report.card import KINDS, score_sentence
+from lora_cls.report.card import KINDS, base_name, score_sentence
+from lora_cls.report.comparison import blend_runs, blend_ways, gain_sentence
 from lora_cls.runs import RunFolder, read_json
 
 N_THRESHOLDS = 16_000
@@ -89,30 +91,30 @@ def page_content(run: RunFolder, train: Dataset | None = None) -> dict[str, Any]
     """
     metrics, kept = read_json(run.path / "metrics.json"), read_json(run.path / "thresholds.json")
     info, recipe, decisions = run.info, run.recipe, run.decisions()
-    if train is not None and train.fingerprint() != info["data"]["train_sha256"]:
+    if train is not None and train.subset(~train.extra).fingerprint() != info["data"]["train_sha256"]:
         raise RunError(f"{train.source} is not the data that {run.path} was trained on.")
     found = _predictions(run, decisions, kept, train)
     classes, n_labels = recipe.task == "single_label", len(found.names)
-    scores = metrics.get("cross_fitted") or metrics["untuned"]
+    scores = metrics["cross_fitted"]
     shipped = np.array([kept["shipped"][name] for name in found.names])
     at_least_one = kept["prediction"]["at_least_one"]
     at_shipped = macro_f1(found.y_true, decisions.apply(found.y_score, shipped, at_least_one))
     folds = [_fold(run, number, found, kept) for number in metrics["folds_finished"]]
     table, groups = run.y_true, run.folds["group"].to_numpy()
-    base = recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
     return {
         "name": run.path.resolve().name,
         "task": recipe.task,
         "classes": classes,
         "kind": KINDS[recipe.task or "multi_label"],
-        "base": base,
+        "base": base_name(recipe),
         "texts": train is not None,
         "sentence": score_sentence(metrics),
         "ships": _ships(run, metrics, kept, at_shipped),
         "note": metrics["note"],
         "optimistic": metrics["optimistic"],
         "at_least_one": at_least_one,
-        "cross_fitted": "cross_fitted" in metrics,
+        "over": scores["over"],
+        "blend": _blend(run),
         "tiles": _tiles(metrics, at_shipped),
         "labels": [row | {"index": j} for j, row in enumerate(scores["per_label"])],
         "mistakes": [_mistakes(found, j) for j in range(n_labels)],
@@ -137,34 +139,34 @@ def page_content(run: RunFolder, train: Dataset | None = None) -> dict[str, Any]
 def _predictions(run: RunFolder, decisions: Decisions, kept: dict[str, Any], train: Dataset | None) -> Predictions:
     rows, y_score = run.oof_proba()
     folds, names = run.folds.iloc[rows], run.label_names
-    fold = folds["fold"].to_numpy()
-    if "folds" in kept:  # the decisions that metrics.json scores: each fold's by thresholds of the others
-        y_pred = np.empty(y_score.shape, dtype=np.int8)
-        for number, thresholds in kept["folds"].items():
-            inside = fold == int(number)
-            limits = np.array([thresholds[name] for name in names])
-            y_pred[inside] = decisions.apply(y_score[inside], limits, kept["prediction"]["at_least_one"])
-    else:
-        y_pred = decisions.untuned(run.oof_logits()[1])
+    fold, y_true = folds["fold"].to_numpy(), run.y_true[rows]
+    over, part = held_apart(fold, y_true, folds["group"].to_numpy(), run.recipe)
+    # the decisions that metrics.json scores: each fold's, or part's, by thresholds of the others
+    y_pred = np.empty(y_score.shape, dtype=np.int8)
+    for number, thresholds in kept[over].items():
+        inside = part == int(number)
+        limits = np.array([thresholds[name] for name in names])
+        y_pred[inside] = decisions.apply(y_score[inside], limits, kept["prediction"]["at_least_one"])
     texts = None if train is None else [train.texts[i] for i in rows]
-    return Predictions(names, folds["id"].tolist(), texts, fold, run.y_true[rows], y_pred, y_score)
+    return Predictions(names, folds["id"].tolist(), texts, fold, y_true, y_pred, y_score)
 
 
 def _tiles(metrics: dict[str, Any], at_shipped: float) -> list[dict[str, Any]]:
     tiles = []
-    names = {"cross_fitted": "cross-fitted: thresholds from the other folds", "untuned": "untuned"}
-    for key, name in names.items():
-        if key in metrics:
-            interval = metrics[key]["macro_f1_interval"]
-            between = f"95 % {interval['low']:.3f} to {interval['high']:.3f}"
-            tiles.append({"name": name, "value": metrics[key]["macro_f1"], "note": between})
+    what = "class weights" if metrics["task"] == "single_label" else "thresholds"
+    names = {"cross_fitted": f"cross-fitted: {what} from the other {metrics['cross_fitted']['over']}"}
+    for key, name in (names | {"untuned": "untuned"}).items():
+        interval = metrics[key]["macro_f1_interval"]
+        between = f"95 % {interval['low']:.3f} to {interval['high']:.3f}"
+        tiles.append({"name": name, "value": metrics[key]["macro_f1"], "note": between})
     note = "on the rows they were tuned on: flatters"
     return [*tiles, {"name": "at the shipped thresholds", "value": at_shipped, "note": note}]
 
 
 def _ships(run: RunFolder, metrics: dict[str, Any], kept: dict[str, Any], at_shipped: float) -> str:
     n, combine = len(metrics["folds_finished"]), COMBINE[kept["prediction"]["combine"]]
-    models = f"the {n} folds' models together ({combine})" if n > 1 else "the one finished fold's model"
+    one = "the one model" if metrics["n_splits"] == 1 else "the one finished fold's model"
+    models = f"the {n} folds' models together ({combine})" if n > 1 else one
     what = "class weights" if metrics["task"] == "single_label" else "thresholds"
     said = (
         f"What ships is {models}, at {what} tuned on all {metrics['rows_scored']} rows: there they give "
@@ -274,13 +276,24 @@ def _epochs(file: Any) -> list[dict[str, Any]]:
         raise RunError(f"{file} is damaged: {error}") from None
 
 
+def _blend(run: RunFolder) -> dict[str, Any] | None:
+    """How a blend was chosen, as tables; None for a run of its own."""
+    file = run.path / "blend.json"
+    if run.recipe.blend is None or not file.is_file():
+        return None
+    told = read_json(file)
+    tables = [{"header": header, "rows": rows} for header, rows in (blend_ways(told), blend_runs(told))]
+    return {"sentence": gain_sentence(told), "note": told["note"], "tables": tables}
+
+
 def _costs(info: dict[str, Any], folds: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Names and values of what the run took, in the order of reading."""
     seconds, machine, data = info["seconds"], info["machine"], info["data"]
     costs = [("training", _duration(seconds["train"])), ("prediction", _duration(seconds["predict"]))]
     if "last_session_seconds" in info:
         costs.append(("last session, all of it", _duration(info["last_session_seconds"])))
-    costs.append(("peak memory", f"{info['peak_memory_bytes'] / 2**30:.2f} GiB"))
+    if info.get("peak_memory_bytes"):
+        costs.append(("peak memory", f"{info['peak_memory_bytes'] / 2**30:.2f} GiB"))
     if "train_rows_per_second" in info:
         unit = "pieces" if "pieces_per_row" in info else "rows"
         costs += [
@@ -290,7 +303,8 @@ def _costs(info: dict[str, Any], folds: list[dict[str, Any]]) -> list[tuple[str,
         ]
     if folds and folds[0]["trainable_parameters"] is not None:
         costs.append(("parameters trained, per fold", f"{folds[0]['trainable_parameters']:,}"))
-    rows = f"{data['train_rows']:,} training" + (f", {data['test_rows']:,} test" if data["test_rows"] else "")
+    counts = {"training": data["train_rows"], "extra": data.get("extra_rows"), "test": data["test_rows"]}
+    rows = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
     where = machine.get("gpu") or f"{machine['processor']}, {machine['platform']}"
     libraries = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     return [*costs, ("rows", rows), ("started", info["started"]), ("machine", where), ("versions", libraries)]

@@ -11,6 +11,8 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +22,8 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from lora_cls.data import Dataset
+from lora_cls.errors import RunError
+from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
 from lora_cls.runs import RunFolder, write_bytes
 
@@ -44,11 +48,33 @@ def write_page(run: RunFolder, train: Dataset | None = None, out: Path | None = 
     Raises
     ------
     RunError
-        As `page_content`.
+        As `page_content`; and if the file cannot be written.
     """
     file = run.path / "report.html" if out is None else out
-    write_bytes(file, render(page_content(run, train)).encode())
+    page = render(page_content(run, train)).encode()
+    try:
+        write_bytes(file, page)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written ({error.strerror}): choose another file with --out.") from error
     return file
+
+
+def write_reports(run: RunFolder, metrics: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write the card and the page of a run that has its scores.
+
+    Whatever goes wrong here is said, and costs the run nothing: its scores and submission are written already. An old
+    page would show old scores, and is removed.
+    """
+    for name, write in (("README.md", lambda: write_card(run, metrics)), ("report.html", lambda: write_page(run))):
+        try:
+            write()
+        except Exception as error:
+            with suppress(OSError):
+                (run.path / name).unlink(missing_ok=True)
+            say(
+                f"{name} could not be written ({type(error).__name__}: {error}). Scores and submission are complete; "
+                f"lora-cls report {run.path} tries again."
+            )
 
 
 def render(content: dict[str, Any]) -> str:

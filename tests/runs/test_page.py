@@ -235,7 +235,8 @@ def test_partial_runs(tfidf_recipe, train, tmp_path, folds):
     found = page(run)
     assert f"Partial: {len(folds)} of 3 folds." in found.text
     assert [fold["fold"] for fold in found.figures["folds"]] == folds
-    assert ("one fold alone cannot cross-fit" in found.text) == (len(folds) == 1)
+    assert ("of the other parts of these rows" in found.text) == (len(folds) == 1)
+    assert ("that decide each fold" in found.text) == (len(folds) == 2)
 
 
 def test_one_label_and_a_label_without_rows(tfidf_recipe, train, tmp_path):
