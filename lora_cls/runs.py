@@ -23,6 +23,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,31 @@ def write_array(file: Path, array: np.ndarray) -> None:
     write_bytes(file, buffer.getvalue())
 
 
+class _Values(dict[str, Any]):
+    """An object of a JSON file. A key that it lacks is a fault of the file, and told as such."""
+
+    def __init__(self, file: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, key: str) -> Any:
+        raise RunError(
+            f"{self.file} lacks '{key}': it is damaged, or was written by another version of lora_cls. Scores and "
+            "thresholds are written again by lora-cls tune RUN."
+        )
+
+
 def read_json(file: Path) -> Any:
-    """Raises RunError if the file is missing or damaged."""
+    """Raises RunError if the file is missing or damaged, and later for a key that an object in it lacks."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"), object_hook=partial(_Values, file))
     except FileNotFoundError:
         raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
     except ValueError as error:
         raise RunError(f"{file} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{file} is damaged: it holds no object.")
+    return values
 
 
 def read_csv(file: Path, **options: Any) -> pd.DataFrame:
@@ -324,7 +342,8 @@ class RunFolder:
     @property
     def info(self) -> dict[str, Any]:
         """`run.json`."""
-        return dict(read_json(self.path / "run.json"))
+        values: dict[str, Any] = read_json(self.path / "run.json")
+        return values
 
     def update_info(self, **values: Any) -> None:
         write_json(self.path / "run.json", self.info | values)
@@ -339,7 +358,10 @@ class RunFolder:
     def y_true(self) -> np.ndarray:
         """Training labels, ndarray of shape (n_samples, n_labels), int8."""
         file = self.path / "train_labels.csv"
-        columns = _integers(file, read_csv(file), self.label_names)
+        table, ids = read_csv(file), self.folds["id"].tolist()
+        if "id" not in table or table["id"].tolist() != ids:
+            raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {self.path / 'folds.csv'}.")
+        columns = _integers(file, table, self.label_names)
         return np.column_stack([columns[name] for name in self.label_names]).astype(np.int8)
 
     def fold(self, number: int) -> FoldFolder:
@@ -383,7 +405,12 @@ class RunFolder:
     def test_ids(self) -> list[str] | None:
         """Ids of the test rows that the folds answered for; None where the run had no test file."""
         file = self.path / "test_ids.csv"
-        return [str(value) for value in read_csv(file)["id"]] if file.is_file() else None
+        if not file.is_file():
+            return None
+        table = read_csv(file)
+        if "id" not in table:
+            raise RunError(f"{file} is damaged: it has no column id.")
+        return [str(value) for value in table["id"]]
 
     @property
     def sample_submission(self) -> Path | None:

@@ -19,9 +19,9 @@ from lora_cls.runs import RunFolder, read_json
 NOTE = (
     "Macro-F1 out of fold, thresholds tuned on the other folds (of a single fold, on its other parts); 95 % intervals "
     "from resampling groups of identical texts, the same draws for both runs of a difference, with the trained models "
-    "held fixed: they leave out the variance of training. The best of several is chosen on these very rows, so that its "
-    "own score flatters, and every interval of a difference is for that one comparison alone: among many, some exclude "
-    "zero by chance."
+    "held fixed: they leave out the variance of training. The best of several is chosen on these very rows, so that "
+    "its own score flatters, and every interval of a difference is for that one comparison alone: among many, some "
+    "exclude zero by chance."
 )
 COST_NOTE = (
     "Minutes, memory and speed are those of the machine and the moment of each run. Training is of all folds together; "

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
@@ -19,17 +20,29 @@ from lora_cls.runs import write_bytes, write_csv
 
 Cells = list[list[str]]
 HEADER = (
-    "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
+    "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
     "s per 1,000 texts", "peak GiB", "trained parameters",
 )  # fmt: skip
 COSTS = ("train_minutes", "train_rows_per_second", "seconds_per_1000_texts", "peak_memory_gib", "trainable_parameters")
+SCORES, COST = (0, 1, 3, 4, 5), (0, 1, 2, 6, 7, 8, 9, 10)  # columns of two tables, so that neither is too wide
+INK = "#1b1f24"
+MARKERS = "osD^v"
 STYLE = """
-:root { color-scheme: light dark; --line: #8886; --best: #2a7f3f22; }
+:root { color-scheme: light dark; --line: #8886; --best: #2a7f3f33; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; } .wide { overflow-x: auto; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, .words td:nth-child(2), .words th:nth-child(2) { text-align: left; }
-td.best { background: var(--best); font-weight: 600; } svg { max-width: 100%; height: auto; background: #fff; }
+td { font-variant-numeric: tabular-nums; } td.words { white-space: normal; min-width: 12rem; }
+th:first-child, td:first-child, .name, .words { text-align: left; }
+td.best { background: var(--best); font-weight: 600; } svg { max-width: 100%; min-width: 34rem; height: auto; }
+.muted { opacity: .75; }
+@media print {
+  .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .15rem .3rem; }
+  tr, svg { break-inside: avoid; }
+}
+@media (max-width: 520px) {
+  body { margin: 1rem auto; padding: 0 .6rem; } th, td { padding: .25rem .4rem; font-size: 13px; }
+}
 """
 
 
@@ -61,13 +74,12 @@ def markdown(found: Comparison, picture: str = "compare.svg") -> str:
     lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in _cells(found)])
     lines += ["", *(_escaped(_seeds_sentence(seeds)) for seeds in found.seeds)]
     lines += [""] if found.seeds else []
-    names = [run.name for run in found.runs]
     cells = []
     for j, label in enumerate(found.label_names):
         winners = found.winners(j)
         values = [f"**{run.f1[j]:.3f}**" if run.name in winners else f"{run.f1[j]:.3f}" for run in found.runs]
         cells.append([_escaped(label), *values])
-    lines += _markdown_table(["F1 of", *names], cells)
+    lines += _markdown_table(["F1 of", *_numbered(found)], cells)
     lines += ["", f"![Macro-F1 against minutes of training]({picture})", "", NOTE, "", COST_NOTE, ""]
     return "\n".join(lines)
 
@@ -95,17 +107,25 @@ def html(found: Comparison, picture: str) -> str:
     per_label = []
     for j, label in enumerate(found.label_names):
         winners = found.winners(j)
-        per_label.append([(label, False), *((f"{run.f1[j]:.3f}", run.name in winners) for run in found.runs)])
-    svg = picture[picture.index("<svg") :]
+        per_label.append(
+            [(label, "name"), *((f"{run.f1[j]:.3f}", "best" * (run.name in winners)) for run in found.runs)]
+        )
+    # drawn in the ink of the page, on its ground
+    svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
     body = [
         "<h1>Runs compared</h1>",
         f"<p>{_where(found)}, {len(found.label_names)} labels.</p>",
-        _html_table(HEADER, [[(cell, False) for cell in row] for row in cells], "words"),
+        _html_table([HEADER[i] for i in SCORES], [[(row[i], "name" * (i == 1)) for i in SCORES] for row in cells]),
         *(f"<p>{escape(_seeds_sentence(seeds))}</p>" for seeds in found.seeds),
-        svg,
-        "<h2>F1 of each label</h2>",
-        _html_table(["label", *(run.name for run in found.runs)], per_label),
-        f"<p>{escape(NOTE)}</p><p>{escape(COST_NOTE)}</p>",
+        f'<div class="wide">{svg}</div>',
+        "<h2>Cost</h2>",
+        _html_table(
+            [HEADER[i] for i in COST],
+            [[(row[i], ("", "name", "words")[min(i, 2)] * (i < 3)) for i in COST] for row in cells],
+        ),
+        "<h2>F1 of each label, by the number of the run</h2>",
+        _html_table(["label", *(row[0] for row in cells)], per_label),
+        f'<p class="muted">{escape(NOTE)}</p><p class="muted">{escape(COST_NOTE)}</p>',
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -119,20 +139,26 @@ def figure(found: Comparison) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context({"svg.hashsalt": "lora_cls", "font.size": 9}):
-        drawing = Figure(figsize=(8, 4.5), layout="constrained")
+    style: Any = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
+        "axes.edgecolor": INK, "axes.labelcolor": INK, "svg.hashsalt": "lora_cls", "font.size": 9,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        drawing = Figure(figsize=(9, 5), dpi=72, layout="constrained")  # 72 as in SVG, so that pixels are its points
         axes = drawing.subplots()
         points: list[Any] = []
         for i, run in enumerate(found.runs):
-            minutes = max(run.cost["train_minutes"] or 0.0, 1e-3)
             below, above = run.score.estimate - run.score.low, run.score.high - run.score.estimate
             points.append(
                 axes.errorbar(
-                    [minutes], [run.score.estimate], yerr=[[below], [above]], fmt="o", color=f"C{i % 10}", capsize=3
+                    [_minutes(run)],
+                    [run.score.estimate],
+                    yerr=[[below], [above]],
+                    fmt=MARKERS[i // 10 % len(MARKERS)],
+                    color=f"C{i % 10}",
+                    capsize=3,
                 )
             )
-            axes.annotate(str(i + 1), (minutes, run.score.estimate), xytext=(6, 3), textcoords="offset points")
-        named = [f"{i}  {run.name}" for i, run in enumerate(found.runs, start=1)]
+        named = _numbered(found)
         for text in drawing.legend(points, named, loc="outside right upper", frameon=False).get_texts():
             text.set_parse_math(False)  # a folder's name may hold dollar signs
         axes.set_xscale("log")
@@ -142,9 +168,56 @@ def figure(found: Comparison) -> str:
         axes.set_ylabel("macro-F1, cross-fitted, 95 % interval")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        drawing.draw_without_rendering()  # now the places are known
+        drawing.set_layout_engine("none")
+        ends = [
+            axes.transData.transform([(_minutes(run), y) for y in (run.score.low, run.score.estimate, run.score.high)])
+            for run in found.runs
+        ]
+        for i, ((x, y), run) in enumerate(zip(_free_places(ends), found.runs, strict=True)):
+            colour = points[i][0].get_color()
+            axes.annotate(
+                str(i + 1), (_minutes(run), run.score.estimate), xytext=(x, y), textcoords="figure pixels",
+                ha="center", va="center", color=colour, weight="bold",
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+            )  # fmt: skip
         target = io.StringIO()
         drawing.savefig(target, format="svg", metadata={"Date": None})
     return target.getvalue()
+
+
+def _minutes(run: Compared) -> float:
+    return max(run.cost["train_minutes"] or 0.0, 1e-3)
+
+
+def _free_places(ends: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """Where the runs' numbers stand: for each the nearest place, in pixels, that hides no point, interval or number.
+
+    Parameters
+    ----------
+    ends : of each run the lower end, the point and the upper end of its interval, ndarray of shape (3, 2), in pixels
+    """
+    # boxes as left, bottom, right, top; a number is 20 by 16
+    taken = [(low[0] - 5, low[1] - 3, low[0] + 5, high[1] + 3) for low, _, high in ends]
+    places = []
+    for _, (x, y), _ in ends:
+        around = [
+            (x + radius * np.cos(angle), y + radius * np.sin(angle))
+            for radius in range(18, 130, 8)
+            for angle in np.pi * np.array([0, 1, 0.15, 0.85, -0.15, 1.15, 0.3, 0.7, -0.3, 1.3, 0.5, 1.5])
+        ]
+        free = (
+            place
+            for place in around
+            if not any(
+                left < place[0] + 10 and place[0] - 10 < right and bottom < place[1] + 8 and place[1] - 8 < top
+                for left, bottom, right, top in taken
+            )
+        )
+        place = next(free, around[0])
+        taken.append((place[0] - 10, place[1] - 8, place[0] + 10, place[1] + 8))
+        places.append((float(place[0]), float(place[1])))
+    return places
 
 
 def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
@@ -152,20 +225,16 @@ def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
     console = _console()
     say = _plain(console)
     cells = _cells(found)
-    # two tables, so that neither is wider than a terminal
-    for title, columns in (
-        (_where(found), (0, 2, 3, 4)),
-        ("Cost", (0, 1, 5, 6, 7, 8, 9)),
-    ):
+    for title, columns in ((_where(found), SCORES), ("Cost", COST)):
         table = Table(title=title)
         for i in columns:
-            table.add_column(HEADER[i], justify="left" if i < 2 else "right", no_wrap=i == 0)
+            table.add_column(HEADER[i], justify="left" if i < 3 else "right", no_wrap=i == 1, overflow="fold")
         for row in cells:
             table.add_row(*(Text(row[i]) for i in columns))
         console.print(table)
-    labels = Table(title="F1 of each label")
-    for i, name in enumerate(("label", *(run.name for run in found.runs))):
-        labels.add_column(Text(name), justify="left" if i == 0 else "right")
+    labels = Table(title="F1 of each label, by the number of the run")
+    for i, name in enumerate(("label", *(str(k + 1) for k in range(len(found.runs))))):
+        labels.add_column(name, justify="left" if i == 0 else "right")
     for j, label in enumerate(found.label_names):
         winners = found.winners(j)
         values = [Text(f"{run.f1[j]:.3f}", style="bold" if run.name in winners else "") for run in found.runs]
@@ -264,12 +333,13 @@ def print_calibration(found: dict[str, Any]) -> None:
 
 def _cells(found: Comparison) -> Cells:
     rows = []
-    for run in found.runs:
+    for number, run in enumerate(found.runs, start=1):
         gap = "best" if run.difference is None else _sign_cell(run)
         name = f"{run.name} (OPTIMISTIC)" if run.optimistic else run.name
         minutes, speed, latency, memory, trained = (run.cost[key] for key in COSTS)
         rows.append(
             [
+                str(number),
                 name,
                 run.recipe,
                 _interval(vars(run.score)),
@@ -283,6 +353,10 @@ def _cells(found: Comparison) -> Cells:
             ]
         )
     return rows
+
+
+def _numbered(found: Comparison) -> list[str]:
+    return [f"{number} {run.name}" for number, run in enumerate(found.runs, start=1)]
 
 
 def _where(found: Comparison) -> str:
@@ -318,10 +392,13 @@ def _escaped(cell: str) -> str:
     return escape(cell, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
-def _html_table(header: Sequence[str], rows: list[list[tuple[str, bool]]], kind: str = "") -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=best' * best}>{escape(cell)}</td>" for cell, best in row) + "</tr>\n"
-        for row in rows
-    )
-    return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _html_table(header: Sequence[str], rows: list[list[tuple[str, str]]]) -> str:
+    """Cells are texts, each with a class of `STYLE` or none; a heading has that of the cells below it."""
+    kinds = [kind if kind in ("name", "words") else "" for _, kind in rows[0]]
+
+    def cell(tag: str, text: str, kind: str) -> str:
+        return f"<{tag}{f' class={kind}' if kind else ''}>{escape(text)}</{tag}>"
+
+    head = "".join(cell("th", text, kind) for text, kind in zip(header, kinds, strict=True))
+    body = "".join("<tr>" + "".join(cell("td", *one) for one in row) + "</tr>\n" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
