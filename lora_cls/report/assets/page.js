@@ -57,7 +57,7 @@
       opacity: { type: "linear", domain: [0, most], range: [0.03, 1], clamp: true },
       marks: [
         Plot.cell(data, { x: "b", y: "a", fill: "var(--accent)", fillOpacity: (d) => d.share, inset: size > 14 ? 0.5 : 0 }),
-        size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => (d.count ? percent(d.share) : ""), fill: (d) => (d.share > 0.55 * most ? "var(--card)" : "var(--ink)"), fontSize: 10 }) : null,
+        size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => (d.count ? percent(d.share) : ""), fill: (d) => (d.share > 0.7 * most ? "var(--card)" : "var(--ink)"), fontSize: 10 }) : null,
         Plot.tip(data, Plot.pointer({
           x: "b", y: "a",
           title: (d) => `${above} ${labels[d.a].name}, ${across} ${labels[d.b].name}\n${d.count} rows, ${percent(d.share)}`,
@@ -143,7 +143,7 @@
       const bins = d3.range(label.mean_score.length).map((i) => ({ p: label.mean_score[i], share: label.share_positive[i], rows: label.bin_rows[i] }));
       return Plot.plot({
         width, height: square(width), marginLeft: 44,
-        x: { label: "mean probability", domain: [0, 1] }, y: { label: "share of positives", domain: [0, 1], grid: true },
+        x: { ...rooted, label: "mean probability" }, y: { ...rooted, label: "share of positives", grid: true },
         marks: [
           Plot.line([[0, 0], [1, 1]], { stroke: "var(--muted)", strokeDasharray: "3,3" }),
           Plot.line(bins, { x: "p", y: "share", stroke: "var(--accent)" }),
