@@ -7,6 +7,7 @@ train_labels.csv  id and 0/1 columns           README.md    model card, and a sn
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
+blend.json        of a blend: what each way and each run gains; fitted_logits.npy where it learnt from labels
 oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv  report.html
 ```
 
@@ -363,6 +364,12 @@ class RunFolder:
             raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {self.path / 'folds.csv'}.")
         columns = _integers(file, table, self.label_names)
         return np.column_stack([columns[name] for name in self.label_names]).astype(np.int8)
+
+    @property
+    def fitted_logits(self) -> Path:
+        """Of a blend that was fitted to labels: all held-out rows by the fit of each fold (or part of a single one),
+        ndarray of shape (n_folds, n_predicted, n_labels), float32."""
+        return self.path / "fitted_logits.npy"
 
     def fold(self, number: int) -> FoldFolder:
         return FoldFolder(self.path / f"fold-{number:02d}")

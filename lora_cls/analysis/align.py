@@ -25,6 +25,8 @@ class AlignedRun:
     name : short, and different for each run
     logits, y_score : ndarray of shape (n_samples, n_labels), out of fold; `y_score` are corrected probabilities
     weights : ndarray of shape (n_folds, n_labels), positive or class weights
+    thresholds : of each fold, as the run's own score uses them, in the order of the shared labels; None where a single
+        fold was scored, whose parts depend on the order of rows
     labels : ndarray of int of shape (n_labels,), where each shared label stands in the run's own order
     decisions, at_least_one : how the run decides, as its `thresholds.json` was last written
     """
@@ -34,13 +36,20 @@ class AlignedRun:
     logits: np.ndarray
     y_score: np.ndarray
     weights: np.ndarray
+    thresholds: dict[int, np.ndarray] | None
     labels: np.ndarray
     decisions: Decisions
     at_least_one: bool
 
     def cross_fitted(self, rows: Rows) -> np.ndarray:
         """Decisions by thresholds of the other folds or parts, ndarray of shape (n_samples, n_labels), int8."""
-        return self.decisions.cross_fit(rows.y_true, self.y_score, rows.part, self.at_least_one).y_pred
+        if self.thresholds is None:
+            return self.decisions.cross_fit(rows.y_true, self.y_score, rows.part, self.at_least_one).y_pred
+        y_pred = np.empty(rows.y_true.shape, dtype=np.int8)
+        for number, limits in self.thresholds.items():
+            inside = rows.fold == number
+            y_pred[inside] = self.decisions.apply(self.y_score[inside], limits, self.at_least_one)
+        return y_pred
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,12 +167,17 @@ def _aligned(run: RunFolder, name: str, rows: Rows) -> AlignedRun:
     order = np.array([place[row] for row in rows.ids])
     labels = np.array([run.label_names.index(label) for label in rows.label_names])
     kept = read_json(run.path / "thresholds.json")
+    thresholds = None
+    if rows.over == "folds":
+        by_fold = {number: kept["folds"][str(number)] for number in run.fold_numbers}
+        thresholds = {k: np.array([of[name] for name in rows.label_names], float) for k, of in by_fold.items()}
     return AlignedRun(
         run=run,
         name=name,
         logits=logits[np.ix_(order, labels)],
         y_score=y_score[np.ix_(order, labels)],
         weights=run.pos_weights()[:, labels],
+        thresholds=thresholds,
         labels=labels,
         decisions=run.decisions(Thresholds(**kept["settings"])),
         at_least_one=Prediction(**kept["prediction"]).at_least_one,

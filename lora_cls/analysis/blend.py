@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lora_cls.analysis.align import AlignedRun, Rows, align
-from lora_cls.analysis.tune import tune
+from lora_cls.analysis.tune import cross_fit, tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
 from lora_cls.recipe import BlendHow, Recipe, load_recipe
@@ -81,6 +81,8 @@ def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_lo
                 blended_logits(decisions, apply_blend(how, decisions, fitted, of_fold, y_score)),
             )
         write_json(folder.info, _fold_info(members, number, fitted, len(rows.label_names)))
+    if written.fitted_logits is not None:
+        write_array(run.fitted_logits, written.fitted_logits[:, held_out[held_out >= 0]])
     write_json(out / "blend.json", told)
     tune(run)
     return run
@@ -99,10 +101,13 @@ class CrossFitted:
     ----------
     logits : ndarray of float32 of shape (n_samples, n_labels), as a run folder stores them
     fits : what `fit_blend` found on the other folds' rows, by fold
+    fitted_logits : all rows by each of the fits, ndarray of float32 of shape (n_folds, n_samples, n_labels); None for a
+        way that learns nothing from labels
     """
 
     logits: np.ndarray
     fits: dict[int, dict[str, Any]]
+    fitted_logits: np.ndarray | None
 
 
 def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score: np.ndarray) -> CrossFitted:
@@ -112,12 +117,16 @@ def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score:
     ----------
     y_score : ndarray of shape (n_runs, n_samples, n_labels)
     """
-    proba, fits = np.empty(rows.y_true.shape), {}
+    logits, fits, fitted_logits = np.empty(rows.y_true.shape, dtype=np.float32), {}, []
     for number in np.unique(rows.part).tolist():
         inside = rows.part == number
         fits[number] = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
-        proba[inside] = apply_blend(how, decisions, fits[number], y_score[:, inside], y_score)
-    return CrossFitted(blended_logits(decisions, proba), fits)
+        every = blended_logits(decisions, apply_blend(how, decisions, fits[number], y_score, y_score))
+        logits[inside] = every[inside]
+        if not fits[number]:  # nothing was learnt: the same for every fold
+            return CrossFitted(every, {k: {} for k in np.unique(rows.part).tolist()}, None)
+        fitted_logits.append(every)
+    return CrossFitted(logits, fits, np.array(fitted_logits))
 
 
 def compare_ways(
@@ -131,8 +140,10 @@ def compare_ways(
 
     def decided(blended: CrossFitted) -> np.ndarray:
         # through the precision that is stored, so that the decisions are those of the run folder
+        fitted = blended.fitted_logits
+        fitted_proba = None if fitted is None else decisions.probabilities(fitted, no_weight)
         proba = decisions.probabilities(blended.logits, no_weight)
-        return decisions.cross_fit(rows.y_true, proba, rows.part, at_least_one).y_pred
+        return cross_fit(decisions, rows.y_true, proba, rows.part, at_least_one, fitted_proba).y_pred
 
     written = cross_fitted_blend(how, decisions, rows, y_score)
     chosen = decided(written)
