@@ -319,19 +319,20 @@ def _duration(seconds: float) -> str:
 def _data(table: np.ndarray, groups: np.ndarray, info: dict[str, Any], train: Dataset | None) -> list[str]:
     """Sentences on the training table."""
     per_row = table.sum(axis=1)
-    said = [f"{len(table):,} training rows, {table.shape[1]} labels."]
+    extra = info["data"].get("extra_rows")
+    said = [f"{len(table):,} training rows{f', {extra:,} of them extra' if extra else ''}, {table.shape[1]} labels."]
     if table.shape[1] > 1 and (per_row != 1).any():
         none, several = int((per_row == 0).sum()), int((per_row > 1).sum())
         said.append(
             f"{none:,} rows ({none / len(table):.1%}) carry no label, {several:,} ({several / len(table):.1%}) several."
         )
     by_group = pd.DataFrame(table).groupby(groups)
-    extra = len(table) - by_group.ngroups
-    if extra:
+    repeated = len(table) - by_group.ngroups
+    if repeated:
         disagree = int((by_group.nunique() > 1).any(axis=1).sum())
         said.append(
-            f"{extra:,} rows repeat another one's text or group; of these texts or groups, {disagree:,} carry labels "
-            "that differ."
+            f"{repeated:,} rows repeat another one's text or group; of these texts or groups, {disagree:,} carry "
+            "labels that differ."
         )
     lengths = length_summary(train.texts) if train is not None else info["data"].get("lengths")
     if lengths:

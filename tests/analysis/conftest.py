@@ -39,8 +39,15 @@ def make_run(tmp_path):
             test_ids = [f"t{i}" for i in range(test.shape[1])] if test_ids is None else list(test_ids)
             write_csv(path / "test_ids.csv", pd.DataFrame({"id": test_ids}))
         data = {"paths": {"train": "DataFrame"}, "test_id_column": "id", "id_column": "id", "text_columns": ["text"]}
-        data["label_columns"] = list(names)
-        info = {"data": data, "choices": {}, "seconds": {"train": 60.0, "predict": 3.0}, "peak_memory_bytes": 2**30}
+        data |= {"label_columns": list(names), "train_rows": len(ids), "test_rows": None, "train_sha256": "0"}
+        info = {
+            "data": data,
+            "choices": {},
+            "started": "",
+            "versions": {},
+            "machine": {"processor": "", "platform": ""},
+        }
+        info |= {"seconds": {"train": 60.0, "predict": 3.0}, "peak_memory_bytes": 2**30}
         write_json(path / "run.json", info)
         write_bytes(path / "recipe.yaml", text.encode())
         run = RunFolder(path)

@@ -1,10 +1,20 @@
 """Runs on other rows, folds, labels or tasks are refused, with what differs; another order of rows is no difference."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
 from lora_cls.analysis.align import align
-from lora_cls.errors import RunError
+from lora_cls.analysis.blend import blend
+from lora_cls.analysis.calibrate import calibrate
+from lora_cls.analysis.compare import compare
+from lora_cls.analysis.tune import tune
+from lora_cls.errors import LoraClsError, RunError
+from lora_cls.evaluation import macro_f1
+from lora_cls.report.page import write_page
+from lora_cls.runs import RunFolder
 
 
 @pytest.fixture
@@ -118,3 +128,59 @@ def test_names_differ(make_run, problem):
 def damage():
     """Function that cuts a file to half its size."""
     return lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_other_task(make_run, problem):
+    """Runs of several tasks are not compared, blended or otherwise mixed."""
+    y_true, fold, logits = problem(30)
+    y_true = np.eye(2, dtype=int)[y_true[:, 0]]
+    first = make_run("first", logits(1), y_true, fold)
+    second = make_run("second", logits(1), y_true, fold, recipe={"task": "single_label"})
+    with pytest.raises(RunError, match=r"second: its task is single_label; that of .*first is multi_label"):
+        align([first.path, second.path])
+
+
+def test_single_fold_and_extra_rows(make_run, problem):
+    """One held-out fold is decided by parts of it; rows that are only trained on count nowhere."""
+    y_true, fold, logits = problem(300)
+    fold = np.where(fold == 0, 0, -1)
+    runs = [make_run(name, logits(noise), y_true, fold) for name, noise in (("a", 1), ("b", 2))]
+    rows, members = align([run.path for run in runs])
+    assert rows.over == "parts"
+    assert len(rows.ids) == 100
+    assert np.unique(rows.part).tolist() == [0, 1, 2, 3, 4]
+    score = json.loads((runs[0].path / "metrics.json").read_text())["cross_fitted"]["macro_f1"]
+    assert macro_f1(rows.y_true, members[0].cross_fitted(rows)) == score
+
+
+@pytest.mark.parametrize("how", ["deleted", "{}", "[]", "empty", "half", "short"])
+def test_every_file_missing_or_damaged(make_run, problem, tmp_path, how):
+    """Whatever is wrong with whichever file of a run: a RunError, or it was not needed; never another exception."""
+    y_true, fold, logits = problem(60)
+    test = np.zeros((3, 4, 2))
+    first, second = (make_run(name, logits(1), y_true, fold, test=test) for name in ("first", "second"))
+    commands = (
+        lambda run: compare([first.path, run.path]),
+        lambda run: blend([first.path, run.path], tmp_path / "blend"),
+        calibrate,
+        write_page,
+        tune,
+    )
+    whole = {file: file.read_bytes() for file in sorted(second.path.rglob("*")) if file.is_file()}
+    refused = 0
+    for file, content in whole.items():
+        broken = {"deleted": b"", "empty": b"", "half": content[: len(content) // 2]}.get(how, how.encode())
+        if how == "short":
+            broken = b"".join(content.splitlines(keepends=True)[:-3])
+        for command in commands:
+            file.write_bytes(broken)
+            if how == "deleted":
+                file.unlink()
+            try:
+                command(RunFolder(second.path))
+            except LoraClsError:
+                refused += 1
+            for one, bytes_before in whole.items():
+                one.write_bytes(bytes_before)
+            shutil.rmtree(tmp_path / "blend", ignore_errors=True)
+    assert refused > len(commands)

@@ -12,6 +12,8 @@ from lora_cls.analysis.compare import compare
 from lora_cls.analysis.tune import tune
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import apply_blend, decisions_for, fit_blend
+from lora_cls.evaluation.blending import MAX_WEIGHT_ROWS
+from lora_cls.evaluation.decisions import LabelDecisions
 from lora_cls.recipe import Thresholds
 from lora_cls.report.comparison import gain_sentence
 
@@ -169,6 +171,44 @@ def test_a_fold_never_sees_its_own_labels(three, tmp_path, make_run):
     second = blend([one.path for one in turned], tmp_path / "after", "stacking")
     assert first.fold(1).oof_logits.read_bytes() == second.fold(1).oof_logits.read_bytes()
     assert first.fold(0).oof_logits.read_bytes() != second.fold(0).oof_logits.read_bytes()
+    # nor do its thresholds, though the others' blended scores are of fits that saw this fold
+    before, after = (json.loads((run.path / "thresholds.json").read_text())["folds"] for run in (first, second))
+    assert before["1"] == after["1"]
+    assert before["0"] != after["0"]
+
+
+@pytest.mark.parametrize("how", ["mean_logit", "stacking"])
+def test_single_fold(make_run, problem, tmp_path, how):
+    """Runs of one held-out fold: blended and scored across its parts, and test rows by what all of it fits."""
+    y_true, fold, logits = problem(900)
+    fold = np.where(fold == 0, 0, -1)
+    runs = [make_run(f"run{i}", logits(1.5), y_true, fold, test=np.ones((1, 4, 2)) * i) for i in (1, 2)]
+    run = blend([one.path for one in runs], tmp_path / "blend", how)
+    told, metrics = (json.loads((run.path / f"{name}.json").read_text()) for name in ("blend", "metrics"))
+    way = next(way for way in told["ways"] if way["how"] == how)
+    assert metrics["cross_fitted"]["over"] == "parts"
+    assert way["macro_f1_interval"] == metrics["cross_fitted"]["macro_f1_interval"]
+    assert way["gain_over_best"]["estimate"] > 0
+    assert len(pd.read_csv(run.path / "submission.csv")) == 4
+    assert compare([run.path, *(one.path for one in runs)]).runs[0].name == "blend"
+
+
+def test_weights_of_many_rows_are_bounded():
+    """What tuning weights takes is bounded, however many rows there are."""
+    rng = np.random.default_rng(0)
+    y_true = (rng.random((3 * MAX_WEIGHT_ROWS, 3)) < 0.2).astype(int)
+    y_score = expit(3 * y_true - 2 + rng.normal(scale=[[[1]], [[2]], [[9]]], size=(3, *y_true.shape)))
+    tried = []
+
+    class Counted(LabelDecisions):
+        def tune(self, y_true, y_score):
+            tried.append(len(y_true))
+            return super().tune(y_true, y_score)
+
+    weights = fit_blend("weights", Counted(Thresholds()), y_true, y_score)["weights"]
+    assert weights[0] > weights[1] > weights[2]
+    assert set(tried) == {MAX_WEIGHT_ROWS}
+    assert len(tried) <= 60 + 10
 
 
 def test_other_test_rows(make_run, problem, tmp_path):

@@ -110,12 +110,20 @@ def test_run(make_run, problem, how):
         assert ((test >= pd.Series(found["thresholds"])).astype(int) == submission).all().all()
 
 
+def test_single_fold(make_run, problem):
+    """A single scored fold, with rows beside it that are only trained on, is calibrated across its parts."""
+    y_true, fold, logits = problem(1200)
+    values = 5 * logits(1)
+    one = make_run("one", values, y_true, np.where(fold == 1, 0, -1))
+    found = calibrate(one)
+    assert len(found["parts"]) == 5
+    assert found["after"]["expected_calibration_error"] < found["before"]["expected_calibration_error"]
+    assert len(pd.read_csv(one.path / "oof_proba_calibrated.csv")) == 400
+
+
 def test_refusals(make_run, problem):
-    """One finished fold cannot be cross-fitted; classes have no isotonic map."""
+    """Classes have no isotonic map."""
     y_true, fold, logits = problem(60)
-    one = make_run("one", logits(1), y_true, fold, unfinished=(1, 2))
-    with pytest.raises(RunError, match="two finished folds"):
-        calibrate(one)
     classes = np.eye(2, dtype=int)[y_true[:, 0]]
     run = make_run("classes", logits(1), classes, fold, recipe={"task": "single_label"})
     with pytest.raises(RunError, match="Use --how temperature"):

@@ -122,4 +122,4 @@ def test_names_are_inert(make_run, problem, tmp_path):
     text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
     assert "<script>" not in text
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
-    assert set(widths[:4]) == {11}  # header, rule and a row per run: ten cells each
+    assert set(widths[:4]) == {12}  # header, rule and a row per run: eleven cells each

@@ -56,7 +56,7 @@ def test_runs_that_are_gone(pair, tmp_path):
     assert (run.path / "metrics.json").read_bytes() == before
 
 
-def test_command_line(pair, tmp_path, monkeypatch, capsys):
+def test_command_line(pair, train, tmp_path, monkeypatch, capsys):
     """compare, blend and calibrate, one after the other; a wrong folder ends with code 2 and no traceback."""
     import sys
 
@@ -75,7 +75,15 @@ def test_command_line(pair, tmp_path, monkeypatch, capsys):
     code, out, _ = call("blend", *paths, "--out", tmp_path / "blend", "--how", "weights")
     assert code == 0
     assert "Blended by weights, 2 runs gain" in out
+    shown = (tmp_path / "blend" / "report.html").read_text(encoding="utf-8")
+    assert "2 runs together (blend by weights)" in shown
+    assert "weights (written)" in shown
     assert "blend by weights" in (tmp_path / "blend" / "README.md").read_text(encoding="utf-8")
+    table = tmp_path / "train.csv"
+    train.to_csv(table, index=False)
+    code, out, _ = call("report", tmp_path / "blend", "--train", table)
+    assert code == 0
+    assert "This page holds texts" in (tmp_path / "blend" / "report.html").read_text(encoding="utf-8")
     code, out, _ = call("compare", *paths, tmp_path / "blend", "--out", tmp_path / "out")
     assert code == 0
     assert "second" in out

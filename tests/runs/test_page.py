@@ -372,3 +372,67 @@ def test_same_page_from_the_same_run(finished):
     run = finished("bert")
     assert render(page_content(run)) == (run.path / "report.html").read_text(encoding="utf-8")
     assert pd.read_csv(run.path / "oof_proba.csv").shape[0] == page_content(run)["rows"]
+
+
+def test_a_report_that_fails_costs_no_run(tfidf_recipe, train, tmp_path, monkeypatch, capsys):
+    """Whatever goes wrong in drawing the page or the card, the run is finished; `report` shows the error."""
+    from typer.testing import CliRunner
+
+    def fail(*_):
+        raise ZeroDivisionError("a fault of the page")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("lora_cls.report.page.page_content", fail)
+        broken.setattr("lora_cls.report.page.write_card", fail)
+        run = cross_validate(tfidf_recipe(), train, out=tmp_path / "run", show=True)
+        said = capsys.readouterr().err
+        for name in ("report.html", "README.md"):
+            assert f"{name} could not be written (ZeroDivisionError: a fault of the page)" in " ".join(said.split())
+            assert not (run.path / name).exists()
+        assert json.loads((run.path / "metrics.json").read_text())["cross_fitted"]["macro_f1"] > 0
+        assert isinstance(CliRunner().invoke(app, ["report", str(run.path)]).exception, ZeroDivisionError)
+    assert CliRunner().invoke(app, ["report", str(run.path)]).exit_code == 0
+    assert (run.path / "README.md").is_file()
+    assert score_sentence(json.loads((run.path / "metrics.json").read_text())) in page(run).text
+
+
+def test_an_old_page_does_not_outlive_its_scores(finished, copy_of, monkeypatch):
+    """`tune` whose page fails removes the page of the scores before."""
+    from typer.testing import CliRunner
+
+    run = copy_of(finished("tfidf"))
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("lora_cls.report.page.page_content", fail)
+    done = CliRunner().invoke(app, ["tune", str(run.path), "--strategy", "fixed"])
+    assert done.exit_code == 0, done.output
+    assert not (run.path / "report.html").exists()
+
+
+def test_split_and_extra_rows(emotion_table, tfidf_recipe, tmp_path):
+    """One scored fold is decided by its parts, and rows that are only trained on have no place among the mistakes."""
+    table = emotion_table(120).assign(part=["train", "valid"] * 60)
+    recipe = tfidf_recipe(data__split_column="part")
+    extra = emotion_table(30)
+    extra = extra.assign(id=[f"x{i}" for i in range(30)], text=[f"{text} again" for text in extra["text"]])
+    run = cross_validate(recipe, table, extra_train=extra, out=tmp_path / "run")
+    content, metrics = page_content(run), json.loads((run.path / "metrics.json").read_text())
+    assert metrics["cross_fitted"]["over"] == "parts"
+    assert content["rows"] == 60
+    assert content["figures"]["folds"][0]["macro_f1"] == pytest.approx(metrics["cross_fitted"]["macro_f1"])
+    for row, mistakes in zip(metrics["cross_fitted"]["per_label"], content["mistakes"], strict=True):
+        assert mistakes["n_false_negatives"] == row["support"] - round(row["recall"] * row["support"])
+    found = page(run).text
+    assert "of the other parts of these rows" in found
+    assert "150 training rows, 30 of them extra" in found
+    assert "What ships is the one model" in found
+    write_page(run, training_data(run, table, extra))
+    assert "holds texts" in page(run).text
+
+
+def test_a_page_that_cannot_be_written(finished, tmp_path):
+    """A folder that is not there is named."""
+    with pytest.raises(RunError, match=r"page\.html cannot be written"):
+        write_page(finished("tfidf"), out=tmp_path / "nowhere" / "page.html")
