@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -25,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.metrics import average_precision_score
 
+from benchmarks.machine import commit, machine
 from lora_cls.evaluation import Interval
 from lora_cls.exporting import FOLDS, Labelled, compare, export
 from lora_cls.prediction import Classifier
@@ -157,11 +155,6 @@ def section(run: RunFolder, labelled: Labelled, found: Sequence[dict[str, Any]])
     ]
 
 
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "none"
-
-
 def main() -> None:
     """Parse, answer in every way, and write the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -181,8 +174,7 @@ def main() -> None:
     head = [
         f"# One model of the folds' models, on {given.labels.name}",
         "",
-        f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {_commit()}, {platform.platform()}, {os.cpu_count()} CPU "
-        f"cores. Versions: {versions}.",
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}. Versions: {versions}.",
         "",
         f"{n_rows} labelled rows that no model saw. Thresholds are each run's own, tuned out of fold on its folds' "
         "models. Intervals are paired bootstrap intervals over groups of identical texts with the models held fixed: "

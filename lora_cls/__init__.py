@@ -14,6 +14,9 @@ _HOMES = {
     "Recipe": "recipe",
     "RunFolder": "runs",
     "apply_thresholds": "evaluation",
+    "blend": "analysis.blend",
+    "calibrate": "analysis.calibrate",
+    "compare": "analysis.compare",
     "cross_fit_thresholds": "evaluation",
     "cross_validate": "cross_validation",
     "export": "exporting",
@@ -31,6 +34,9 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from lora_cls.analysis.blend import blend as blend
+    from lora_cls.analysis.calibrate import calibrate as calibrate
+    from lora_cls.analysis.compare import compare as compare
     from lora_cls.analysis.tune import tune as tune
     from lora_cls.cross_validation import cross_validate as cross_validate
     from lora_cls.cross_validation import refit as refit

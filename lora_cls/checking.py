@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lora_cls.cross_validation import Tables, chosen_folds, make_folds, peak_memory
+from lora_cls.cross_validation import Tables, chosen_folds, make_folds, peak_memory, refuse_blend
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
 from lora_cls.data.prompts import recipe_frame
@@ -72,6 +72,7 @@ def check(
     """
     started = time.monotonic()
     recipe = load_recipe(recipe, overrides)
+    refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     data = tables.train

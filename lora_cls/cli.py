@@ -22,6 +22,7 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two run folders or more.")]
 Train = Annotated[Optional[str], typer.Option(help="Training table: CSV, TSV, JSONL or Parquet.")]  # noqa: UP045
 Test = Annotated[Optional[str], typer.Option(help="Test table.")]  # noqa: UP045
 Sample = Annotated[
@@ -160,7 +161,7 @@ def tune(
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
     from lora_cls.analysis.tune import recipe_settings
     from lora_cls.analysis.tune import tune as tune_run
-    from lora_cls.report.card import write_card
+    from lora_cls.report.page import write_reports
     from lora_cls.runs import RunFolder
 
     folder = RunFolder(run)
@@ -168,8 +169,86 @@ def tune(
         folder.recipe, strategy=strategy, min_positives=min_positives, default=default, combine=combine,
         at_least_one=at_least_one,
     )  # fmt: skip
-    write_card(folder, tune_run(folder, thresholds, prediction))
+    write_reports(folder, tune_run(folder, thresholds, prediction), _say)
     _print_run(folder)
+
+
+@app.command()
+def compare(
+    runs: RunPaths,
+    out: Annotated[Path, typer.Option(help="Folder for compare.md, .csv, .html and .svg.")] = Path("compare"),
+) -> None:
+    """Put runs on the same rows and folds side by side: scores, paired differences, cost. Loads no model."""
+    from lora_cls.analysis.compare import compare as compare_runs
+    from lora_cls.report.comparison import print_comparison, write_comparison
+
+    found = compare_runs(runs)
+    print_comparison(found, write_comparison(found, out))
+
+
+@app.command()
+def blend(
+    runs: RunPaths,
+    out: Annotated[Path, typer.Option(help="The new run folder.")],
+    how: Annotated[
+        Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"],
+        typer.Option(help="The way that is written; all are scored."),
+    ] = "mean_logit",
+) -> None:
+    """Combine runs on the same rows and folds into a new run folder, scored like any run. Loads no model."""
+    from lora_cls.analysis.blend import blend as blend_runs
+    from lora_cls.report.comparison import print_blend
+    from lora_cls.report.page import write_reports
+    from lora_cls.runs import read_json
+
+    blended = blend_runs(runs, out, how)
+    write_reports(blended, read_json(blended.path / "metrics.json"), _say)
+    print_blend(read_json(blended.path / "blend.json"))
+    _print_run(blended)
+
+
+@app.command()
+def calibrate(
+    run: RunPath,
+    how: Annotated[
+        Literal["temperature", "isotonic"], typer.Option(help="One number, or a rising step function, per label.")
+    ] = "temperature",
+) -> None:
+    """Write calibrated probabilities beside those of a run, which stay as they are. Loads no model."""
+    from lora_cls.analysis.calibrate import calibrate as calibrate_run
+    from lora_cls.report.comparison import print_calibration
+    from lora_cls.runs import RunFolder
+
+    print_calibration(calibrate_run(RunFolder(run), how))
+    print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
+
+
+@app.command()
+def report(
+    run: RunPath,
+    train: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The run's training table: its texts are then in the page. Without it rows are given by id."),
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The page; RUN/report.html by default.")] = None,  # noqa: UP045
+) -> None:
+    """Write the page of a run again: scores, curves, mistakes, with texts where asked for. Loads no model.
+
+    Without --out the model card is written again, too.
+    """
+    from lora_cls.report.card import write_card
+    from lora_cls.report.page import write_page
+    from lora_cls.runs import RunFolder, read_json
+
+    folder = RunFolder(run)
+    data = None
+    if train is not None:
+        from lora_cls.cross_validation import training_data
+
+        data = training_data(folder, train)
+    if out is None:
+        write_card(folder, read_json(folder.path / "metrics.json"))
+    print(f"Page  {write_page(folder, data, out)}")
 
 
 recipes_app = typer.Typer(help="List the shipped recipes, or print one.", invoke_without_command=True)
@@ -205,6 +284,10 @@ def _numbers(text: str | None) -> list[int] | None:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise RecipeError(f"--folds takes numbers such as 0,1. Got '{text}' instead.") from None
+
+
+def _say(note: str) -> None:
+    print(note, file=sys.stderr)
 
 
 def _print_run(run: Any) -> None:

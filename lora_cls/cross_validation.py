@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,28 +32,27 @@ from lora_cls.data import (
 )
 from lora_cls.data import Source as Table
 from lora_cls.data.columns import sample_id_column
+from lora_cls.data.summary import length_summary
 from lora_cls.data.table import as_id
 from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
-from lora_cls.report.card import write_card
-from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json, write_array, write_bytes, write_json
+from lora_cls.report.page import write_reports
+from lora_cls.runs import (
+    FoldFolder,
+    RunFolder,
+    read_array,
+    read_json,
+    surroundings,
+    write_array,
+    write_bytes,
+    write_json,
+)
 from lora_cls.training.learner import FoldResult, Learner, make_learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
 
 SMOKE_ROWS, SMOKE_TEST_ROWS, SMOKE_EXTRA_ROWS = 96, 32, 16
-VERSIONS = (
-    "lora_cls",
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-)
 
 
 class Tables:
@@ -173,6 +170,14 @@ class Tables:
             self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
 
 
+def refuse_blend(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe without anything to train."""
+    if recipe.blend is not None:
+        raise RecipeError(
+            "This is the recipe of a blend, which has nothing to train: make one with lora-cls blend RUN RUN --out NEW."
+        )
+
+
 def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
     """Overrides that keep a recipe's way and make it short; a prompt keeps the length that it was written for."""
     data = recipe.data
@@ -250,6 +255,7 @@ def cross_validate(
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
+    refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
@@ -303,7 +309,7 @@ def cross_validate(
         spent.tune = time.monotonic() - tuning
         _account(run, spent)
         run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
-        write_card(run, metrics)
+        write_reports(run, metrics, progress.say)
     return run
 
 
@@ -323,7 +329,39 @@ def refit(
     """
     if run.exported:
         raise RunError(f"{run.path} is an export: refit the run that it was made from.")
-    info, recipe = run.info, run.recipe
+    refuse_blend(run.recipe)
+    info, recipe, data = run.info, run.recipe, training_data(run, train, extra_train)
+    with Progress(1, show) as progress:
+        if run.refit.finished:
+            progress.say(f"{run.refit.path} is finished already.")
+            return run.refit
+        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
+        n_epochs = None  # all epochs; or as many as the folds kept where they chose
+        if recipe.train.select != "last" and chosen:
+            n_epochs = round(median(chosen))
+            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
+        learner = make_learner(recipe, run.label_names, data, None, info["choices"], None, progress)
+        rows = np.arange(len(data))  # extra rows too
+        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
+        progress.fold_done("all rows", "done")
+    return run.refit
+
+
+def training_data(run: RunFolder, train: Table | None = None, extra_train: Table | None = None) -> Dataset:
+    """The rows that a run was trained on, extra rows too, read again as it read them.
+
+    Parameters
+    ----------
+    train, extra_train : where None, the files that the run was started with
+
+    Raises
+    ------
+    RunError
+        If the data is not the run's.
+    DataError
+        If the table cannot be read.
+    """
+    info = run.info
     path = _found_again(run, "train", train, "training data")
     extra = _found_again(run, "extra_train", extra_train, "data of extra rows")
     # Decided when the run was started, and not again without its test file.
@@ -334,25 +372,12 @@ def refit(
         "data.sample_submission": None,
         "data.extra_train": None,
     }
-    tables = Tables(load_recipe(recipe, decided), path, extra=extra)
+    tables = Tables(load_recipe(run.recipe, decided), path, extra=extra)
     found = tables.fingerprints()
     for key, table in (("train_sha256", path), ("extra_train_sha256", extra)):
         if found[key] != info["data"].get(key):
             raise RunError(f"{_name(table)} is not the data that {run.path} was trained on.")
-    with Progress(1, show) as progress:
-        if run.refit.finished:
-            progress.say(f"{run.refit.path} is finished already.")
-            return run.refit
-        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
-        n_epochs = None  # all epochs; or as many as the folds kept where they chose
-        if recipe.train.select != "last" and chosen:
-            n_epochs = round(median(chosen))
-            progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
-        learner = make_learner(recipe, run.label_names, tables.train, None, info["choices"], None, progress)
-        rows = np.arange(len(tables.train))  # extra rows too
-        _complete(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
-        progress.fold_done("all rows", "done")
-    return run.refit
+    return tables.train
 
 
 def _found_again(run: RunFolder, key: str, given: Table | None, what: str) -> Table | None:
@@ -477,21 +502,8 @@ def _complete(folder: FoldFolder, result: FoldResult) -> None:
 
 
 def _info(tables: Tables) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for package in VERSIONS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     columns = tables.train.columns
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions,
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "gpu": _gpu_name(),
-        },
+    return surroundings() | {
         "data": {
             "paths": tables.paths,
             "id_column": columns.id if columns else None,
@@ -501,14 +513,10 @@ def _info(tables: Tables) -> dict[str, Any]:
             "train_rows": int((~tables.train.extra).sum()),
             "extra_rows": int(tables.train.extra.sum()),
             "test_rows": len(tables.test) if tables.test else None,
+            "lengths": length_summary(tables.train.texts),
         }
         | tables.fingerprints(),
     }
-
-
-def _gpu_name() -> str | None:
-    torch = sys.modules.get("torch")  # loaded by a transformer's learner; the classical baseline needs none
-    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 class _Session:

@@ -23,6 +23,7 @@ if not SHIPPED.is_dir():
 
 
 Task = Literal["multi_label", "single_label", "binary"]
+BlendHow = Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"]
 
 
 class Section(BaseModel):
@@ -174,6 +175,17 @@ class Tfidf(Section):
     sublinear_tf: bool = True
     C: float = Field(default=1.0, gt=0)
     class_weight: Literal["balanced"] | None = "balanced"
+
+
+class Blend(Section):
+    """Finished runs that answer together. `lora-cls blend` writes this section; there is nothing in it to train."""
+
+    runs: list[str] = Field(min_length=2)
+    """Run folders, relative to the blend's own."""
+    how: BlendHow = "mean_logit"
+    """Mean probability; sigmoid of the mean log-odds; mean rank of the probability among the run's out-of-fold ones;
+    the mean log-odds with one weight per run, tuned for macro-F1; or a logistic regression per label on the log-odds of
+    the runs. Means of log-odds are those of log-probabilities for single_label."""
 
 
 class Data(Section):
@@ -350,10 +362,10 @@ class Engine(Section):
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
 
 
-def _combination_problems(backbone: bool, tfidf: bool, quantization: bool, lora: bool) -> list[str]:
+def _combination_problems(backbone: bool, tfidf: bool, blend: bool, quantization: bool, lora: bool) -> list[str]:
     """What is wrong with the presence of sections, whatever is in them."""
     problems = []
-    if backbone == tfidf:
+    if backbone + tfidf + blend != 1:
         problems.append("give exactly one of 'backbone' (a transformer) and 'tfidf' (the classical baseline).")
     if quantization and not lora:
         problems.append("a quantized base cannot be fully fine-tuned: remove 'quantization', or set 'lora'.")
@@ -382,6 +394,11 @@ def _task_problems(recipe: Recipe) -> list[str]:
                 "data.soft_labels: task: single_label gives every row exactly one class: remove it, or set task: "
                 "multi_label for shares of several labels."
             )
+        if recipe.blend is not None and recipe.blend.how == "rank_mean":
+            problems.append(
+                "blend.how: rank_mean ranks rows label by label, and says nothing of which class of a row is greatest; "
+                "task: single_label takes mean_proba, mean_logit, weights or stacking."
+            )
         if recipe.prediction.at_least_one:
             problems.append("prediction.at_least_one: task: single_label gives every row exactly one class: remove it.")
     elif task is not None and strategy in ("argmax", "prior_adjusted"):
@@ -399,7 +416,8 @@ def _task_problems(recipe: Recipe) -> list[str]:
 
 
 class Recipe(Section):
-    """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given."""
+    """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given; `blend`
+    stands in runs that were made of other runs."""
 
     task: Task | None = None
     """`multi_label` (any number of labels per row), `single_label` (exactly one class per row) or `binary` (one 0/1
@@ -410,6 +428,7 @@ class Recipe(Section):
     lora: Lora | None = Lora()
     """Null is full fine-tuning."""
     tfidf: Tfidf | None = None
+    blend: Blend | None = None
     data: Data = Data()
     train: Train = Train()
     loss: Loss = Loss()
@@ -421,7 +440,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         problems = _combination_problems(
-            *(getattr(self, name) is not None for name in ("backbone", "tfidf", "quantization", "lora"))
+            *(getattr(self, name) is not None for name in ("backbone", "tfidf", "blend", "quantization", "lora"))
         )
         problems += _task_problems(self)
         if self.head.kind == "generate" and (
@@ -595,9 +614,11 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
         if not isinstance(given, (dict, BaseModel)) and problem["type"] != "missing":
             got.setdefault(path, f" Got {given!r} instead.")
     if "recipe" not in lines:
-        backbone, tfidf, quantization = (values.get(name) is not None for name in ("backbone", "tfidf", "quantization"))
+        backbone, tfidf, blend, quantization = (
+            values.get(name) is not None for name in ("backbone", "tfidf", "blend", "quantization")
+        )
         combined = _combination_problems(
-            backbone, tfidf, quantization, "lora" not in values or values["lora"] is not None
+            backbone, tfidf, blend, quantization, "lora" not in values or values["lora"] is not None
         )
         if combined:
             lines["recipe"] = [" ".join(combined).rstrip(".")]

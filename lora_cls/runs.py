@@ -7,7 +7,8 @@ train_labels.csv  id and 0/1 columns           README.md    model card, and a sn
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
-oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
+blend.json        of a blend: what each way and each run gains; fitted_logits.npy where it learnt from labels
+oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv  report.html
 ```
 
 Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last.
@@ -18,7 +19,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import platform
+import shutil
+import sys
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +61,31 @@ def write_array(file: Path, array: np.ndarray) -> None:
     write_bytes(file, buffer.getvalue())
 
 
+class _Values(dict[str, Any]):
+    """An object of a JSON file. A key that it lacks is a fault of the file, and told as such."""
+
+    def __init__(self, file: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, key: str) -> Any:
+        raise RunError(
+            f"{self.file} lacks '{key}': it is damaged, or was written by another version of lora_cls. Scores and "
+            "thresholds are written again by lora-cls tune RUN."
+        )
+
+
 def read_json(file: Path) -> Any:
-    """Raises RunError if the file is missing or damaged."""
+    """Raises RunError if the file is missing or damaged, and later for a key that an object in it lacks."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"), object_hook=partial(_Values, file))
     except FileNotFoundError:
         raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
     except ValueError as error:
         raise RunError(f"{file} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{file} is damaged: it holds no object.")
+    return values
 
 
 def read_csv(file: Path, **options: Any) -> pd.DataFrame:
@@ -99,6 +123,40 @@ def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
             "--resume."
         )
     return array
+
+
+VERSIONS = (
+    "lora_cls",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+def surroundings() -> dict[str, Any]:
+    """When, by which versions and on which machine something is made; for `run.json`."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")  # loaded by a transformer's learner; nothing else needs it
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "gpu": gpu,
+        },
+    }
 
 
 # pandas 3 reads floats back exactly by itself, and warns when asked to.
@@ -217,6 +275,24 @@ class RunFolder:
             write_csv(path / "test_ids.csv", pd.DataFrame({"id": test.ids}))
         if sample is not None:
             write_csv(path / "sample_submission.csv", sample)
+        return cls._complete(path, recipe, info)
+
+    @classmethod
+    def create_like(cls, path: Path, recipe: Recipe, info: dict[str, Any], like: RunFolder) -> RunFolder:
+        """Make a new run folder on the rows, labels, folds and test rows of another, without any fold finished."""
+        cls.refuse_existing(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{path} cannot be made: {error.strerror}.") from error
+        write_bytes(path / UNFINISHED, b"")
+        for name in ("labels.json", "folds.csv", "train_labels.csv", "test_ids.csv", "sample_submission.csv"):
+            if (like.path / name).is_file():
+                shutil.copyfile(like.path / name, path / name)
+        return cls._complete(path, recipe, info)
+
+    @classmethod
+    def _complete(cls, path: Path, recipe: Recipe, info: dict[str, Any]) -> RunFolder:
         write_json(path / "run.json", info)
         write_bytes(
             path / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode()
@@ -267,7 +343,8 @@ class RunFolder:
     @property
     def info(self) -> dict[str, Any]:
         """`run.json`."""
-        return dict(read_json(self.path / "run.json"))
+        values: dict[str, Any] = read_json(self.path / "run.json")
+        return values
 
     def update_info(self, **values: Any) -> None:
         write_json(self.path / "run.json", self.info | values)
@@ -282,8 +359,17 @@ class RunFolder:
     def y_true(self) -> np.ndarray:
         """Training labels, ndarray of shape (n_samples, n_labels), int8."""
         file = self.path / "train_labels.csv"
-        columns = _integers(file, read_csv(file), self.label_names)
+        table, ids = read_csv(file), self.folds["id"].tolist()
+        if "id" not in table or table["id"].tolist() != ids:
+            raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {self.path / 'folds.csv'}.")
+        columns = _integers(file, table, self.label_names)
         return np.column_stack([columns[name] for name in self.label_names]).astype(np.int8)
+
+    @property
+    def fitted_logits(self) -> Path:
+        """Of a blend that was fitted to labels: all held-out rows by the fit of each fold (or part of a single one),
+        ndarray of shape (n_folds, n_predicted, n_labels), float32."""
+        return self.path / "fitted_logits.npy"
 
     def fold(self, number: int) -> FoldFolder:
         return FoldFolder(self.path / f"fold-{number:02d}")
@@ -331,7 +417,12 @@ class RunFolder:
     def test_ids(self) -> list[str] | None:
         """Ids of the test rows that the folds answered for; None where the run had no test file."""
         file = self.path / "test_ids.csv"
-        return [str(value) for value in read_csv(file)["id"]] if file.is_file() else None
+        if not file.is_file():
+            return None
+        table = read_csv(file)
+        if "id" not in table:
+            raise RunError(f"{file} is damaged: it has no column id.")
+        return [str(value) for value in table["id"]]
 
     @property
     def sample_submission(self) -> Path | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from lora_cls.data import read_sample_submission, stratified_folds, write_submission
 from lora_cls.errors import RunError
-from lora_cls.evaluation import bootstrap_macro_f1, summary
+from lora_cls.evaluation import CrossFit, Decisions, bootstrap_macro_f1, summary
 from lora_cls.recipe import Prediction, Recipe, Task, Thresholds, load_recipe
-from lora_cls.runs import RunFolder, write_csv, write_json
+from lora_cls.runs import RunFolder, read_array, write_csv, write_json
 
 LEFT_OUT = (
     "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "
@@ -83,8 +83,8 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
         "prediction": prediction.model_dump(),
         "shipped": dict(zip(names, shipped.tolist(), strict=True)),
     }
-    over, part = ("folds", fold) if len(finished) > 1 else ("parts", _parts(y_true, groups, recipe))
-    fitted = decisions.cross_fit(y_true, y_score, part, prediction.at_least_one)
+    over, part = held_apart(fold, y_true, groups, recipe)
+    fitted = cross_fit(decisions, y_true, y_score, part, prediction.at_least_one, _fitted_proba(run, decisions, part))
     metrics["cross_fitted"] = {"optimistic": optimistic, "over": over, "n_parts": len(fitted.thresholds)} | _scores(
         recipe.task, y_true, fitted.y_pred, y_score, names, shipped, groups
     )
@@ -121,12 +121,53 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     return metrics
 
 
-def _parts(y_true: np.ndarray, groups: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """Parts of the rows of a single fold, ndarray of shape (n_rows,), int64.
+def cross_fit(
+    decisions: Decisions,
+    y_true: np.ndarray,
+    y_score: np.ndarray,
+    part: np.ndarray,
+    at_least_one: bool,
+    fitted_proba: np.ndarray | None = None,
+) -> CrossFit:
+    """Decide the rows of each part by thresholds of the other parts' rows.
 
-    Iterative stratification for classes too: it divides any rows, however few of a class were held out.
+    Parameters
+    ----------
+    y_true, y_score : ndarray of shape (n_samples, n_labels)
+    part : ndarray of shape (n_samples,)
+    fitted_proba : ndarray of shape (n_parts, n_samples, n_labels), in the order of `np.unique(part)`
+        Where the scores themselves were fitted to labels (blends): all rows by the fit of each part, which saw the
+        other parts' labels alone. Thresholds of a part are tuned on these, so that its labels enter nowhere.
     """
-    return stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)
+    if fitted_proba is None:
+        return decisions.cross_fit(y_true, y_score, part, at_least_one)
+    thresholds, y_pred = {}, np.empty(y_true.shape, dtype=np.int8)
+    for number, proba in zip(np.unique(part).tolist(), fitted_proba, strict=True):
+        inside = part == number
+        thresholds[number] = decisions.tune(y_true[~inside], proba[~inside])
+        y_pred[inside] = decisions.apply(y_score[inside], thresholds[number], at_least_one)
+    return CrossFit(thresholds, y_pred)
+
+
+def _fitted_proba(run: RunFolder, decisions: Decisions, part: np.ndarray) -> np.ndarray | None:
+    if not run.fitted_logits.is_file():
+        return None
+    n_labels = len(run.label_names)
+    logits = read_array(run.fitted_logits, (len(np.unique(part)), len(part), n_labels))
+    return decisions.probabilities(logits, np.ones(n_labels))
+
+
+def held_apart(
+    fold: np.ndarray, y_true: np.ndarray, groups: np.ndarray, recipe: Recipe
+) -> tuple[Literal["folds", "parts"], np.ndarray]:
+    """What thresholds are tuned across, and where each scored row lies in it, ndarray of shape (n_rows,), int64.
+
+    Folds; or, where all rows are of one fold, five stratified parts of them. Iterative stratification for classes too:
+    it divides any rows, however few of a class were held out.
+    """
+    if len(np.unique(fold)) > 1:
+        return "folds", fold
+    return "parts", stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)
 
 
 def _scores(

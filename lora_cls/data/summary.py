@@ -100,3 +100,21 @@ def _test_summary(test: Dataset, train_keys: set[str]) -> dict[str, Any]:
         "empty_texts": sum(not key for key in keys),
         "texts_also_in_train": {**_rows(seen), "examples": [test.ids[i] for i in np.flatnonzero(seen)[:5]]},
     }
+
+
+def length_summary(texts: list[str]) -> dict[str, Any]:
+    """Words per text: mean, median, 95th percentile, maximum, and a histogram of at most about 30 bins.
+
+    `counts[i]` texts have from `i * width` to `(i + 1) * width - 1` words; the last bin also holds the longest percent.
+    """
+    counts = np.array([len(text.split()) for text in texts], dtype=np.int64)
+    width = max(1, int(np.ceil((np.percentile(counts, 99) + 1) / 30)))
+    bins = np.minimum(counts // width, int(np.percentile(counts, 99)) // width)
+    return {
+        "mean": round(float(counts.mean()), 2),
+        "median": float(np.median(counts)),
+        "p95": float(np.percentile(counts, 95)),
+        "max": int(counts.max()),
+        "width": width,
+        "counts": np.bincount(bins).tolist(),
+    }

@@ -50,6 +50,17 @@ class Tokens:
         """Tokens per piece, ndarray of shape (n_pieces,), int64."""
         return np.array([len(piece) for piece in self.ids], dtype=np.int64)
 
+    def summary(self) -> dict[str, Any]:
+        """What is read of the texts, in numbers for JSON; tokens are counted per piece."""
+        lengths = self.lengths
+        return {
+            "mean": round(float(lengths.mean()), 2),
+            "max": int(lengths.max()),
+            "max_length": self.max_length,
+            "truncated": float(self.truncated.mean()),
+            "pieces_per_text": round(len(self.ids) / self.n_texts, 3),
+        }
+
     def take(self, texts: np.ndarray | Sequence[int]) -> Tokens:
         """The given texts with all their pieces, in the given order."""
         chosen = np.asarray(texts, dtype=np.int64)

@@ -1,13 +1,22 @@
 """Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
 
 Reading order: `thresholds` (scores to decisions), `metrics` (decisions to figures), `intervals` (how sure the figures
-are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task).
+are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task),
+`calibration` (probabilities that mean what they say), `blending` (several runs to one).
 
 Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
 float64 scores of the same shape, `fold` and `groups` hold one integer per row. A prediction is positive at
 `y_score >= threshold`.
 """
 
+from lora_cls.evaluation.blending import apply_blend, fit_blend
+from lora_cls.evaluation.calibration import (
+    Calibration,
+    apply_calibration,
+    calibrated_thresholds,
+    calibration_scores,
+    fit_calibration,
+)
 from lora_cls.evaluation.decisions import Decisions, decisions_for
 from lora_cls.evaluation.intervals import (
     Interval,
@@ -33,14 +42,19 @@ from lora_cls.evaluation.thresholds import (
 )
 
 __all__ = [
+    "Calibration",
     "CrossFit",
     "Decisions",
     "Interval",
+    "apply_blend",
+    "apply_calibration",
     "apply_thresholds",
     "best_f1_threshold",
     "bootstrap_difference",
     "bootstrap_macro_f1",
     "bootstrap_unpaired_difference",
+    "calibrated_thresholds",
+    "calibration_scores",
     "combine_class_folds",
     "combine_folds",
     "combine_pieces",
@@ -50,6 +64,8 @@ __all__ = [
     "decisions_for",
     "exact_match",
     "f1_scores",
+    "fit_blend",
+    "fit_calibration",
     "label_table",
     "logit",
     "macro_f1",

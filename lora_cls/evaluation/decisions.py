@@ -23,6 +23,7 @@ from lora_cls.evaluation.probabilities import (
     combine_pieces,
     corrected_class_probabilities,
     corrected_probabilities,
+    logit,
 )
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
 from lora_cls.recipe import Prediction, Task, Thresholds
@@ -45,6 +46,10 @@ class Decisions(ABC):
     @abstractmethod
     def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
         """Probabilities, float64 of the shape of `logits`, which training shifted by the logarithm of `weight`."""
+
+    @abstractmethod
+    def logits(self, proba: npt.ArrayLike) -> FloatArray:
+        """Logits that `probabilities` turns into these with weights of 1; 0 and 1 stay finite."""
 
     @abstractmethod
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
@@ -104,6 +109,10 @@ class LabelDecisions(Decisions):
         """`sigmoid(logits - log weight)`."""
         return corrected_probabilities(logits, weight)
 
+    def logits(self, proba: npt.ArrayLike) -> FloatArray:
+        """See `probabilities.logit`."""
+        return logit(proba)
+
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """Positive at logit > 0."""
         return (np.asarray(logits) > 0).astype(np.int8)
@@ -157,6 +166,10 @@ class ClassDecisions(Decisions):
     def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
         """`softmax(logits - log weight)`."""
         return corrected_class_probabilities(logits, weight)
+
+    def logits(self, proba: npt.ArrayLike) -> FloatArray:
+        """Logarithms of the probabilities."""
+        return np.asarray(np.log(np.clip(as_scores(proba, "proba", ndim=None), 1e-12, 1.0)))
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """The class of the greatest logit."""

@@ -1,14 +1,21 @@
-"""The README.md of a run folder: the score, and a snippet that loads a fold without lora_cls."""
+"""The README.md of a run folder: a model card with Hugging Face's metadata, the score, and a snippet that loads a fold
+without lora_cls."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 from lora_cls.data.prompts import head_prompt
 from lora_cls.recipe import Recipe, Task
 from lora_cls.runs import RunFolder, write_bytes
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 KINDS: dict[Task, str] = {
     "multi_label": "Multi-label",
     "single_label": "Single-label (one class per text)",
@@ -53,13 +60,78 @@ def write_card(run: RunFolder, metrics: dict[str, Any]) -> None:
 
 
 def card(run: RunFolder, metrics: dict[str, Any]) -> str:
-    """The text of a run's README."""
+    """The text of a run's README: metadata for the hub, and what a person reads."""
+    from huggingface_hub import ModelCard
+
+    header = card_data(run, metrics).to_yaml(line_break="\n")
+    return str(ModelCard(f"---\n{header}\n---\n\n{_body(run, metrics)}"))
+
+
+def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
+    """The card's metadata: base model, library, tags, and the out-of-fold scores.
+
+    A base that lies in a folder, a file or a Python package is not named: the hub takes names of its own models only.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
     recipe, info = run.recipe, run.info
-    base = recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
+    path = str(info["data"]["paths"]["train"])
+    data = PurePath(path.replace("\\", "/")).stem
+    scores = metrics["cross_fitted"]
+    how = "cross-fitted, optimistic" if metrics["optimistic"] else "cross-fitted"
+    binary = metrics["task"] == "binary"
+    named = {"macro_f1": ("f1", "F1 of the positive class" if binary else "Macro-F1")}
+    if metrics["task"] == "single_label":
+        named["accuracy"] = ("accuracy", "Accuracy")
+    elif not binary:
+        named["micro_f1"] = ("f1", "Micro-F1")
+    named["macro_roc_auc"] = ("roc_auc", "ROC-AUC" if binary else "Mean ROC-AUC of the labels")
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=data,
+            dataset_name=data,
+            dataset_split="train, out of fold",
+            metric_type=kind,
+            metric_name=f"{name} (out of fold, {how})",
+            metric_value=round(scores[key], 6),
+            verified=False,
+        )
+        for key, (kind, name) in named.items()
+        if scores[key] is not None
+    ]
+    tags = ["lora_cls", (metrics["task"] or "multi_label").replace("_", "-")]
+    adapter = recipe.backbone is not None and recipe.lora is not None
+    if adapter:
+        tags += ["lora", "qlora"] if recipe.quantization else ["lora"]
+    library = "peft" if adapter else "transformers" if recipe.backbone else "sklearn" if recipe.tfidf else None
+    if recipe.blend is not None:
+        tags.append("ensemble")
+    base = recipe.backbone.name_or_path if recipe.backbone else None
+    return ModelCardData(
+        base_model=base if base and base == info.get("backbone_path") and HUB_ID.fullmatch(base) else None,
+        library_name=library,
+        pipeline_tag="text-classification",
+        tags=tags,
+        metrics=list(dict.fromkeys(kind for kind, _ in named.values())),
+        model_name=run.path.resolve().name,
+        eval_results=results,
+    )
+
+
+def base_name(recipe: Recipe) -> str:
+    """What a run's models stand on, in words."""
+    if recipe.blend is not None:
+        return f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
+    return recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
+
+
+def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
+    recipe, info = run.recipe, run.info
     lines = [
         f"# {run.path.name}",
         "",
-        f"{KINDS[recipe.task or 'multi_label']} text classifier on {base}, made with lora_cls. "
+        f"{KINDS[recipe.task or 'multi_label']} text classifier on {base_name(recipe)}, made with lora_cls. "
         f"{'Classes' if recipe.task == 'single_label' else 'Labels'}: {', '.join(run.label_names)}.",
         "",
         score_sentence(metrics),

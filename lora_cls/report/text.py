@@ -69,17 +69,26 @@ def print_run(run: RunFolder) -> None:
             f", trained {info['train_rows_per_second']:.0f} {unit}/s, {info['train_tokens_per_second']:.0f} tokens/s, "
             f"{info['padding_share']:.0%} padding"
         )
-    say(f"{cost}, predicted {info['predict_rows_per_second']:.0f} {unit}/s.")
-    if info["reused"]:
+    if "predict_rows_per_second" in info:
+        cost += f", predicted {info['predict_rows_per_second']:.0f} {unit}/s"
+    say(f"{cost}.")
+    if info.get("reused"):
         say("Reused: " + ", ".join(REUSED[name].format(number) for name, number in info["reused"].items()) + ".")
     unfinished = metrics["n_splits"] - len(metrics["folds_finished"])
     if unfinished:
         left = "1 fold is" if unfinished == 1 else f"{unfinished} folds are"
         say(f"{left} left: the same command with --resume and without --folds trains what is missing.")
     say("")
-    names = ("metrics.json", "thresholds.json", "oof_proba.csv", "test_proba.csv", "submission.csv", "README.md")
-    what = ("scores", "thresholds", "out-of-fold", "test", "submission", "model card")
-    for name, label in zip(names, what, strict=True):
+    files = {
+        "metrics.json": "scores",
+        "thresholds.json": "thresholds",
+        "oof_proba.csv": "out-of-fold",
+        "test_proba.csv": "test",
+        "submission.csv": "submission",
+        "README.md": "model card",
+        "report.html": "page",
+    }
+    for name, label in files.items():
         if (run.path / name).is_file():
             say(f"{label:<12} {run.path / name}")
 

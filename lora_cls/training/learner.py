@@ -90,6 +90,10 @@ def make_learner(
         from lora_cls.training.tfidf import TfidfLearner  # needs no torch
 
         return TfidfLearner(recipe, label_names, train, test, progress)
+    if recipe.blend is not None:
+        from lora_cls.training.blend import BlendLearner
+
+        return BlendLearner(recipe, label_names, backbone, progress)
     if recipe.head.kind == "generate":
         from lora_cls.training.generative import GenerativeLearner
 

@@ -128,6 +128,8 @@ class TransformerLearner:
         assert self.train is not None and self.train.labels is not None
         self._weight(np.arange(len(self.train)))
         self._built()
+        assert self.train_tokens is not None
+        self.choices["tokens"] = self.train_tokens.summary()
         if self.recipe.head.kind == "label_tokens":
             scores = self._labels_before_training().roc_auc(self.train.labels)
             self.choices["roc_auc_before_training"] = dict(zip(self.label_names, scores, strict=True))

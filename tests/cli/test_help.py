@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy():
         "try:\n    main()\nexcept SystemExit as error:\n    assert not error.code"
     )
     assert heavy == []
-    for command in ("run", "check", "predict", "refit", "export", "tune", "recipes"):
+    for command in ("run", "check", "predict", "refit", "export", "tune", "compare", "blend", "calibrate", "recipes"):
         assert command in out
 
 
@@ -65,7 +65,9 @@ def test_public_names():
         _ = lora_cls.trainn
 
 
-@pytest.mark.parametrize("command", ["run", "check", "predict", "refit", "export", "tune", "recipes"])
+@pytest.mark.parametrize(
+    "command", ["run", "check", "predict", "refit", "export", "tune", "compare", "blend", "calibrate", "recipes"]
+)
 def test_help_of_each_command(command, monkeypatch, capsys):
     """Every command explains itself and each of its options."""
     code, out, _ = call(monkeypatch, capsys, command, "--help")

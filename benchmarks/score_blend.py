@@ -1,0 +1,122 @@
+"""Every way of blending runs, out of fold and on a test file that no run saw, against the best single run.
+
+    python -m benchmarks.score_blend RUN... --labels test.csv [--noise]
+
+`--noise` adds a run whose logits are drawn at random. The label file has the runs' test ids and label columns. The
+single run that is best out of fold is the one that blends are compared with, on the test rows too. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.analysis.blend import blend
+from lora_cls.analysis.tune import tune
+from lora_cls.data import read_table
+from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
+from lora_cls.recipe import BlendHow, Prediction, Thresholds, load_recipe
+from lora_cls.report.comparison import blend_runs
+from lora_cls.runs import RunFolder, read_json, write_array, write_json
+
+
+def noise_run(like: RunFolder, out: Path) -> RunFolder:
+    """A finished run on the rows of another, whose logits are drawn from a normal distribution."""
+    recipe = load_recipe({"tfidf": {}, "task": like.recipe.task, "data": like.recipe.data.model_dump()})
+    run = RunFolder.create_like(out, recipe, like.info | {"choices": {}, "backbone_path": None}, like)
+    rng, n_labels = np.random.default_rng(0), len(like.label_names)
+    for number in run.fold_numbers:
+        folder, rows = run.fold(number), int((run.folds["fold"] == number).sum())
+        folder.path.mkdir()
+        write_array(folder.oof_logits, rng.normal(size=(rows, n_labels)).astype(np.float32))
+        if run.test_ids is not None:
+            write_array(folder.test_logits, rng.normal(size=(len(run.test_ids), n_labels)).astype(np.float32))
+        seconds = {"train": 0.0, "predict": 0.0}
+        info = {"pos_weight": [1.0] * n_labels, "train_rows": 0, "seconds": seconds, "trainable_parameters": 0}
+        write_json(folder.info, info)
+    tune(run)
+    return run
+
+
+def decided(run: RunFolder, ids: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """Decisions by the shipped thresholds, ndarray of shape (n_test, n_labels), int8.
+
+    Every run's folds are combined by `mean_logit`, whatever a run was told, so that no gain comes from that.
+    """
+    kept, logits, found = read_json(run.path / "thresholds.json"), run.test_logits(), run.test_ids
+    assert logits is not None and found is not None
+    decisions = run.decisions(Thresholds(**kept["settings"]))
+    thresholds = np.array([kept["shipped"][name] for name in run.label_names])
+    prediction = Prediction(**kept["prediction"]).model_copy(update={"combine": "mean_logit"})
+    per_fold = decisions.probabilities(logits, run.pos_weights()[:, None, :])
+    y_pred = decisions.together(per_fold, thresholds, prediction)[1]
+    table = pd.DataFrame(y_pred, index=found, columns=run.label_names)
+    return table.loc[list(ids), list(names)].to_numpy(np.int8)
+
+
+def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
+    """Lines of Markdown: a table of ways, and what each run adds to the mean of logits."""
+    runs = [RunFolder(path) for path in paths]
+    ids = runs[0].test_ids
+    assert ids is not None
+    table = read_table(labels).set_index(runs[0].info["data"]["test_id_column"] or "id").loc[ids]
+    y_test, groups = table[runs[0].label_names].to_numpy(np.int8), np.arange(len(ids))
+    told: dict[str, Any] = {}
+    lines: list[str] = []
+    for how in get_args(BlendHow):
+        run = blend(paths, scratch / how, how)
+        told[how] = read_json(run.path / "blend.json")
+        best = next(
+            one for one, row in zip(runs, told[how]["runs"], strict=True) if row["name"] == told[how]["best_single"]
+        )
+        alone, y_pred = (decided(one, ids, runs[0].label_names) for one in (best, run))
+        if not lines:
+            own = read_json(best.path / "metrics.json")["cross_fitted"]["macro_f1_interval"]
+            lines = [
+                "| way | cross-fitted macro-F1 | gain over the best single run | test macro-F1 | gain on test rows |",
+                "|---|---|---|---|---|",
+                f"| best single: {told[how]['best_single']} | {_cell(Interval(**own))} | | "
+                f"{_cell(bootstrap_macro_f1(y_test, alone, groups))} | |",
+            ]
+        way = next(way for way in told[how]["ways"] if way["how"] == how)
+        lines.append(
+            f"| {how} | {_cell(Interval(**way['macro_f1_interval']))} | {_gain(Interval(**way['gain_over_best']))} | "
+            f"{_cell(bootstrap_macro_f1(y_test, y_pred, groups))} | "
+            f"{_gain(bootstrap_difference(y_test, y_pred, alone, groups))} |"
+        )
+    header, rows = blend_runs(told["mean_logit"])
+    lines += ["", f"| {' | '.join(header)} |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return lines
+
+
+def _cell(interval: Interval) -> str:
+    return f"{interval.estimate:.4f} [{interval.low:.4f}, {interval.high:.4f}]"
+
+
+def _gain(interval: Interval) -> str:
+    mark = "" if interval.low > 0 else " (worse)" if interval.high < 0 else " (no gain shown)"
+    return f"{interval.estimate:+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]{mark}"
+
+
+def main() -> None:
+    """Parse, blend in every way, print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--labels", required=True, type=Path)
+    parser.add_argument("--noise", action="store_true", help="add a run of random logits")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = list(given.runs)
+        if given.noise:
+            paths.append(noise_run(RunFolder(paths[0]), Path(scratch) / "noise").path)
+        print("\n".join(score(paths, given.labels, Path(scratch))))
+
+
+if __name__ == "__main__":
+    main()

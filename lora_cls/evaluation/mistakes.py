@@ -1,0 +1,113 @@
+"""Where decisions go wrong: rows that were decided confidently and wrongly, labels taken for one another, and labels
+that may be wrong themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lora_cls.evaluation._arrays import as_binary, as_scores, same_shape
+
+IntArray = npt.NDArray[np.int64]
+
+
+def confident_mistakes(
+    y_true: npt.ArrayLike, y_pred: npt.ArrayLike, y_score: npt.ArrayLike, n: int
+) -> tuple[IntArray, IntArray]:
+    """Rows of one label, most confident first: at most `n` false positives and `n` false negatives.
+
+    Parameters
+    ----------
+    y_true, y_pred : array of 0/1 of shape (n_samples,)
+    y_score : array of float of shape (n_samples,)
+    """
+    truth, decided = as_binary(y_true, "y_true", ndim=1), as_binary(y_pred, "y_pred", ndim=1)
+    scores = as_scores(y_score, "y_score", ndim=1)
+    wrongly, missed = np.flatnonzero(decided & ~truth), np.flatnonzero(truth & ~decided)
+    wrongly = wrongly[np.argsort(-scores[wrongly], kind="stable")]
+    missed = missed[np.argsort(scores[missed], kind="stable")]
+    return wrongly[:n], missed[:n]
+
+
+def co_occurrence(y: npt.ArrayLike) -> IntArray:
+    """Rows that carry both labels, ndarray of shape (n_labels, n_labels); each label's own count on the diagonal.
+
+    Parameters
+    ----------
+    y : array of 0/1 of shape (n_samples, n_labels), true or decided
+    """
+    labels = as_binary(y, "y").astype(np.float64)  # of whole numbers exact, and much faster than int64
+    return (labels.T @ labels).round().astype(np.int64)
+
+
+def taken_for(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> IntArray:
+    """How often a label was missed in a row (rows of the table) while another was wrongly given (columns).
+
+    For one class per row these are the entries of the confusion matrix off its diagonal.
+
+    Parameters
+    ----------
+    y_true, y_pred : array of 0/1 of shape (n_samples, n_labels)
+
+    Returns
+    -------
+    ndarray of int64 of shape (n_labels, n_labels)
+    """
+    truth, decided = as_binary(y_true, "y_true"), as_binary(y_pred, "y_pred")
+    same_shape(truth, "y_true", decided, "y_pred")
+    return ((truth & ~decided).astype(np.float64).T @ (decided & ~truth)).round().astype(np.int64)
+
+
+def confusion(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> IntArray:
+    """The confusion matrix of one class per row: true classes in rows, decided ones in columns."""
+    truth, decided = as_binary(y_true, "y_true"), as_binary(y_pred, "y_pred")
+    same_shape(truth, "y_true", decided, "y_pred")
+    return (truth.astype(np.float64).T @ decided).round().astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Doubts:
+    """Labels that the data gives and the model doubts, the most doubtful first; arrays of the same length."""
+
+    rows: IntArray
+    labels: IntArray
+    """The label in doubt; for one class per row, the class that the model would give instead."""
+
+
+def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool = False) -> Doubts:
+    """Labels that are likely wrong: rows that look more like those with another answer than like those with theirs.
+
+    Every answer's probability is compared with its usual one, the mean over the rows that the data gives it to, so that
+    rare labels, whose probabilities are low everywhere, are judged alike. A row is in doubt if another answer exceeds
+    its usual probability by more than the given one does its own; sorted by that difference, ties in the order of rows.
+    Each label is two answers, yes and no; with `classes` a row has one of them all. (The adjusted normalized margin of
+    Kuan and Mueller 2022, "Model-agnostic label quality scoring to detect real-world label errors"; after Northcutt,
+    Jiang and Chuang 2021, "Confident Learning", JAIR.)
+
+    Parameters
+    ----------
+    y_true : array of 0/1 of shape (n_samples, n_labels)
+    y_score : array of float of shape (n_samples, n_labels)
+        Probabilities by models that did not train on the row.
+    """
+    truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
+    same_shape(truth, "y_true", scores, "y_score")
+    positives, n = truth.sum(axis=0), len(truth)
+    usual_yes = np.where(positives > 0, (scores * truth).sum(axis=0) / np.maximum(positives, 1), np.inf)
+    if classes:
+        every, given = np.arange(n), np.argmax(truth, axis=1)
+        above = scores - usual_yes
+        other = np.argmax(np.where(truth, -np.inf, above), axis=1)
+        excess = above[every, other] - above[every, given]
+        rows = np.flatnonzero((excess > 0) & (other != given))
+        order = np.argsort(-excess[rows], kind="stable")
+        return Doubts(rows[order], other[rows][order])
+    negatives = n - positives
+    usual_no = np.where(negatives > 0, ((1 - scores) * ~truth).sum(axis=0) / np.maximum(negatives, 1), np.inf)
+    above_yes, above_no = scores - usual_yes, 1 - scores - usual_no
+    excess = np.where(truth, above_no - above_yes, above_yes - above_no)
+    rows, labels = np.nonzero(excess > 0)
+    order = np.argsort(-excess[rows, labels], kind="stable")
+    return Doubts(rows[order], labels[order])

@@ -1,0 +1,404 @@
+"""What `lora-cls compare`, `blend` and `calibrate` print and write: Markdown, CSV, one HTML page, and a figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+from rich.text import Text
+
+from lora_cls.analysis.compare import COST_NOTE, NOTE, Compared, Comparison, Seeds
+from lora_cls.errors import RunError
+from lora_cls.report.text import _console, _plain
+from lora_cls.runs import write_bytes, write_csv
+
+Cells = list[list[str]]
+HEADER = (
+    "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
+    "s per 1,000 texts", "peak GiB", "trained parameters",
+)  # fmt: skip
+COSTS = ("train_minutes", "train_rows_per_second", "seconds_per_1000_texts", "peak_memory_gib", "trainable_parameters")
+SCORES, COST = (0, 1, 3, 4, 5), (0, 1, 2, 6, 7, 8, 9, 10)  # columns of two tables, so that neither is too wide
+INK = "#1b1f24"
+MARKERS = "osD^v"
+STYLE = """
+:root { color-scheme: light dark; --line: #8886; --best: #2a7f3f33; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; } .wide { overflow-x: auto; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; white-space: nowrap; }
+td { font-variant-numeric: tabular-nums; } td.words { white-space: normal; min-width: 12rem; }
+th:first-child, td:first-child, .name, .words { text-align: left; }
+td.best { background: var(--best); font-weight: 600; } svg { max-width: 100%; min-width: 34rem; height: auto; }
+.muted { opacity: .75; }
+@media print {
+  .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .15rem .3rem; }
+  tr, svg { break-inside: avoid; }
+}
+@media (max-width: 520px) {
+  body { margin: 1rem auto; padding: 0 .6rem; } th, td { padding: .25rem .4rem; font-size: 13px; }
+}
+"""
+
+
+def write_comparison(found: Comparison, out: Path) -> list[Path]:
+    """Write `compare.md`, `compare.csv`, `compare.svg` and `compare.html`, which holds the figure.
+
+    Raises
+    ------
+    RunError
+        If `out` is a run folder, or cannot be made.
+    """
+    if (out / "recipe.yaml").is_file():
+        raise RunError(f"{out} is a run folder: choose another folder with --out.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be made ({error.strerror}): choose another folder with --out.") from error
+    picture = figure(found)
+    write_bytes(out / "compare.md", markdown(found).encode())
+    write_csv(out / "compare.csv", csv_table(found))
+    write_bytes(out / "compare.svg", picture.encode())
+    write_bytes(out / "compare.html", html(found, picture).encode())
+    return [out / f"compare.{kind}" for kind in ("md", "csv", "svg", "html")]
+
+
+def markdown(found: Comparison, picture: str = "compare.svg") -> str:
+    """The comparison as Markdown; `picture` is the path of the figure, seen from the file."""
+    lines = [f"{_where(found)}, {len(found.label_names)} labels.", ""]
+    lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in _cells(found)])
+    lines += ["", *(_escaped(_seeds_sentence(seeds)) for seeds in found.seeds)]
+    lines += [""] if found.seeds else []
+    cells = []
+    for j, label in enumerate(found.label_names):
+        winners = found.winners(j)
+        values = [f"**{run.f1[j]:.3f}**" if run.name in winners else f"{run.f1[j]:.3f}" for run in found.runs]
+        cells.append([_escaped(label), *values])
+    lines += _markdown_table(["F1 of", *_numbered(found)], cells)
+    lines += ["", f"![Macro-F1 against minutes of training]({picture})", "", NOTE, "", COST_NOTE, ""]
+    return "\n".join(lines)
+
+
+def csv_table(found: Comparison) -> pd.DataFrame:
+    """One row per run, numbers in full."""
+    rows = []
+    for run in found.runs:
+        row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed, "optimistic": run.optimistic}
+        row |= {"macro_f1": run.score.estimate, "low": run.score.low, "high": run.score.high, "untuned": run.untuned}
+        gap = run.difference
+        row |= {
+            "minus_best": gap.estimate if gap else 0.0,
+            "minus_best_low": gap.low if gap else None,
+            "minus_best_high": gap.high if gap else None,
+        }
+        row |= run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(found.label_names)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def html(found: Comparison, picture: str) -> str:
+    """One page without any other file: tables and the figure."""
+    cells = _cells(found)
+    per_label = []
+    for j, label in enumerate(found.label_names):
+        winners = found.winners(j)
+        per_label.append(
+            [(label, "name"), *((f"{run.f1[j]:.3f}", "best" * (run.name in winners)) for run in found.runs)]
+        )
+    # drawn in the ink of the page, on its ground
+    svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
+    body = [
+        "<h1>Runs compared</h1>",
+        f"<p>{_where(found)}, {len(found.label_names)} labels.</p>",
+        _html_table([HEADER[i] for i in SCORES], [[(row[i], "name" * (i == 1)) for i in SCORES] for row in cells]),
+        *(f"<p>{escape(_seeds_sentence(seeds))}</p>" for seeds in found.seeds),
+        f'<div class="wide">{svg}</div>',
+        "<h2>Cost</h2>",
+        _html_table(
+            [HEADER[i] for i in COST],
+            [[(row[i], ("", "name", "words")[min(i, 2)] * (i < 3)) for i in COST] for row in cells],
+        ),
+        "<h2>F1 of each label, by the number of the run</h2>",
+        _html_table(["label", *(row[0] for row in cells)], per_label),
+        f'<p class="muted">{escape(NOTE)}</p><p class="muted">{escape(COST_NOTE)}</p>',
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Runs compared</title>'
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def figure(found: Comparison) -> str:
+    """SVG of macro-F1 with its interval against minutes of training, logarithmic."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    style: Any = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
+        "axes.edgecolor": INK, "axes.labelcolor": INK, "svg.hashsalt": "lora_cls", "font.size": 9,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        drawing = Figure(figsize=(9, 5), dpi=72, layout="constrained")  # 72 as in SVG, so that pixels are its points
+        axes = drawing.subplots()
+        points: list[Any] = []
+        for i, run in enumerate(found.runs):
+            below, above = run.score.estimate - run.score.low, run.score.high - run.score.estimate
+            points.append(
+                axes.errorbar(
+                    [_minutes(run)],
+                    [run.score.estimate],
+                    yerr=[[below], [above]],
+                    fmt=MARKERS[i // 10 % len(MARKERS)],
+                    color=f"C{i % 10}",
+                    capsize=3,
+                )
+            )
+        named = _numbered(found)
+        for text in drawing.legend(points, named, loc="outside right upper", frameon=False).get_texts():
+            text.set_parse_math(False)  # a folder's name may hold dollar signs
+        axes.set_xscale("log")
+        axes.margins(x=0.1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel("minutes of training, all folds")
+        axes.set_ylabel("macro-F1, cross-fitted, 95 % interval")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        drawing.draw_without_rendering()  # now the places are known
+        drawing.set_layout_engine("none")
+        ends = [
+            axes.transData.transform([(_minutes(run), y) for y in (run.score.low, run.score.estimate, run.score.high)])
+            for run in found.runs
+        ]
+        for i, ((x, y), run) in enumerate(zip(_free_places(ends), found.runs, strict=True)):
+            colour = points[i][0].get_color()
+            axes.annotate(
+                str(i + 1), (_minutes(run), run.score.estimate), xytext=(x, y), textcoords="figure pixels",
+                ha="center", va="center", color=colour, weight="bold",
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+            )  # fmt: skip
+        target = io.StringIO()
+        drawing.savefig(target, format="svg", metadata={"Date": None})
+    return target.getvalue()
+
+
+def _minutes(run: Compared) -> float:
+    return max(run.cost["train_minutes"] or 0.0, 1e-3)
+
+
+def _free_places(ends: Sequence[np.ndarray]) -> list[tuple[float, float]]:
+    """Where the runs' numbers stand: for each the nearest place, in pixels, that hides no point, interval or number.
+
+    Parameters
+    ----------
+    ends : of each run the lower end, the point and the upper end of its interval, ndarray of shape (3, 2), in pixels
+    """
+    # boxes as left, bottom, right, top; a number is 20 by 16
+    taken = [(low[0] - 5, low[1] - 3, low[0] + 5, high[1] + 3) for low, _, high in ends]
+    places = []
+    for _, (x, y), _ in ends:
+        around = [
+            (x + radius * np.cos(angle), y + radius * np.sin(angle))
+            for radius in range(18, 130, 8)
+            for angle in np.pi * np.array([0, 1, 0.15, 0.85, -0.15, 1.15, 0.3, 0.7, -0.3, 1.3, 0.5, 1.5])
+        ]
+        free = (
+            place
+            for place in around
+            if not any(
+                left < place[0] + 10 and place[0] - 10 < right and bottom < place[1] + 8 and place[1] - 8 < top
+                for left, bottom, right, top in taken
+            )
+        )
+        place = next(free, around[0])
+        taken.append((place[0] - 10, place[1] - 8, place[0] + 10, place[1] + 8))
+        places.append((float(place[0]), float(place[1])))
+    return places
+
+
+def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
+    """The table, F1 per label, and the paths of the files."""
+    console = _console()
+    say = _plain(console)
+    cells = _cells(found)
+    for title, columns in ((_where(found), SCORES), ("Cost", COST)):
+        table = Table(title=title)
+        for i in columns:
+            table.add_column(HEADER[i], justify="left" if i < 3 else "right", no_wrap=i == 1, overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(row[i]) for i in columns))
+        console.print(table)
+    labels = Table(title="F1 of each label, by the number of the run")
+    for i, name in enumerate(("label", *(str(k + 1) for k in range(len(found.runs))))):
+        labels.add_column(name, justify="left" if i == 0 else "right")
+    for j, label in enumerate(found.label_names):
+        winners = found.winners(j)
+        values = [Text(f"{run.f1[j]:.3f}", style="bold" if run.name in winners else "") for run in found.runs]
+        labels.add_row(Text(label), *values)
+    console.print(labels)
+    for seeds in found.seeds:
+        say(_seeds_sentence(seeds))
+    say(f"{NOTE}\n{COST_NOTE}\n")
+    for file in files:
+        say(str(file))
+
+
+def print_blend(told: dict[str, Any]) -> None:
+    """Every way of blending with its gain, and what each run adds."""
+    console = _console()
+    say = _plain(console)
+    for header, rows in (blend_ways(told), blend_runs(told)):
+        table = Table()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="right" if 0 < i < len(header) - 1 else "left")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+    say(gain_sentence(told))
+    say(told["note"])
+
+
+def blend_ways(told: dict[str, Any]) -> tuple[list[str], Cells]:
+    """Header and rows: every way, its score and its paired gain over the best single run."""
+    rows = [
+        [
+            f"{way['how']}{' (written)' if way['how'] == told['how'] else ''}",
+            _interval(way["macro_f1_interval"]),
+            _interval(way["gain_over_best"], "+"),
+            _mark(way["gain_over_best"], "no gain shown"),
+        ]
+        for way in told["ways"]
+    ]
+    return ["way", "macro-F1 (95 %)", f"gain over {told['best_single']} (95 %)", ""], rows
+
+
+def blend_runs(told: dict[str, Any]) -> tuple[list[str], Cells]:
+    """Header and rows: every run alone, and what the chosen blend has over the same blend without it."""
+    rows = [
+        [
+            run["name"],
+            f"{run['macro_f1']:.4f}",
+            _interval(run["adds"], "+"),
+            _mark(run["adds"], "adds nothing that shows"),
+        ]
+        for run in told["runs"]
+    ]
+    return ["run", "macro-F1 alone", f"adds to {told['how']} (95 %)", ""], rows
+
+
+def _mark(gain: dict[str, Any], within_chance: str) -> str:
+    return "" if gain["low"] > 0 else "worse" if gain["high"] < 0 else within_chance
+
+
+def gain_sentence(told: dict[str, Any]) -> str:
+    """What the written way gains, with a warning where that is within chance."""
+    gain = next(way["gain_over_best"] for way in told["ways"] if way["how"] == told["how"])
+    sentence = (
+        f"Blended by {told['how']}, {len(told['runs'])} runs gain {gain['estimate']:+.4f} macro-F1 over "
+        f"{told['best_single']} alone (95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})."
+    )
+    if gain["high"] < 0:
+        return f"{sentence} WARNING: the blend is worse than that run."
+    if gain["low"] <= 0:
+        return f"{sentence} WARNING: the interval includes zero: these rows show no gain."
+    return sentence
+
+
+def print_calibration(found: dict[str, Any]) -> None:
+    """Brier score and calibration error before and after, per label."""
+    console = _console()
+    say = _plain(console)
+    over = "parts" if "parts" in found else "folds"
+    table = Table(title=f"Calibration by {found['how']}, each of the {over} by the map of the others")
+    table.add_column("label")
+    for name in ("Brier", "after", "calibration error", "after"):
+        table.add_column(name, justify="right")
+    keys = [f"{key}_{when}" for key in ("brier", "expected_calibration_error") for when in ("before", "after")]
+    for row in found["per_label"]:
+        table.add_row(Text(row["label"]), *(f"{row[key]:.4f}" for key in keys))
+    before, after = found["before"], found["after"]
+    means = [part[key] for key in ("brier", "expected_calibration_error") for part in (before, after)]
+    table.add_row("mean", *(f"{value:.4f}" for value in means), end_section=True)
+    console.print(table)
+    say(
+        f"Expected calibration error over {found['bins']} bins of equal width. Macro-F1 {before['macro_f1']:.4f}, with "
+        f"thresholds tuned again on the calibrated probabilities {after['macro_f1']:.4f}: calibration is for those who "
+        "read probabilities, not for the submission, which stays as it is."
+    )
+
+
+def _cells(found: Comparison) -> Cells:
+    rows = []
+    for number, run in enumerate(found.runs, start=1):
+        gap = "best" if run.difference is None else _sign_cell(run)
+        name = f"{run.name} (OPTIMISTIC)" if run.optimistic else run.name
+        minutes, speed, latency, memory, trained = (run.cost[key] for key in COSTS)
+        rows.append(
+            [
+                str(number),
+                name,
+                run.recipe,
+                _interval(vars(run.score)),
+                f"{run.untuned:.4f}",
+                gap,
+                "-" if minutes is None else f"{minutes:.1f}" if minutes >= 0.1 else f"{minutes:.3f}",
+                "-" if speed is None else f"{speed:.1f}",
+                "-" if latency is None else f"{latency:.2f}",
+                "-" if memory is None else f"{memory:.2f}",
+                "-" if trained is None else f"{trained:,.0f}",
+            ]
+        )
+    return rows
+
+
+def _numbered(found: Comparison) -> list[str]:
+    return [f"{number} {run.name}" for number, run in enumerate(found.runs, start=1)]
+
+
+def _where(found: Comparison) -> str:
+    if found.over == "parts":
+        return f"{found.n_rows} held-out rows of one fold, cross-fitted over {found.n_parts} parts of them"
+    return f"{found.n_rows} rows, {found.n_folds} folds"
+
+
+def _sign_cell(run: Compared) -> str:
+    assert run.difference is not None
+    return _interval(vars(run.difference), "+") + ("" if run.difference.high < 0 else " (not shown to be worse)")
+
+
+def _seeds_sentence(seeds: Seeds) -> str:
+    return (
+        f"{len(seeds.names)} seeds of one recipe ({', '.join(seeds.names)}): mean {seeds.mean:.4f}, standard deviation "
+        f"{seeds.sd:.4f}, from {seeds.low:.4f} to {seeds.high:.4f}."
+    )
+
+
+def _interval(values: dict[str, Any], sign: str = "") -> str:
+    return f"{values['estimate']:{sign}.4f} [{values['low']:{sign}.4f}, {values['high']:{sign}.4f}]"
+
+
+def _markdown_table(header: Sequence[str], rows: Cells) -> list[str]:
+    lines = [" | ".join(_escaped(cell) for cell in header), "|".join(["---"] * len(header))]
+    lines += [" | ".join(row) for row in rows]
+    return [f"| {lines[0]} |", f"|{lines[1]}|", *(f"| {line} |" for line in lines[2:])]
+
+
+def _escaped(cell: str) -> str:
+    """Text that stays text in a Markdown table."""
+    return escape(cell, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+
+
+def _html_table(header: Sequence[str], rows: list[list[tuple[str, str]]]) -> str:
+    """Cells are texts, each with a class of `STYLE` or none; a heading has that of the cells below it."""
+    kinds = [kind if kind in ("name", "words") else "" for _, kind in rows[0]]
+
+    def cell(tag: str, text: str, kind: str) -> str:
+        return f"<{tag}{f' class={kind}' if kind else ''}>{escape(text)}</{tag}>"
+
+    head = "".join(cell("th", text, kind) for text, kind in zip(header, kinds, strict=True))
+    body = "".join("<tr>" + "".join(cell("td", *one) for one in row) + "</tr>\n" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

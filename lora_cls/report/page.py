@@ -1,0 +1,138 @@
+"""`report.html` of a run: one page that loads nothing, for reading, printing and sharing.
+
+What users wrote (names, ids, texts) is escaped by Jinja wherever it stands in the page, isolated by `<bdi>` against
+marks of writing direction, and free of control characters. A content security policy allows the page's own scripts by
+their digests, and nothing else: no request, no inline handler.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from lora_cls.data import Dataset
+from lora_cls.errors import RunError
+from lora_cls.report.card import write_card
+from lora_cls.report.content import TEXT_LENGTH, page_content
+from lora_cls.runs import RunFolder, write_bytes
+
+LIBRARIES = ("d3", "plot")
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+"""Control characters, and halves of characters, which no page can hold."""
+
+
+def write_page(run: RunFolder, train: Dataset | None = None, out: Path | None = None) -> Path:
+    """Write the page of a run.
+
+    Parameters
+    ----------
+    train : the run's training data; with it the page holds texts
+    out : the file; `report.html` in the run folder where None
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    RunError
+        As `page_content`; and if the file cannot be written.
+    """
+    file = run.path / "report.html" if out is None else out
+    page = render(page_content(run, train)).encode()
+    try:
+        write_bytes(file, page)
+    except OSError as error:
+        raise RunError(f"{file} cannot be written ({error.strerror}): choose another file with --out.") from error
+    return file
+
+
+def write_reports(run: RunFolder, metrics: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write the card and the page of a run that has its scores.
+
+    Whatever goes wrong here is said, and costs the run nothing: its scores and submission are written already. An old
+    page would show old scores, and is removed.
+    """
+    for name, write in (("README.md", lambda: write_card(run, metrics)), ("report.html", lambda: write_page(run))):
+        try:
+            write()
+        except Exception as error:
+            with suppress(OSError):
+                (run.path / name).unlink(missing_ok=True)
+            say(
+                f"{name} could not be written ({type(error).__name__}: {error}). Scores and submission are complete; "
+                f"lora-cls report {run.path} tries again."
+            )
+
+
+def render(content: dict[str, Any]) -> str:
+    """The page that shows `page_content`."""
+    content = _printable(content)
+    figures, scripts = content["figures"], _scripts()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
+    )
+    epochs = [epoch for fold in figures["folds"] for epoch in fold["epochs"]]
+    return _template().render(
+        content,
+        noun="class" if content["classes"] else "label",
+        nouns="classes" if content["classes"] else "labels",
+        has_epochs=bool(epochs),
+        has_selection=any("selection_macro_f1" in epoch for epoch in epochs),
+        text_length=TEXT_LENGTH,
+        policy=policy,
+        style=_asset("page.css"),
+        scripts=scripts,
+        payload=_json(figures),
+    )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["markup"] = Markup
+    return environment.from_string(_asset("page.html"))
+
+
+@cache
+def _scripts() -> list[str]:
+    """The page's scripts; those of others with their licences, which must go where they go."""
+    libraries = [f"/*\n{_asset(f'vendor/{name}.LICENSE')}*/\n{_asset(f'vendor/{name}.min.js')}" for name in LIBRARIES]
+    return [*libraries, _asset("page.js")]
+
+
+def _asset(name: str) -> str:
+    return resources.files("lora_cls.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _json(values: Any) -> str:
+    """JSON that can stand in a script element: ASCII, and no `<` that could end it."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _printable(value: Any) -> Any:
+    """The same with `UNPRINTABLE` characters replaced, in every string at any depth."""
+    if isinstance(value, str):
+        return UNPRINTABLE.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {key: _printable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(inner) for inner in value]
+    return value

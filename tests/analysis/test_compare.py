@@ -1,0 +1,125 @@
+"""Comparisons: the runs' own scores, paired differences, seeds, cost, and files in which every name is inert."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lora_cls.analysis.compare import compare
+from lora_cls.errors import RunError
+from lora_cls.evaluation import bootstrap_difference
+from lora_cls.report.comparison import markdown, write_comparison
+from lora_cls.runs import read_json
+
+HOSTILE = '<script>alert(1)</script> "$x$ |'
+
+
+@pytest.fixture
+def runs(make_run, problem):
+    """Two seeds of one recipe, and a worse run of another recipe; with test rows."""
+    y_true, fold, logits = problem(300)
+    test = np.zeros((3, 20, 2))
+    return [
+        make_run("worse", logits(2.5), y_true, fold, test=test, recipe={"tfidf": {"C": 0.1}}),
+        make_run("seed1", logits(1), y_true, fold, test=test, recipe={"train": {"seed": 1}}),
+        make_run("seed2", logits(1), y_true, fold, test=test, recipe={"train": {"seed": 2}}),
+    ]
+
+
+def test_scores_are_the_runs_own(runs):
+    """Scores and F1 per label are those of each run's metrics.json, best first; differences are paired."""
+    found = compare([run.path for run in runs])
+    assert found.runs[-1].name == "worse"
+    assert found.runs[0].difference is None
+    for one in found.runs:
+        run = next(run for run in runs if run.path.name == one.name)
+        metrics = read_json(run.path / "metrics.json")
+        assert vars(one.score) == metrics["cross_fitted"]["macro_f1_interval"]
+        assert one.f1 == [row["f1"] for row in metrics["cross_fitted"]["per_label"]]
+        assert one.untuned == metrics["untuned"]["macro_f1"]
+    decided = {
+        run.path.name: run.decisions().cross_fit(run.y_true, run.oof_proba()[1], run.folds["fold"]).y_pred
+        for run in runs
+    }
+    worst, best = (decided[found.runs[i].name] for i in (-1, 0))
+    assert found.runs[-1].difference == bootstrap_difference(runs[0].y_true, worst, best, np.arange(300))
+    assert found.runs[-1].difference.high < 0
+    for j in range(2):
+        top = max(one.f1[j] for one in found.runs)
+        assert found.winners(j) == [one.name for one in found.runs if one.f1[j] == top]
+
+
+def test_seeds(runs):
+    """Runs that differ in their seed are grouped, with mean and standard deviation; others are not."""
+    found = compare([run.path for run in runs])
+    (seeds,) = found.seeds
+    assert sorted(seeds.names) == ["seed1", "seed2"]
+    scores = [one.score.estimate for one in found.runs if one.name in seeds.names]
+    assert seeds.mean == pytest.approx(np.mean(scores))
+    assert seeds.sd == pytest.approx(np.std(scores, ddof=1))
+    assert (seeds.low, seeds.high) == (min(scores), max(scores))
+    assert compare([run.path for run in runs[:2]]).seeds == []
+
+
+def test_cost(runs):
+    """Minutes and rows per second from what the folds recorded; 1,000 texts by one fold's model."""
+    cost = compare([run.path for run in runs]).runs[0].cost
+    assert cost["train_minutes"] == pytest.approx(1.5)
+    assert cost["train_rows_per_second"] == pytest.approx(600 / 90)  # each row in two of three folds
+    assert cost["seconds_per_1000_texts"] == pytest.approx(1000 * 4.5 / (300 + 3 * 20))
+    assert cost["peak_memory_gib"] == 1.0
+    assert cost["trainable_parameters"] == 7
+
+
+def test_files(runs, tmp_path):
+    """Four files; the CSV holds the figures in full, and a second time overwrites the same bytes."""
+    found = compare([run.path for run in runs])
+    files = write_comparison(found, tmp_path / "out")
+    assert sorted(file.name for file in files) == ["compare.csv", "compare.html", "compare.md", "compare.svg"]
+    before = [file.read_bytes() for file in files]
+    write_comparison(found, tmp_path / "out")
+    assert [file.read_bytes() for file in files] == before
+    table = pd.read_csv(tmp_path / "out" / "compare.csv")
+    assert table["macro_f1"].tolist() == [one.score.estimate for one in found.runs]
+    assert f"{found.runs[0].score.estimate:.4f}" in markdown(found)
+    with pytest.raises(RunError, match="is a run folder"):
+        write_comparison(found, runs[0].path)
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.links, self.text = set(), [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.links += [
+            value for key, value in attrs if key in ("src", "href", "xlink:href") and not value.startswith("#")
+        ]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_names_are_inert(make_run, problem, tmp_path):
+    """A folder or a label named like markup stands as text in the page and the table; the page loads nothing."""
+    y_true, fold, logits = problem(60)
+    hostile = HOSTILE.replace("/", "\u2215")  # a folder's name has no slash
+    runs = [make_run(name, logits(1), y_true, fold, names=(HOSTILE, "joy")) for name in (hostile, "_plain")]
+    found = compare([run.path for run in runs])
+    write_comparison(found, tmp_path / "out")
+    page = _Page()
+    page.feed((tmp_path / "out" / "compare.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert "svg" in page.tags
+    assert page.links == []
+    assert HOSTILE in page.text
+    assert hostile in page.text
+    ElementTree.parse(tmp_path / "out" / "compare.svg")
+    text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
+    assert set(widths[:4]) == {12}  # header, rule and a row per run: eleven cells each
