@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.machine import commit, machine
 from benchmarks.score_test import Decided, decide
-from lora_cls import read_table
+from lora_cls import Recipe, load_recipe, read_table
 from lora_cls.evaluation import Interval, bootstrap_difference, macro_f1
 from lora_cls.runs import RunFolder
 
@@ -33,6 +33,8 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
     "top 1/2": ("all layers", ["lora.top_layers=0.5"]),
     "top 1/3": ("all layers", ["lora.top_layers=0.333"]),
     "top 1/4": ("all layers", ["lora.top_layers=0.25"]),
+    "top 1/2, twice the learning rate": ("all layers", ["lora.top_layers=0.5", "train.learning_rate={2 lr}"]),
+    "top 1/4, twice the learning rate": ("all layers", ["lora.top_layers=0.25", "train.learning_rate={2 lr}"]),
     "depth 2/3": ("all layers", ["backbone.num_hidden_layers={2/3}"]),
     "depth 2/3, top 1/2 of it": ("all layers", ["backbone.num_hidden_layers={2/3}", "lora.top_layers=0.5"]),
     "4-bit, top 1/4": ("top 1/4", ["lora.top_layers=0.25", f"quantization={FOUR_BIT}"]),
@@ -41,14 +43,17 @@ VARIANTS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def overrides(given: Sequence[str], n_layers: int) -> list[str]:
-    """The overrides of a variant, shares of the depth as numbers of layers."""
-    return [text.replace("{2/3}", str(round(2 / 3 * n_layers))) for text in given]
+def overrides(given: Sequence[str], recipe: Recipe, n_layers: int) -> list[str]:
+    """The overrides of a variant, in numbers."""
+    values = {"{2/3}": str(round(2 / 3 * n_layers)), "{2 lr}": str(2 * recipe.train.learning_rate)}
+    found = list(given)
+    for name, value in values.items():
+        found = [text.replace(name, value) for text in found]
+    return found
 
 
 def layers_of(recipe: str) -> int:
     """How many layers the recipe's model has."""
-    from lora_cls import load_recipe
     from lora_cls.modeling.loading import load_config
     from lora_cls.modeling.source import find_source
 
@@ -65,7 +70,7 @@ def train(name: str, given: argparse.Namespace, n_layers: int) -> RunFolder | No
         command += [str(given.test), "--out", str(folder), "--resume"]
         labels = [column for column in read_table(given.train).columns if column in given.labels]
         chosen = [f"data.label_columns=[{', '.join(labels)}]", "cv.n_splits=3", *given.overrides]
-        for text in [*chosen, *overrides(VARIANTS[name][1], n_layers)]:
+        for text in [*chosen, *overrides(VARIANTS[name][1], load_recipe(given.recipe), n_layers)]:
             command += ["--set", text]
         code = subprocess.run(command).returncode
         if code == 130:
