@@ -56,6 +56,8 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
     """The text of a run's README."""
     recipe, info = run.recipe, run.info
     base = recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
+    if recipe.backbone and recipe.backbone.num_hidden_layers is not None:
+        base = f"the lowest {recipe.backbone.num_hidden_layers} layers of {base}"
     lines = [
         f"# {run.path.name}",
         "",
@@ -196,7 +198,8 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
     head = (
         f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {len(label_names)}).to(base.device)"
     )
-    if recipe.lora:
+    if recipe.lora:  # a fully fine-tuned model was saved with as many layers as it has
+        options += [f"{name}={value!r}" for name, value in choices.get("depth", {}).items()]
         imports.append("from peft import PeftModel")
         load = [
             f"base = {auto}.from_pretrained({path!r}, {', '.join(options)})",

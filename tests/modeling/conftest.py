@@ -38,7 +38,9 @@ def build():
 
     def make(recipe, n_labels=3, seed=0):
         dtype = DTYPES[recipe.backbone.dtype] if recipe.lora else torch.float32
-        base = load_base(recipe.backbone, recipe.quantization, dtype, CPU, attn_implementation="sdpa")
+        base = load_base(
+            recipe.backbone, recipe.quantization, dtype, CPU, attn_implementation=recipe.backbone.attn_implementation
+        )
         model = build_model(base, recipe, n_labels)
         reset_model(model, recipe, seed)
         return model.eval()
@@ -163,7 +165,9 @@ def difference():
 
     def measure(found, expected):
         assert found[1].keys() == expected[1].keys() and expected[1]
-        vectors = [torch.cat([answer[1][name].flatten() for name in sorted(expected[1])]) for answer in (found, expected)]
+        vectors = [
+            torch.cat([answer[1][name].flatten() for name in sorted(expected[1])]) for answer in (found, expected)
+        ]
         errors = [
             float((a.double() - b.double()).norm() / b.double().norm()) for a, b in ((found[0], expected[0]), vectors)
         ]

@@ -52,7 +52,7 @@ def test_computes_what_peft_computes(case, tiny_recipe, build, perturb, random_r
     rows = random_rows([6, 14, 9])
     found = gradients(model, rows)
     assert all(gradient.dtype == torch.float32 and gradient.abs().max() > 0 for gradient in found[1].values())
-    assert set(found[1]) == set(trainable(model))
+    assert set(found[1]) == {name for name in trainable(model) if "pooler" not in name}  # which nothing reads
     expected = gradients(by_peft(model), rows)
     assert not short(model)
     assert difference(found, expected) < (3e-2 if "bf16" in case else 1e-5)
