@@ -102,7 +102,7 @@ def deep_model(tmp_path_factory):
 
             from benchmarks.configurations import CONFIGURATIONS
 
-            shipped = {name: values for name, values in CONFIGURATIONS.values()}
+            shipped = dict(CONFIGURATIONS.values())
             values = dict.fromkeys(NOT_SHIPPED[kind]) if kind in NOT_SHIPPED else shipped[kind]
             common = ("vocab_size", "max_position_embeddings", "initializer_range", "pad_token_id", "bos_token_id")
             common += ("eos_token_id", "cls_token_id", "sep_token_id")

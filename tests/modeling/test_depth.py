@@ -15,7 +15,7 @@ from lora_cls.modeling.source import find_source
 from lora_cls.recipe import load_recipe
 
 CPU = torch.device("cpu")
-KINDS = sorted({kind for kind, _ in CONFIGURATIONS.values()}) + ["BloomConfig", "GPT2Config", "MPNetConfig"]
+KINDS = [*sorted({kind for kind, _ in CONFIGURATIONS.values()}), "BloomConfig", "GPT2Config", "MPNetConfig"]
 
 
 def load(recipe):
@@ -36,7 +36,7 @@ def test_as_cut_by_hand(kind, n_layers, deep_recipe, random_rows):
     rows = random_rows([6, 21, 14])
     whole = load(deep_recipe(kind))
     expected_of_all = hidden(whole, rows)
-    path, layers = find_layers(whole)
+    path, _ = find_layers(whole)
     parent, _, name = path.rpartition(".")
     by_hand = copy.deepcopy(whole)
     setattr(by_hand.get_submodule(parent), name, nn.ModuleList(list(by_hand.get_submodule(path))[:n_layers]))

@@ -15,7 +15,7 @@ from lora_cls.modeling.layers import find_layers
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.recipe import load_recipe
 
-KINDS = sorted({kind for kind, _ in CONFIGURATIONS.values()}) + ["BloomConfig", "GPT2Config", "MPNetConfig"]
+KINDS = [*sorted({kind for kind, _ in CONFIGURATIONS.values()}), "BloomConfig", "GPT2Config", "MPNetConfig"]
 # Without help these count positions from the left edge of the batch, so that a left-padded row is another text to them.
 LEFT_EDGE = ("BertConfig", "DistilBertConfig", "SqueezeBertConfig", "GPT2Config")
 # Of the norm. In bf16 a text alone and in a batch differ in last digits, which grow through the layers above.

@@ -29,7 +29,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def computed(monkeypatch):
-    """Texts of every stretch that the cache computed, and of every batch that went through a prefix at all."""
+    """Number of texts in every stretch that the cache computed."""
     original, found = PrefixCache._compute, []
 
     def spy(cache, stretch):
@@ -68,9 +68,9 @@ def test_cached_or_not(kind, small_recipe, train, test, tmp_path, own_cache, com
     expected = pd.read_csv(run.path / "test_proba.csv", dtype={"id": str})[LABELS].to_numpy()
     np.testing.assert_allclose(classifier.predict_proba(list(test["text"])), expected, atol=1e-5)
     assert sum(computed) == n_texts  # a few texts are not worth a file
-    many = [f"{text} {i}" for i in range(6) for text in test["text"]]
+    many = [f"{text} {i}" for i in range(6) for text in test["text"][1:]]  # the first is too long for its number
     with_cache = classifier.predict_proba(many)
-    assert sum(computed) == n_texts + len(set(many))
+    assert sum(computed) == n_texts + len(many)
     np.testing.assert_allclose(Classifier.load(plain).predict_proba(many), with_cache, atol=1e-5)
 
 
