@@ -118,7 +118,10 @@ def adapt(base: Any, recipe: Recipe, **settings: Any) -> nn.Module:
         except ValueError as error:
             raise BackboneError(f"lora: {error}") from error
     if recipe.train.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        try:
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise BackboneError(f"train.gradient_checkpointing: {error} Set it to false.") from error
     return backbone
 
 
@@ -143,11 +146,35 @@ def trainable_head(model: SequenceClassifier) -> nn.Module:
     return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
 
 
-def save_model(model: SequenceClassifier, folder: Path) -> None:
+def depth_readme(recipe: Recipe, depth: dict[str, Any]) -> str:
+    """README.md of an adapter to a base that was cut: without a word it would open on the whole one, too.
+
+    Parameters
+    ----------
+    depth : see `lora_cls.modeling.loading.depth_options`
+    """
+    assert recipe.backbone is not None
+    name, n_layers = recipe.backbone.name_or_path, depth["num_hidden_layers"]
+    options = ", ".join(f"{key}={value!r}" for key, value in depth.items())
+    return f"""# LoRA adapter for the lowest {n_layers} layers of {name}
+
+Made with lora_cls by `backbone.num_hidden_layers: {n_layers}`: it belongs to {name} with only its lowest {n_layers}
+layers, 0 to {n_layers - 1}, and the final norm behind them. On the whole model it also opens, and answers wrongly.
+
+```python
+base = AutoModel.from_pretrained({name!r}, {options})
+```
+
+The README.md of the run, two folders up, has the whole code: precision, head, pooling.
+"""
+
+
+def save_model(model: SequenceClassifier, folder: Path, readme: str | None = None) -> None:
     """Write what was trained, by temporary name and rename.
 
     With adapters: PEFT's own files (`adapter_config.json`, `adapter_model.safetensors`), head included. Fully
-    fine-tuned: the base in Hugging Face's layout, and the head in `head.safetensors`.
+    fine-tuned: the base in Hugging Face's layout, and the head in `head.safetensors`. `readme` is what the folder's
+    README.md says.
     """
     scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -168,6 +195,8 @@ def save_model(model: SequenceClassifier, folder: Path) -> None:
         backbone: Any = model.backbone
         backbone.save_pretrained(scratch, save_embedding_layers=False)
         (scratch / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the run's own README says more
+    if readme is not None:
+        (scratch / "README.md").write_text(readme, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(scratch, folder)

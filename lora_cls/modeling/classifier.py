@@ -78,6 +78,8 @@ class SequenceClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.global_first = takes_global_attention(self.base)
         self.n_frozen_layers = lowest_trained_layer(self.base, HEAD) if self.has_adapter else 0
+        # a plain list: they are the base's already; and found once, as stand-ins may take their place later
+        self._trained_layers = list(find_layers(self.base)[1])[self.n_frozen_layers :] if self.n_frozen_layers else []
         self.reuse: Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]] | None = None
         self._initial = (
             {
@@ -113,7 +115,7 @@ class SequenceClassifier(nn.Module):
         super().train(mode)
         if mode and self.n_frozen_layers:
             self.base.eval()
-            for layer in find_layers(self.base)[1][self.n_frozen_layers :]:
+            for layer in self._trained_layers:
                 layer.train()
             if hasattr(self.base, HEAD):
                 getattr(self.base, HEAD).train()

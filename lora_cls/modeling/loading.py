@@ -15,7 +15,7 @@ from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Backbone, Quantization
 
-ONE_PER_LAYER = ("layer_types", "attention_window")  # fields that list a value for every layer
+ONE_PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window")  # fields that list a value for every layer
 
 
 def load_tokenizer(backbone: Backbone, source: Source | None = None) -> Any:

@@ -290,6 +290,7 @@ class PrefixCache:
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(_bytes(value))
         config: Any = self.prefix.model.base.config
+        device = next(self.prefix.model.parameters()).device
         facts = self._facts | {
             "weights": digest.hexdigest(),
             "config": {key: value for key, value in config.to_dict().items() if not key.startswith("_")},
@@ -297,6 +298,7 @@ class PrefixCache:
             "dtype": str(dtype),
             "batch_size": self.batch_size,
             "num_threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "capability": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
             "versions": [torch.__version__, transformers.__version__],
         }

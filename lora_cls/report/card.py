@@ -123,7 +123,10 @@ def base_name(recipe: Recipe) -> str:
     """What a run's models stand on, in words."""
     if recipe.blend is not None:
         return f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
-    return recipe.backbone.name_or_path if recipe.backbone else "TF-IDF and logistic regression"
+    if recipe.backbone is None:
+        return "TF-IDF and logistic regression"
+    depth, name = recipe.backbone.num_hidden_layers, recipe.backbone.name_or_path
+    return name if depth is None else f"the lowest {depth} layers of {name}"
 
 
 def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
@@ -268,7 +271,8 @@ def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fo
     head = (
         f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {len(label_names)}).to(base.device)"
     )
-    if recipe.lora:
+    if recipe.lora:  # a fully fine-tuned model was saved with as many layers as it has
+        options += [f"{name}={value!r}" for name, value in choices.get("depth", {}).items()]
         imports.append("from peft import PeftModel")
         load = [
             f"base = {auto}.from_pretrained({path!r}, {', '.join(options)})",

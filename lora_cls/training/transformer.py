@@ -15,10 +15,17 @@ from lora_cls.data.token_cache import TokenCache
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
-from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model
+from lora_cls.modeling.adapter import build_model, depth_readme, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
-from lora_cls.modeling.loading import base_fingerprint, check_positions, load_base, load_config, load_tokenizer
+from lora_cls.modeling.loading import (
+    base_fingerprint,
+    check_positions,
+    depth_options,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
@@ -90,6 +97,8 @@ class TransformerLearner:
             "dtype": str(self.dtype).removeprefix("torch."),
         }
         self.choices |= {key: given[key] for key in CHOSEN_WITH_THE_MODEL if key in given}
+        if depth := depth_options(recipe.backbone, self.source):
+            self.choices["depth"] = depth  # for the snippet of the run's README
         # bytes of the base can only be compared in the precision that they were noted in
         self._same_precision = given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
@@ -268,7 +277,10 @@ class TransformerLearner:
         return oof_logits, self._logits(model, self.test_tokens, weight) if self.test_tokens is not None else None
 
     def _save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
-        save_model(model, folder.adapter if self.recipe.lora else folder.model)
+        readme = (
+            depth_readme(self.recipe, self.choices["depth"]) if self.recipe.lora and "depth" in self.choices else None
+        )
+        save_model(model, folder.adapter if self.recipe.lora else folder.model, readme)
 
     def _logits(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> np.ndarray:
         """Logits of every text, ndarray of shape (n_texts, n_labels), float32."""
