@@ -158,7 +158,7 @@ class PrefixCache:
         """Remove what was used least recently, if the limit asks for it; never what this cache uses itself."""
         needed = sum(stretch.n_tokens for stretch in stretches) * self._row_bytes
         paths = {self._path(stretch): stretch for stretch in stretches}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # hidden states give away much of a text
         to_write = sum(stretch.n_tokens for path, stretch in paths.items() if not path.is_file()) * self._row_bytes
         free = max(0, shutil.disk_usage(self.folder).free - SPARE_BYTES)
         left = max(0, self.limit_bytes - self.used.bytes)
