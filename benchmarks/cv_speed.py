@@ -15,6 +15,7 @@ product of a layer's size, measured in the same rounds.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import resource
@@ -59,6 +60,8 @@ class Rounds:
 
     def wait(self) -> None:
         """Block until the next round is wanted; ends the process when none is."""
+        if sys.platform == "linux":  # all ways wait at once: what one does not need, the others do
+            ctypes.CDLL(None).malloc_trim(0)
         if sys.stdin.readline().strip() != "go":
             answer(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
             os._exit(0)
@@ -185,6 +188,7 @@ def work_with_recipe(way: str, given: argparse.Namespace) -> None:
         "quantization=null",
         "backbone.dtype=bfloat16",
         "data.max_length=128",
+        f"engine.num_threads={given.threads}",
     ]
     overrides += [f"data.label_columns=[{', '.join(given.labels)}]", f"data.text_columns=[{given.text}]"]
     recipe = load_recipe(given.model, overrides)
@@ -306,7 +310,7 @@ def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
         "",
         f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}; "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-        + f". `python -m benchmarks.cv_speed --model {given.model} --rounds {given.rounds}`, in alternation; median of "
+        + f". `python -m benchmarks.cv_speed --model {given.model} --rounds {given.rounds} --threads {given.threads}`, in alternation; median of "
         "the rounds, and their range.",
         "",
         f"Matrix products of 512 x 768 by 768 x 2048, measured in the same rounds: bf16 {rates['bfloat16']:.0f} "
@@ -339,11 +343,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a recipe")
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=None, help="of every way; the physical cores by default")
     parser.add_argument("--only", action="append", choices=list(WAYS))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--scratch", default="/tmp/cv_speed", help="a folder for caches and what Trainer wants")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    from lora_cls.modeling.precision import physical_cores
+
+    given.threads = given.threads or physical_cores()
+    if given.worker:
+        import torch
+
+        torch.set_num_threads(given.threads)
     if given.worker == MATRIX:
         work_matrix(given)
     elif given.worker:
