@@ -310,8 +310,8 @@ def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
         "",
         f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}; "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-        + f". `python -m benchmarks.cv_speed --model {given.model} --rounds {given.rounds} --threads {given.threads}`, in alternation; median of "
-        "the rounds, and their range.",
+        + f". `python -m benchmarks.cv_speed --model {given.model} --rounds {given.rounds} --threads {given.threads}`, "
+        "in alternation; median of the rounds, and their range.",
         "",
         f"Matrix products of 512 x 768 by 768 x 2048, measured in the same rounds: bf16 {rates['bfloat16']:.0f} "
         f"({min(spread['bfloat16']):.0f} to {max(spread['bfloat16']):.0f}) GFLOP/s, fp32 {rates['float32']:.0f} "
