@@ -1,4 +1,7 @@
-"""LoRA's update in few steps: the same numbers as PEFT's modules compute, without their casts and copies.
+"""LoRA's update in few steps: what PEFT's modules compute, without their casts and copies.
+
+In fp32 the numbers are PEFT's but for the last digits; over a 16-bit base adapters compute in 16 bits here, as under
+autocast, and their gradients are summed in 16 bits before they become fp32.
 
 PEFT casts a layer's input to the adapter's precision, and makes three copies of a layer's output on the way forward
 (product, scaled product, sum). Here the update is added into the layer's own product, and the scale is applied to the

@@ -336,7 +336,7 @@ class TransformerLearner:
             )
             return None
         facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
-        facts |= {"device": self.device.type, "quantization": str(self.recipe.quantization)}
+        facts["quantization"] = str(self.recipe.quantization)
         size = self.recipe.train.per_device_eval_batch_size
         self.prefix_cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
         model.reuse = self.prefix_cache.stand_in

@@ -373,6 +373,7 @@ from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.recipe import load_recipe
+from lora_cls.training.batches import EvalBatches
 from lora_cls.training.loop import predict_logits
 
 given = json.loads(sys.stdin.readline())
@@ -403,7 +404,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 cache.fill(tokens)
 model.reuse = cache.stand_in
-logits = predict_logits(model, tokens, batch_size=4, pad_id=0)
+logits = predict_logits(model, tokens, batches=EvalBatches(4), pad_id=0)
 print(json.dumps([cache.used.computed, cache.used.reused, logits.tolist()]))
 """
 
@@ -459,6 +460,7 @@ def test_killed_and_two_at_once(start, make_cache, rows, tmp_path, deep_recipe, 
     assert {file.name: file.read_bytes() for file in files(folder)} == {
         file.name: file.read_bytes() for file in files(tmp_path / "undisturbed")
     }
+    from lora_cls.training.batches import EvalBatches
     from lora_cls.training.loop import predict_logits
 
-    assert predict_logits(model, tokens_of(rows), batch_size=4, pad_id=0).tolist() == logits
+    assert predict_logits(model, tokens_of(rows), batches=EvalBatches(4), pad_id=0).tolist() == logits
