@@ -132,7 +132,9 @@ def check_snippet(run, classifier, texts):
         assert [names["answer"](text) for text in texts] == [answer for _, answer, _ in classifier._learner._written]
         return
     # as long as each other, so that both ways see the very same batch
-    np.testing.assert_allclose(names["logits"](texts).numpy(), expected, rtol=0, atol=1e-5)
+    # over a base in 16 bits PEFT's own modules compute adapters in fp32, and ours in 16 bits
+    rounded = run.recipe.lora is not None and run.info["choices"]["dtype"] != "float32"
+    np.testing.assert_allclose(names["logits"](texts).numpy(), expected, rtol=0, atol=2e-2 if rounded else 1e-5)
 
 
 def test_every_model_is_used():
