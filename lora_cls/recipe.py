@@ -623,7 +623,7 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
         if combined:
             lines["recipe"] = [" ".join(combined).rstrip(".")]
     return [
-        f"{path}: {'; or: '.join(messages)}{'' if messages[0].endswith(('.', '?')) else '.'}{got.get(path, '')}"
+        f"{path}: {'; or: '.join(dict.fromkeys(messages))}{'' if messages[0].endswith(('.', '?')) else '.'}{got.get(path, '')}"
         for path, messages in lines.items()
     ]
 
