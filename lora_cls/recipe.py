@@ -609,7 +609,9 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
             lines[".".join(location)] = [f"no such field.{guess}"]
             continue
         path = ".".join(part for i, part in enumerate(location) if part in _fields_at(location[:i])) or "recipe"
-        lines.setdefault(path, []).append(problem["msg"].removeprefix("Value error, ").rstrip("."))
+        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        if message not in lines.setdefault(path, []):  # two checks may find the same
+            lines[path].append(message)
         given = problem.get("input")
         if not isinstance(given, (dict, BaseModel)) and problem["type"] != "missing":
             got.setdefault(path, f" Got {given!r} instead.")
@@ -623,7 +625,7 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
         if combined:
             lines["recipe"] = [" ".join(combined).rstrip(".")]
     return [
-        f"{path}: {'; or: '.join(dict.fromkeys(messages))}{'' if messages[0].endswith(('.', '?')) else '.'}{got.get(path, '')}"
+        f"{path}: {'; or: '.join(messages)}{'' if messages[0].endswith(('.', '?')) else '.'}{got.get(path, '')}"
         for path, messages in lines.items()
     ]
 
