@@ -349,7 +349,7 @@ def main() -> None:
     parser.add_argument("--scratch", default="/tmp/cv_speed", help="a folder for caches and what Trainer wants")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    from lora_cls.modeling.precision import physical_cores
+    from lora_cls.machine import physical_cores
 
     given.threads = given.threads or physical_cores()
     if given.worker:

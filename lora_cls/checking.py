@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lora_cls.cross_validation import Tables, chosen_folds, make_folds, peak_memory, refuse_blend
+from lora_cls.cross_validation import Tables, chosen_folds, make_folds, refuse_blend
 from lora_cls.data import Source as Table
 from lora_cls.data import fold_notes, summarize
 from lora_cls.data.prompts import recipe_frame
 from lora_cls.data.token_cache import TokenCache
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note
+from lora_cls.machine import peak_memory
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.training.selection import check_selection
 
@@ -85,8 +86,8 @@ def check(
     memory: dict[str, Any] = {}
     estimate: Estimate | None = None
     if recipe.backbone is not None:
+        from lora_cls.machine import cache_folder
         from lora_cls.modeling.loading import load_tokenizer
-        from lora_cls.modeling.source import cache_folder
 
         tokenizer = load_tokenizer(recipe.backbone)
         frame, answer = _frame(tokenizer, recipe, data.label_names)

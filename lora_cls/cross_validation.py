@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -36,18 +34,11 @@ from lora_cls.data.summary import length_summary
 from lora_cls.data.table import as_id
 from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
+from lora_cls.files import whole_folder, write_array, write_bytes, write_json
+from lora_cls.machine import peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
-from lora_cls.runs import (
-    FoldFolder,
-    RunFolder,
-    read_array,
-    read_json,
-    surroundings,
-    write_array,
-    write_bytes,
-    write_json,
-)
+from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json
 from lora_cls.training.learner import FoldResult, Learner, make_learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
@@ -434,10 +425,8 @@ def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
         write_bytes(folder.answers, kept.answers.read_bytes())
     for source, target in ((kept.adapter, folder.adapter), (kept.model, folder.model)):
         if source.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.path) as scratch:
-                copy = shutil.copytree(source, Path(scratch) / "copy")
-                shutil.rmtree(target, ignore_errors=True)
-                copy.rename(target)
+            with whole_folder(target, replace=True) as scratch:
+                shutil.copytree(source, scratch, dirs_exist_ok=True)
     chosen = {"epoch": epoch, "other_folds_macro_f1": scores} | folder.answer_counts()
     write_json(folder.info, read_json(folder.info) | chosen)
 
@@ -566,16 +555,3 @@ def _account(run: RunFolder, session: _Session) -> None:
             "padding_share": round(1 - tokens / max(padded, 1), 4),
         }
     run.update_info(**values)
-
-
-def peak_memory() -> int:
-    """Bytes at the peak: of the GPU where one is used, else of this process."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -6,12 +6,10 @@ file.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,10 +24,11 @@ from lora_cls.data.labels import parse_labels, parse_soft_labels
 from lora_cls.data.names import name_matrix, split_names
 from lora_cls.errors import BackboneError, DataError, RecipeError, RunError, shorten
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
+from lora_cls.files import whole_folder, write_bytes, write_json
 from lora_cls.prediction import Classifier
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import snippet
-from lora_cls.runs import RunFolder, read_json, write_bytes, write_json
+from lora_cls.runs import RunFolder, read_json
 
 To = Literal["adapter", "merged"]
 FOLDS = "the folds together"
@@ -91,8 +90,11 @@ def export(
     out = Path(out)
     _check(run, out, to, rank, share)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
-    with _new_folder(out) as scratch:
-        about = _write(run, scratch, to, rank, share, backbone)
+    try:
+        with whole_folder(out) as scratch:
+            about = _write(run, scratch, to, rank, share, backbone)
+    except OSError as error:
+        raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
     exported = RunFolder(out)
     if labelled is not None:
         scores = score_export(run, exported, labelled, backbone=backbone, show=show)
@@ -141,25 +143,6 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
                 f"{run.path} adapts grouped convolutions (as SqueezeBERT's): such an update reads all channels and "
                 "fits no weight of the base. Export an adapter instead, without --to merged."
             )
-
-
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder made beside `out` and renamed to it at the end; removed if anything goes wrong."""
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
-    try:
-        yield scratch
-        try:
-            scratch.rename(out)
-        except OSError as error:
-            raise RunError(f"{out} was made meanwhile: choose another folder with --out.") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(

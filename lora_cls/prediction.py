@@ -11,8 +11,9 @@ import pandas as pd
 
 from lora_cls.data import Columns, load_test, read_sample_submission, table_path, write_submission
 from lora_cls.errors import RunError
+from lora_cls.files import write_csv
 from lora_cls.recipe import Prediction
-from lora_cls.runs import FoldFolder, RunFolder, read_json, write_csv
+from lora_cls.runs import FoldFolder, RunFolder, read_json
 from lora_cls.training.learner import make_learner
 from lora_cls.training.progress import Progress
 

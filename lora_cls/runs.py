@@ -16,16 +16,10 @@ Files are written under a temporary name and renamed; `fold.json` completes a fo
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import platform
 import shutil
-import sys
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -36,29 +30,8 @@ import yaml
 from lora_cls.data import Dataset
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Decisions, decisions_for
+from lora_cls.files import write_bytes, write_csv, write_json
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
-
-
-def write_bytes(file: Path, content: bytes) -> None:
-    """Write a whole file or nothing."""
-    scratch = file.with_name(f".{file.name}.{os.getpid()}.tmp")  # two processes may train folds of one run
-    scratch.write_bytes(content)
-    os.replace(scratch, file)
-
-
-def write_json(file: Path, values: Any) -> None:
-    write_bytes(file, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def write_csv(file: Path, table: pd.DataFrame) -> None:
-    """CSV with every float in the shortest form that reads back exactly."""
-    write_bytes(file, table.to_csv(index=False, lineterminator="\n").encode())
-
-
-def write_array(file: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_bytes(file, buffer.getvalue())
 
 
 class _Values(dict[str, Any]):
@@ -123,40 +96,6 @@ def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
             "--resume."
         )
     return array
-
-
-VERSIONS = (
-    "lora_cls",
-    "torch",
-    "transformers",
-    "peft",
-    "bitsandbytes",
-    "accelerate",
-    "scikit-learn",
-    "numpy",
-    "pandas",
-)
-
-
-def surroundings() -> dict[str, Any]:
-    """When, by which versions and on which machine something is made; for `run.json`."""
-    versions = {"python": platform.python_version()}
-    for package in VERSIONS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    torch = sys.modules.get("torch")  # loaded by a transformer's learner; nothing else needs it
-    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions,
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor() or platform.machine(),
-            "gpu": gpu,
-        },
-    }
 
 
 # pandas 3 reads floats back exactly by itself, and warns when asked to.

@@ -14,8 +14,10 @@ from lora_cls.analysis.align import AlignedRun, Rows, align
 from lora_cls.analysis.tune import cross_fit, tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
+from lora_cls.files import write_array, write_json
+from lora_cls.machine import surroundings
 from lora_cls.recipe import BlendHow, Recipe, load_recipe
-from lora_cls.runs import RunFolder, read_json, surroundings, write_array, write_json
+from lora_cls.runs import RunFolder, read_json
 
 NOTE = (
     "For every fold, what a way learns (weights, regressions) and the thresholds come from the other folds' rows. "

@@ -19,8 +19,9 @@ from lora_cls.evaluation import (
     macro_f1,
 )
 from lora_cls.evaluation.calibration import N_BINS
+from lora_cls.files import write_csv, write_json
 from lora_cls.recipe import Prediction, Thresholds
-from lora_cls.runs import RunFolder, read_json, write_csv, write_json
+from lora_cls.runs import RunFolder, read_json
 
 
 def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pandas as pd
 from lora_cls.data import read_sample_submission, stratified_folds, write_submission
 from lora_cls.errors import RunError
 from lora_cls.evaluation import CrossFit, Decisions, bootstrap_macro_f1, summary
+from lora_cls.files import write_csv, write_json
 from lora_cls.recipe import Prediction, Recipe, Task, Thresholds, load_recipe
-from lora_cls.runs import RunFolder, read_array, write_csv, write_json
+from lora_cls.runs import RunFolder, read_array
 
 LEFT_OUT = (
     "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "

@@ -13,6 +13,7 @@ import numpy as np
 from lora_cls.data.columns import id_header, sample_id_column
 from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.files import whole_file
 from lora_cls.recipe import Task
 
 
@@ -167,14 +168,8 @@ def write_submission(
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not tempfile: its files are readable by their owner only, and os.replace would keep that.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
     return path
 
 

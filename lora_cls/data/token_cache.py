@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from importlib import metadata
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lora_cls.errors import RunError
+from lora_cls.files import whole_file
 
 LIMIT = 2 * 2**30  # bytes of all files together; the least recently used are removed first
 MIN_CHARACTERS = 200_000  # fewer are tokenised in less time than the file is worth
@@ -71,10 +71,8 @@ class TokenCache:
         ends = np.cumsum([len(found) for found in ids], dtype=np.int64)
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            handle, scratch = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            os.close(handle)
-            save_file({"ids": flat, "ends": ends}, scratch, {"sha256": _sha256(flat, ends)})
-            os.replace(scratch, self.folder / f"{key}.safetensors")
+            with whole_file(self.folder / f"{key}.safetensors") as scratch:
+                save_file({"ids": flat, "ends": ends}, scratch, {"sha256": _sha256(flat, ends)})
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"Token ids cannot be kept in {self.folder} ({error}). Set LORA_CLS_CACHE to a folder that can be "

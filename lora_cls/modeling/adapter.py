@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_cls.errors import BackboneError, RunError, did_you_mean, shorten
+from lora_cls.files import whole_folder
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head, reset_head
 from lora_cls.modeling.layers import find_layers
 from lora_cls.modeling.low_rank import speed_up
@@ -176,30 +175,30 @@ def save_model(model: SequenceClassifier, folder: Path, readme: str | None = Non
     fine-tuned: the base in Hugging Face's layout, and the head in `head.safetensors`. `readme` is what the folder's
     README.md says.
     """
-    scratch = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(scratch, ignore_errors=True)
-    base = model.base
-    if not model.has_adapter:
-        head: nn.Module | None = getattr(base, HEAD, None)  # none where labels are written as text
+    with whole_folder(folder, replace=True) as scratch:
+        if model.has_adapter:
+            backbone: Any = model.backbone
+            backbone.save_pretrained(scratch, save_embedding_layers=False)
+            (scratch / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the run's own README says more
+        else:
+            _save_base(model.base, scratch)
+        if readme is not None:
+            (scratch / "README.md").write_text(readme, encoding="utf-8")
+
+
+def _save_base(base: Any, folder: Path) -> None:
+    """A plain model that opens anywhere without unknown keys, and its head in a file of its own."""
+    head: nn.Module | None = getattr(base, HEAD, None)  # none where labels are written as text
+    if head is not None:
+        delattr(base, HEAD)
+    try:
+        with quiet_transformers():
+            base.save_pretrained(folder)
+    finally:
         if head is not None:
-            delattr(base, HEAD)  # so that the folder is a plain model that opens anywhere without unknown keys
-        try:
-            with quiet_transformers():
-                base.save_pretrained(scratch)
-        finally:
-            if head is not None:
-                setattr(base, HEAD, head)
-        if head is not None:
-            save_file({f"{HEAD}.{k}": v.contiguous() for k, v in head.state_dict().items()}, scratch / HEAD_FILE)
-    else:
-        backbone: Any = model.backbone
-        backbone.save_pretrained(scratch, save_embedding_layers=False)
-        (scratch / "README.md").unlink(missing_ok=True)  # PEFT's empty template; the run's own README says more
-    if readme is not None:
-        (scratch / "README.md").write_text(readme, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(scratch, folder)
+            setattr(base, HEAD, head)
+    if head is not None:
+        save_file({f"{HEAD}.{k}": v.contiguous() for k, v in head.state_dict().items()}, folder / HEAD_FILE)
 
 
 def load_model_weights(model: SequenceClassifier, folder: Path) -> None:

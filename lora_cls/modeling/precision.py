@@ -7,28 +7,21 @@ in a run's `run.json` too, so that a resume does wherever the cache is gone.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
 
-import psutil
 import torch
 
 from lora_cls.errors import BackboneError
-from lora_cls.modeling.source import cache_folder
+from lora_cls.files import write_json
+from lora_cls.machine import cache_folder
 from lora_cls.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NO_FP16 = ("gemma2", "gemma3", "gemma3_text", "deberta-v2", "t5", "mt5")  # overflow in fp16
 WORTHWHILE = 1.2  # 16-bit must beat 32-bit by this factor on a CPU: below it, exactness is the better bargain
-
-
-def physical_cores() -> int:
-    """Cores this process may use, counting hyper-threads once where the system tells."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
 def measured_once(key: str, measure: Callable[[], str]) -> str:
@@ -41,9 +34,7 @@ def measured_once(key: str, measure: Callable[[], str]) -> str:
     if key not in known:
         known[key] = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(f".choices.{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(known, indent=2), encoding="utf-8")
-        os.replace(scratch, file)
+        write_json(file, known)
     return known[key]
 
 

@@ -30,8 +30,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lora_cls.data.tokens import Tokens
+from lora_cls.files import whole_file
+from lora_cls.machine import cache_folder
 from lora_cls.modeling.prefix import Prefix
-from lora_cls.modeling.source import cache_folder
 
 STRETCH_BYTES = 128 * 2**20
 SPARE_BYTES = 2 * 2**30  # of a disk, left alone
@@ -224,12 +225,8 @@ class PrefixCache:
         path = self._path(stretch)
         for left in self.folder.glob(f".{path.name}.*.tmp"):  # this process holds the lock: its writer was killed
             left.unlink(missing_ok=True)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with whole_file(path) as scratch:
             save_file({"hidden": whole}, scratch, metadata={"crc32": _crc32(whole, stretch.key)})
-            os.replace(scratch, path)
-        finally:
-            scratch.unlink(missing_ok=True)
 
     def _read(self, stretch: Stretch) -> bool:
         """Take a stretch from its file; False where there is none, or a damaged one."""

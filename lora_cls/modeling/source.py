@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import sys
@@ -14,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 
 from lora_cls.errors import BackboneError
+from lora_cls.files import whole_folder
+from lora_cls.machine import cache_folder
 from lora_cls.modeling.quiet import quiet_transformers
 
 # Extra words for packages whose plain installation drags in what is not needed, and checksums of known files.
@@ -39,13 +40,6 @@ class Source:
     @property
     def is_local(self) -> bool:
         return Path(self.path_or_id).is_dir()
-
-
-def cache_folder() -> Path:
-    """`$LORA_CLS_CACHE`, or `lora_cls` in the user's cache folder."""
-    if os.environ.get("LORA_CLS_CACHE"):
-        return Path(os.environ["LORA_CLS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_cls"
 
 
 def find_source(name_or_path: str, revision: str | None = None) -> Source:
@@ -136,10 +130,9 @@ def _converted(chunks: list[Path], name: str, sha256: str | None = None) -> Path
             for chunk in chunks:
                 with chunk.open("rb") as file:
                     shutil.copyfileobj(file, target)
-        made = Path(scratch) / "made"
-        _convert_gguf(whole, made, name)
         try:
-            made.rename(folder)
+            with whole_folder(folder) as made:
+                _convert_gguf(whole, made, name)
         except OSError:
             if not (folder / "config.json").is_file():  # else another process was first: its folder is the same
                 raise

@@ -9,8 +9,9 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.data.prompts import head_prompt
+from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe, Task
-from lora_cls.runs import RunFolder, write_bytes
+from lora_cls.runs import RunFolder
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from lora_cls.analysis.compare import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.errors import RunError
+from lora_cls.files import write_bytes, write_csv
 from lora_cls.report.text import _console, _plain
-from lora_cls.runs import write_bytes, write_csv
 
 Cells = list[list[str]]
 HEADER = (

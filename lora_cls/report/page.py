@@ -23,9 +23,10 @@ from markupsafe import Markup
 
 from lora_cls.data import Dataset
 from lora_cls.errors import RunError
+from lora_cls.files import write_bytes
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
-from lora_cls.runs import RunFolder, write_bytes
+from lora_cls.runs import RunFolder
 
 LIBRARIES = ("d3", "plot")
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")

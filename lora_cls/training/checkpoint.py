@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora_cls.errors import RunError
+from lora_cls.files import whole_file
 from lora_cls.training.selection import Score
 
 
@@ -76,13 +76,12 @@ def save_state(
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
     for epoch, weights in kept.items():
         tensors |= {f"epoch/{epoch}/{name}": tensor for name, tensor in weights.items()}
-    scratch = file.with_name(f".{file.name}.tmp")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()},
-        scratch,
-        {"progress": json.dumps(asdict(progress))},
-    )
-    os.replace(scratch, file)
+    with whole_file(file) as scratch:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            scratch,
+            {"progress": json.dumps(asdict(progress))},
+        )
 
 
 def load_state(

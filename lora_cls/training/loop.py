@@ -15,6 +15,7 @@ from torch import nn
 
 from lora_cls.data.tokens import Tokens, shuffled_batches
 from lora_cls.errors import TrainingError
+from lora_cls.files import write_bytes
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 from lora_cls.training.batches import EvalBatches, is_out_of_memory, training_memory_error
@@ -244,7 +245,7 @@ def _keep_epochs(metrics_file: Path, last: int) -> None:
     if metrics_file.is_file():
         lines = [line for line in metrics_file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         kept = [line for line in lines if json.loads(line)["epoch"] <= last]
-        metrics_file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_bytes(metrics_file, "".join(line + "\n" for line in kept).encode())
 
 
 def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBatches, pad_id: int) -> np.ndarray:

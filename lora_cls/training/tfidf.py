@@ -12,8 +12,9 @@ import numpy as np
 
 from lora_cls.data import Dataset
 from lora_cls.errors import DataError, RunError
+from lora_cls.files import write_json
 from lora_cls.recipe import Recipe, Tfidf
-from lora_cls.runs import FoldFolder, write_json
+from lora_cls.runs import FoldFolder
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.progress import Progress
 

@@ -15,6 +15,8 @@ from lora_cls.data.token_cache import TokenCache
 from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
+from lora_cls.files import write_array
+from lora_cls.machine import cache_folder, physical_cores
 from lora_cls.modeling.adapter import build_model, depth_readme, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
 from lora_cls.modeling.label_tokens import label_directions, label_token_ids, output_rows
@@ -26,12 +28,12 @@ from lora_cls.modeling.loading import (
     load_config,
     load_tokenizer,
 )
-from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once, physical_cores
+from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device, measured_once
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
-from lora_cls.modeling.source import Source, cache_folder, find_source
+from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
-from lora_cls.runs import FoldFolder, write_array
+from lora_cls.runs import FoldFolder
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult

@@ -16,8 +16,9 @@ def make_run(tmp_path):
     answer.
     """
     from lora_cls.analysis.tune import tune
+    from lora_cls.files import write_array, write_bytes, write_csv, write_json
     from lora_cls.recipe import load_recipe
-    from lora_cls.runs import RunFolder, write_array, write_bytes, write_csv, write_json
+    from lora_cls.runs import RunFolder
 
     def make(
         name, logits, y_true, fold, *, ids=None, test=None, test_ids=None, names=NAMES, recipe=None, unfinished=()

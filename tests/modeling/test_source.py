@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_cls.errors import BackboneError, LoraClsError
+from lora_cls.machine import cache_folder
 from lora_cls.modeling.loading import load_base, load_tokenizer
-from lora_cls.modeling.source import cache_folder, find_source
+from lora_cls.modeling.source import find_source
 from lora_cls.recipe import Backbone
 
 CPU = torch.device("cpu")
@@ -113,7 +114,6 @@ def test_chunks_of_a_gguf_across_packages(monkeypatch, tmp_path, cache):
 
     def convert(gguf, folder, name):
         seen.append((gguf.read_bytes(), name))
-        folder.mkdir()
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(source, "_convert_gguf", convert)

@@ -269,8 +269,8 @@ def folder_of(path, names, y_true, logits):
     """A finished run folder of two folds with the given out-of-fold logits, without any training."""
     from lora_cls.analysis.tune import tune
     from lora_cls.data.dataset import Dataset
+    from lora_cls.files import write_array, write_json
     from lora_cls.recipe import load_recipe
-    from lora_cls.runs import write_array, write_json
 
     n = len(y_true)
     ids = [f"r{i}" for i in range(n)]

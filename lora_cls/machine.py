@@ -1,0 +1,72 @@
+"""What belongs to the machine: cache folder, cores, the memory that a process took, and what is installed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+VERSIONS = (
+    "lora_cls",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "scikit-learn",
+    "numpy",
+    "pandas",
+)
+
+
+def cache_folder() -> Path:
+    """`$LORA_CLS_CACHE`, or `lora_cls` in the user's cache folder."""
+    if os.environ.get("LORA_CLS_CACHE"):
+        return Path(os.environ["LORA_CLS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_cls"
+
+
+def physical_cores() -> int:
+    """Cores this process may use, counting hyper-threads once where the system tells."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of the GPU where one is used, else of this process."""
+    torch = sys.modules.get("torch")  # loaded by a transformer's learner; nothing else needs it
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def surroundings() -> dict[str, Any]:
+    """When, by which versions and on which machine something is made; for `run.json`."""
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions,
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "gpu": gpu,
+        },
+    }
