@@ -172,8 +172,8 @@ def work_with_recipe(way: str, given: argparse.Namespace) -> None:
 
     from lora_cls import load_recipe, read_table
     from lora_cls.data import load_train
-    from lora_cls.data.tokens import shuffled_batches
     from lora_cls.modeling import adapter, prefix_cache
+    from lora_cls.text.tokens import shuffled_batches
     from lora_cls.training.loop import parameter_groups
     from lora_cls.training.transformer import TransformerLearner
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.machine import commit, machine
 from benchmarks.score_test import score
-from lora_cls.analysis.compare import compare
+from lora_cls.commands.compare import compare
 from lora_cls.errors import DataError, LoraClsError
 from lora_cls.report.comparison import figure, markdown
 from lora_cls.runs import RunFolder

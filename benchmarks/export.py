@@ -23,11 +23,11 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from benchmarks.machine import commit, machine
+from lora_cls.commands.export import FOLDS, compare, export
+from lora_cls.commands.predict import Classifier
 from lora_cls.evaluation import Interval
-from lora_cls.exporting import FOLDS, Labelled, compare, export
 from lora_cls.files import write_json
-from lora_cls.prediction import Classifier
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import Labelled, RunFolder, read_json
 
 
 def ways(run: RunFolder) -> list[tuple[str, dict[str, Any] | Literal["folds", "refit"]]]:

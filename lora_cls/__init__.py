@@ -9,24 +9,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Classifier": "prediction",
+    "Classifier": "commands.predict",
     "Dataset": "data",
     "Recipe": "recipe",
     "RunFolder": "runs",
     "apply_thresholds": "evaluation",
-    "blend": "analysis.blend",
-    "calibrate": "analysis.calibrate",
-    "compare": "analysis.compare",
+    "blend": "commands.blend",
+    "calibrate": "commands.calibrate",
+    "compare": "commands.compare",
     "cross_fit_thresholds": "evaluation",
-    "cross_validate": "cross_validation",
-    "export": "exporting",
+    "cross_validate": "commands.cross_validation",
+    "export": "commands.export",
     "load_recipe": "recipe",
     "pos_weight": "training.losses",
-    "predict_file": "prediction",
+    "predict_file": "commands.predict",
     "read_table": "data",
-    "refit": "cross_validation",
+    "refit": "commands.refit",
     "stratified_folds": "data",
-    "tune": "analysis.tune",
+    "tune": "commands.tune",
     "tune_thresholds": "evaluation",
     "write_submission": "data",
 }
@@ -34,12 +34,15 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from lora_cls.analysis.blend import blend as blend
-    from lora_cls.analysis.calibrate import calibrate as calibrate
-    from lora_cls.analysis.compare import compare as compare
-    from lora_cls.analysis.tune import tune as tune
-    from lora_cls.cross_validation import cross_validate as cross_validate
-    from lora_cls.cross_validation import refit as refit
+    from lora_cls.commands.blend import blend as blend
+    from lora_cls.commands.calibrate import calibrate as calibrate
+    from lora_cls.commands.compare import compare as compare
+    from lora_cls.commands.cross_validation import cross_validate as cross_validate
+    from lora_cls.commands.export import export as export
+    from lora_cls.commands.predict import Classifier as Classifier
+    from lora_cls.commands.predict import predict_file as predict_file
+    from lora_cls.commands.refit import refit as refit
+    from lora_cls.commands.tune import tune as tune
     from lora_cls.data import Dataset as Dataset
     from lora_cls.data import read_table as read_table
     from lora_cls.data import stratified_folds as stratified_folds
@@ -47,9 +50,6 @@ if TYPE_CHECKING:
     from lora_cls.evaluation import apply_thresholds as apply_thresholds
     from lora_cls.evaluation import cross_fit_thresholds as cross_fit_thresholds
     from lora_cls.evaluation import tune_thresholds as tune_thresholds
-    from lora_cls.exporting import export as export
-    from lora_cls.prediction import Classifier as Classifier
-    from lora_cls.prediction import predict_file as predict_file
     from lora_cls.recipe import Recipe as Recipe
     from lora_cls.recipe import load_recipe as load_recipe
     from lora_cls.runs import RunFolder as RunFolder

@@ -50,7 +50,7 @@ def run(
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
 ) -> None:
     """Train the folds of a recipe, score them honestly, and write the submission."""
-    from lora_cls.cross_validation import cross_validate
+    from lora_cls.commands.cross_validation import cross_validate
 
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
@@ -71,8 +71,8 @@ def check(
     measure: Annotated[bool, typer.Option(help="Load the model and time a few steps, to estimate minutes.")] = True,
 ) -> None:
     """Look at recipe, data, folds and token lengths, and estimate minutes and memory, before any training."""
-    from lora_cls.checking import check as look
-    from lora_cls.report.text import print_check
+    from lora_cls.commands.check import check as look
+    from lora_cls.terminal import print_check
 
     found = look(recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure)
     print_check(found)
@@ -90,7 +90,7 @@ def predict(
     ] = "folds",
 ) -> None:
     """Answer for new texts with the models of a run."""
-    from lora_cls.prediction import predict_file
+    from lora_cls.commands.predict import predict_file
 
     folder = predict_file(
         run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True
@@ -105,10 +105,10 @@ def refit(
     extra_train: Annotated[Optional[str], typer.Option("--extra-train", help="Table of extra rows.")] = None,  # noqa: UP045
 ) -> None:
     """Train one model on all rows of a run, for those who ship one."""
-    from lora_cls import cross_validation
+    from lora_cls.commands.refit import refit as refit_run
     from lora_cls.runs import RunFolder
 
-    folder = cross_validation.refit(RunFolder(run), train, extra_train=extra_train, show=True)
+    folder = refit_run(RunFolder(run), train, extra_train=extra_train, show=True)
     print(f"Model of all rows: {folder.path}\nIt has no out-of-fold score of its own. Use it with:")
     print(f"lora-cls predict {run} --models refit --input FILE")
 
@@ -133,8 +133,8 @@ def export(
     backbone: BackbonePath = None,
 ) -> None:
     """Make one model of the folds' models, to ship: the exact mean of their updates, compressed or merged if wanted."""
-    from lora_cls.exporting import export as export_run
-    from lora_cls.report.text import print_export
+    from lora_cls.commands.export import export as export_run
+    from lora_cls.terminal import print_export
 
     exported = export_run(run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, show=True)
     print_export(exported)
@@ -159,8 +159,8 @@ def tune(
     at_least_one: Annotated[Optional[bool], typer.Option(help="Give every row at least its best label.")] = None,  # noqa: UP045
 ) -> None:
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
-    from lora_cls.analysis.tune import recipe_settings
-    from lora_cls.analysis.tune import tune as tune_run
+    from lora_cls.commands.tune import recipe_settings
+    from lora_cls.commands.tune import tune as tune_run
     from lora_cls.report.page import write_reports
     from lora_cls.runs import RunFolder
 
@@ -179,8 +179,9 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for compare.md, .csv, .html and .svg.")] = Path("compare"),
 ) -> None:
     """Put runs on the same rows and folds side by side: scores, paired differences, cost. Loads no model."""
-    from lora_cls.analysis.compare import compare as compare_runs
-    from lora_cls.report.comparison import print_comparison, write_comparison
+    from lora_cls.commands.compare import compare as compare_runs
+    from lora_cls.report.comparison import write_comparison
+    from lora_cls.terminal import print_comparison
 
     found = compare_runs(runs)
     print_comparison(found, write_comparison(found, out))
@@ -196,10 +197,10 @@ def blend(
     ] = "mean_logit",
 ) -> None:
     """Combine runs on the same rows and folds into a new run folder, scored like any run. Loads no model."""
-    from lora_cls.analysis.blend import blend as blend_runs
-    from lora_cls.report.comparison import print_blend
+    from lora_cls.commands.blend import blend as blend_runs
     from lora_cls.report.page import write_reports
     from lora_cls.runs import read_json
+    from lora_cls.terminal import print_blend
 
     blended = blend_runs(runs, out, how)
     write_reports(blended, read_json(blended.path / "metrics.json"), _say)
@@ -215,9 +216,9 @@ def calibrate(
     ] = "temperature",
 ) -> None:
     """Write calibrated probabilities beside those of a run, which stay as they are. Loads no model."""
-    from lora_cls.analysis.calibrate import calibrate as calibrate_run
-    from lora_cls.report.comparison import print_calibration
+    from lora_cls.commands.calibrate import calibrate as calibrate_run
     from lora_cls.runs import RunFolder
+    from lora_cls.terminal import print_calibration
 
     print_calibration(calibrate_run(RunFolder(run), how))
     print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
@@ -243,7 +244,7 @@ def report(
     folder = RunFolder(run)
     data = None
     if train is not None:
-        from lora_cls.cross_validation import training_data
+        from lora_cls.runs import training_data
 
         data = training_data(folder, train)
     if out is None:
@@ -291,7 +292,7 @@ def _say(note: str) -> None:
 
 
 def _print_run(run: Any) -> None:
-    from lora_cls.report.text import print_run
+    from lora_cls.terminal import print_run
 
     print_run(run)
 

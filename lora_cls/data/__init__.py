@@ -10,12 +10,12 @@ from lora_cls.data.folds import fold_notes, read_folds, stratified_folds
 from lora_cls.data.submission import read_sample_submission, write_submission
 from lora_cls.data.subsample import stratified_subsample
 from lora_cls.data.summary import summarize
-from lora_cls.data.table import Source, read_table, table_path
+from lora_cls.data.table import TableLike, read_table, table_path
 
 __all__ = [
     "Columns",
     "Dataset",
-    "Source",
+    "TableLike",
     "fold_notes",
     "load_test",
     "load_train",

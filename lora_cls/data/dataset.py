@@ -20,7 +20,7 @@ from lora_cls.data.columns import Columns, fill_template, find_columns, find_tes
 from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_labels, parse_soft_labels
 from lora_cls.data.names import name_matrix, split_names
 from lora_cls.data.rows import parse_split, parse_weights
-from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.recipe import Data, Task
 
@@ -118,11 +118,11 @@ class Dataset:
 
 def load_train(
     config: Data,
-    train: Source | None = None,
-    test: Source | None = None,
-    sample_submission: Source | None = None,
+    train: TableLike | None = None,
+    test: TableLike | None = None,
+    sample_submission: TableLike | None = None,
     task: Task | None = None,
-    extra_train: Source | None = None,
+    extra_train: TableLike | None = None,
 ) -> Dataset:
     """Read and check a training table, and the rows that are only trained on.
 
@@ -205,7 +205,7 @@ def load_train(
     return _with_extra_rows(config, dataset, keys, extra_train)
 
 
-def load_test(config: Data, test: Source | None = None, *, train_columns: Columns | None = None) -> Dataset:
+def load_test(config: Data, test: TableLike | None = None, *, train_columns: Columns | None = None) -> Dataset:
     """Read and check a table to be predicted.
 
     Parameters
@@ -260,7 +260,7 @@ def text_key(text: str) -> str:
     return unicodedata.normalize("NFC", _LINE_END.sub("\n", text)).strip()
 
 
-def _read_optional(given: Source | None, configured: str | None, name: str) -> pd.DataFrame | None:
+def _read_optional(given: TableLike | None, configured: str | None, name: str) -> pd.DataFrame | None:
     source = given if given is not None else configured
     return None if source is None else read_table(source, name=name)
 
@@ -465,7 +465,7 @@ def _escape_notes(config: Data, texts: Sequence[str], kind: str) -> list[str]:
     ]
 
 
-def _with_extra_rows(config: Data, train: Dataset, train_keys: pd.Series | None, source: Source) -> Dataset:
+def _with_extra_rows(config: Data, train: Dataset, train_keys: pd.Series | None, source: TableLike) -> Dataset:
     """The training rows, and behind them the rows of a table that are only trained on.
 
     A row whose text stands in the training table is left out: its copy may be held out.

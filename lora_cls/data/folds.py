@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
-from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
-from lora_cls.errors import DataError, did_you_mean, shorten
-from lora_cls.recipe import Task
+from lora_cls.data.dataset import Dataset
+from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten
+from lora_cls.recipe import Recipe, Task
+
+PARTS = 5
+"""Of a single fold's rows, across which thresholds are tuned."""
 
 
 def stratified_folds(
@@ -143,7 +148,7 @@ def fold_notes(
 
 
 def read_folds(
-    source: Source,
+    source: TableLike,
     ids: Sequence[str],
     id_column: str | None = None,
     *,
@@ -242,3 +247,63 @@ def _coverage_problems(fold_of: dict[str, int], ids: Sequence[str], optional: se
             f"folds are numbered from 0 without gaps, up to {max(used)} here: no row has fold {shorten(gaps)}."
         )
     return problems
+
+
+def make_folds(recipe: Recipe, data: Dataset, fold_table: TableLike | None = None) -> np.ndarray:
+    """The fold of every training row, ndarray of shape (n_samples,), int64: read from a table, by the split column, or
+    stratified. Rows that are only trained on have fold -1."""
+    assert data.labels is not None
+    if fold_table is not None:
+        if data.held_out is not None:
+            raise RecipeError("A table of folds and data.split_column both say which rows are held out: give one.")
+        id_name, sampled = data.columns.id if data.columns else None, recipe.data.max_rows is not None
+        return read_folds(fold_table, data.ids, id_name, extra=data.extra, sampled=sampled)
+    if data.held_out is not None:
+        return np.where(data.held_out, 0, -1).astype(np.int64)
+    own = ~data.extra
+    fold = np.full(len(data), -1, dtype=np.int64)
+    fold[own] = stratified_folds(
+        data.labels[own], data.groups[own], recipe.cv.n_splits, recipe.cv.random_state, task=recipe.task
+    )
+    return fold
+
+
+def chosen_folds(fold: np.ndarray, folds: Sequence[int] | None = None) -> list[int]:
+    """The folds that are asked for, or all that hold rows out. Raises RecipeError for one that there is not."""
+    numbers = sorted({int(f) for f in fold if f >= 0})
+    unknown = sorted(set(folds or ()) - set(numbers))
+    if unknown:
+        raise RecipeError(
+            f"--folds: there is no fold {unknown[0]}; this run has the folds {numbers[0]} to {numbers[-1]}."
+        )
+    return numbers if folds is None else list(dict.fromkeys(folds))
+
+
+def check_rows(data: Dataset, fold: np.ndarray) -> None:
+    """Refuse folds of which nothing can be scored, or from which nothing can be learnt."""
+    if len(np.unique(data.groups[fold >= 0])) < 2:
+        raise DataError(
+            f"{data.source}: the held-out rows are one row, or stay together as one (identical texts, or one value of "
+            "data.group_column). Scores need two at least."
+        )
+    if data.row_weight is None:
+        return
+    for number in np.unique(fold[fold >= 0]).tolist():
+        if not data.row_weight[fold != number].any():
+            raise DataError(
+                f"{data.source}: all rows that fold {number} is trained on weigh 0 in data.weight_column "
+                f"'{data.columns.weight if data.columns else None}'."
+            )
+
+
+def held_apart(
+    fold: np.ndarray, y_true: np.ndarray, groups: np.ndarray, recipe: Recipe
+) -> tuple[Literal["folds", "parts"], np.ndarray]:
+    """What thresholds are tuned across, and where each scored row lies in it, ndarray of shape (n_rows,), int64.
+
+    Folds; or, where all rows are of one fold, five stratified parts of them. Iterative stratification for classes too:
+    it divides any rows, however few of a class were held out.
+    """
+    if len(np.unique(fold)) > 1:
+        return "folds", fold
+    return "parts", stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)

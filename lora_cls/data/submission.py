@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from lora_cls.data.columns import id_header, sample_id_column
-from lora_cls.data.table import Source, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.files import whole_file
 from lora_cls.recipe import Task
 
 
 def read_sample_submission(
-    source: Source,
+    source: TableLike,
     test_ids: Sequence[str],
     label_names: Sequence[str],
     id_column: str | None = None,

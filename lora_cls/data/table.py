@@ -19,7 +19,7 @@ import pandas as pd
 
 from lora_cls.errors import DataError, did_you_mean, shorten
 
-Source: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
+TableLike: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
 
 FILE_LINE = "file line"
 """Name of the index of a table read from a text file: the line on which each row starts (quoted texts span lines)."""
@@ -35,7 +35,7 @@ def table_path(source: str | os.PathLike[str]) -> Path:
     return SAMPLE / text.removeprefix("sample:") if text.startswith("sample:") else Path(text).expanduser()
 
 
-def read_table(source: Source, *, name: str = "the DataFrame") -> pd.DataFrame:
+def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFrame:
     """Read a table without interpreting its values.
 
     Parameters

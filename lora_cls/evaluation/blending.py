@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import BoolArray, FloatArray, as_binary, as_scores
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores
 from lora_cls.evaluation.decisions import ClassDecisions, Decisions
 from lora_cls.evaluation.metrics import macro_f1
 from lora_cls.evaluation.probabilities import logit

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
 from lora_cls.evaluation.decisions import ClassDecisions, Decisions
 
 Calibration = Literal["temperature", "isotonic"]

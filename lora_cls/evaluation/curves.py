@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import FloatArray, as_binary, as_scores, same_shape
+from lora_cls.evaluation.arrays import FloatArray, as_binary, as_scores, same_shape
 
 DIGITS = 6
 """Significant digits of a threshold that is offered: enough to tell apart nearly all scores, and short to write."""

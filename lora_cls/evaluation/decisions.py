@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import FloatArray, as_binary, as_scores, same_shape
+from lora_cls.evaluation.arrays import FloatArray, as_binary, as_scores, same_shape
 from lora_cls.evaluation.metrics import macro_f1
 from lora_cls.evaluation.probabilities import (
     PieceCombination,

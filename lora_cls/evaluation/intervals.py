@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import BoolArray, FloatArray, as_binary, as_row_keys, same_shape
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, same_shape
 
 _CHUNK_BYTES = 64 * 2**20
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import as_binary, as_scores, same_shape
+from lora_cls.evaluation.arrays import as_binary, as_scores, same_shape
 
 IntArray = npt.NDArray[np.int64]
 

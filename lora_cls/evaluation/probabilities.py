@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import FloatArray, as_scores
+from lora_cls.evaluation.arrays import FloatArray, as_scores
 
 PieceCombination = Literal["mean_logit", "mean_proba", "max"]
 Combination = Literal["mean_proba", "mean_logit", "vote"]

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation._arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
 
 Strategy = Literal["per_label", "global", "fixed"]
 

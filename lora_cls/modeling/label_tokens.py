@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_cls.data.tokens import plain_ids
 from lora_cls.errors import BackboneError
 from lora_cls.modeling.source import Source
+from lora_cls.text.tokens import plain_ids
 
 LM_HEAD = "lm_head.weight"
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_cls.data.tokens import pad
 from lora_cls.errors import BackboneError
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, pool
 from lora_cls.modeling.layers import find_layers
+from lora_cls.text.tokens import pad
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the greatest value
 

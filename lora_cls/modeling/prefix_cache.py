@@ -29,10 +29,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lora_cls.data.tokens import Tokens
 from lora_cls.files import whole_file
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.prefix import Prefix
+from lora_cls.text.tokens import Tokens
 
 STRETCH_BYTES = 128 * 2**20
 SPARE_BYTES = 2 * 2**30  # of a disk, left alone

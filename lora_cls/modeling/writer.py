@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_cls.data.tokens import pad
 from lora_cls.modeling.adapter import adapt
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import Recipe
+from lora_cls.text.tokens import pad
 
 VOCABULARY_CHUNK = 32768  # rows of the output embedding that are held in fp32 at a time
 

@@ -8,20 +8,16 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from lora_cls.data.prompts import head_prompt
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe, Task
+from lora_cls.report.sentences import KINDS, base_name, score_sentence
 from lora_cls.runs import RunFolder
+from lora_cls.text.prompts import head_prompt
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-KINDS: dict[Task, str] = {
-    "multi_label": "Multi-label",
-    "single_label": "Single-label (one class per text)",
-    "binary": "Binary",
-}
 POOLING = {
     "last_token": """index = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)  # the last real token
     pooled = hidden[torch.arange(len(hidden)), index].float()""",
@@ -120,16 +116,6 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
     )
 
 
-def base_name(recipe: Recipe) -> str:
-    """What a run's models stand on, in words."""
-    if recipe.blend is not None:
-        return f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
-    if recipe.backbone is None:
-        return "TF-IDF and logistic regression"
-    depth, name = recipe.backbone.num_hidden_layers, recipe.backbone.name_or_path
-    return name if depth is None else f"the lowest {depth} layers of {name}"
-
-
 def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
     recipe, info = run.recipe, run.info
     lines = [
@@ -173,41 +159,6 @@ def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def score_sentence(metrics: dict[str, Any]) -> str:
-    """The score in one sentence, with its interval and everything that qualifies it."""
-    scores, strategy = metrics["cross_fitted"], metrics["strategy"]
-    classes = metrics["task"] == "single_label"
-    if strategy == "argmax":
-        how = "the most probable class"
-    elif strategy == "fixed":
-        how = "fixed thresholds"
-    else:
-        how = "classes weighted as tuned on the other folds" if classes else "thresholds tuned on the other folds"
-        if scores["over"] == "parts":
-            what = "weights of the classes" if classes else "thresholds"
-            how = f"{what} for each of {scores['n_parts']} parts of them tuned on the other parts"
-    low, high = scores["macro_f1_interval"]["low"], scores["macro_f1_interval"]["high"]
-    rows = metrics["rows_scored"]
-    where = f"out of fold on {rows} rows" if metrics["n_splits"] > 1 else f"on {rows} held-out rows"
-    name = "F1 of the positive class" if metrics["task"] == "binary" else "Macro-F1"
-    sentence = (
-        f"{name} {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
-        f"{how}; untuned {metrics['untuned']['macro_f1']:.4f}."
-    )
-    if classes:
-        sentence += f" Accuracy {scores['accuracy']:.4f}, untuned {metrics['untuned']['accuracy']:.4f}."
-    finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
-    if finished < n_splits:
-        sentence += f" Partial: {finished} of {n_splits} folds."
-    if metrics.get("unparsable_answers"):
-        sentence += f" {metrics['unparsable_answers']} of {metrics['answers']} answers could not be read as labels."
-    if metrics["epochs_pending"]:
-        sentence += " Of the last epoch so far: epochs are chosen when all folds are done."
-    if metrics["optimistic"]:
-        sentence += " OPTIMISTIC: the epoch was chosen on the rows that are scored (train.select: scored_fold)."
-    return sentence
 
 
 def _probabilities(task: Task | None) -> str:
@@ -364,7 +315,7 @@ print(logits(["a text", "another, longer text"]))"""
 
 
 def _reading(recipe: Recipe, label_names: Sequence[str]) -> str:
-    """Code of `read(text)`, the ids that `lora_cls.data.tokens.encode` makes of a text; for chunks a list of them."""
+    """Code of `read(text)`, the ids that `lora_cls.text.tokens.encode` makes of a text; for chunks a list of them."""
     data = recipe.data
     prompt = head_prompt(recipe.head, label_names)
     before, _, after = (prompt or "{text}").partition("{text}")

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
-from rich.text import Text
 
-from lora_cls.analysis.compare import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.errors import RunError
+from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import write_bytes, write_csv
-from lora_cls.report.text import _console, _plain
+from lora_cls.report.sentences import interval_text
 
 Cells = list[list[str]]
 HEADER = (
@@ -70,9 +68,9 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
 
 def markdown(found: Comparison, picture: str = "compare.svg") -> str:
     """The comparison as Markdown; `picture` is the path of the figure, seen from the file."""
-    lines = [f"{_where(found)}, {len(found.label_names)} labels.", ""]
-    lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in _cells(found)])
-    lines += ["", *(_escaped(_seeds_sentence(seeds)) for seeds in found.seeds)]
+    lines = [f"{where_scored(found)}, {len(found.label_names)} labels.", ""]
+    lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in comparison_cells(found)])
+    lines += ["", *(_escaped(seeds_sentence(seeds)) for seeds in found.seeds)]
     lines += [""] if found.seeds else []
     cells = []
     for j, label in enumerate(found.label_names):
@@ -103,7 +101,7 @@ def csv_table(found: Comparison) -> pd.DataFrame:
 
 def html(found: Comparison, picture: str) -> str:
     """One page without any other file: tables and the figure."""
-    cells = _cells(found)
+    cells = comparison_cells(found)
     per_label = []
     for j, label in enumerate(found.label_names):
         winners = found.winners(j)
@@ -114,9 +112,9 @@ def html(found: Comparison, picture: str) -> str:
     svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
     body = [
         "<h1>Runs compared</h1>",
-        f"<p>{_where(found)}, {len(found.label_names)} labels.</p>",
+        f"<p>{where_scored(found)}, {len(found.label_names)} labels.</p>",
         _html_table([HEADER[i] for i in SCORES], [[(row[i], "name" * (i == 1)) for i in SCORES] for row in cells]),
-        *(f"<p>{escape(_seeds_sentence(seeds))}</p>" for seeds in found.seeds),
+        *(f"<p>{escape(seeds_sentence(seeds))}</p>" for seeds in found.seeds),
         f'<div class="wide">{svg}</div>',
         "<h2>Cost</h2>",
         _html_table(
@@ -220,118 +218,7 @@ def _free_places(ends: Sequence[np.ndarray]) -> list[tuple[float, float]]:
     return places
 
 
-def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
-    """The table, F1 per label, and the paths of the files."""
-    console = _console()
-    say = _plain(console)
-    cells = _cells(found)
-    for title, columns in ((_where(found), SCORES), ("Cost", COST)):
-        table = Table(title=title)
-        for i in columns:
-            table.add_column(HEADER[i], justify="left" if i < 3 else "right", no_wrap=i == 1, overflow="fold")
-        for row in cells:
-            table.add_row(*(Text(row[i]) for i in columns))
-        console.print(table)
-    labels = Table(title="F1 of each label, by the number of the run")
-    for i, name in enumerate(("label", *(str(k + 1) for k in range(len(found.runs))))):
-        labels.add_column(name, justify="left" if i == 0 else "right")
-    for j, label in enumerate(found.label_names):
-        winners = found.winners(j)
-        values = [Text(f"{run.f1[j]:.3f}", style="bold" if run.name in winners else "") for run in found.runs]
-        labels.add_row(Text(label), *values)
-    console.print(labels)
-    for seeds in found.seeds:
-        say(_seeds_sentence(seeds))
-    say(f"{NOTE}\n{COST_NOTE}\n")
-    for file in files:
-        say(str(file))
-
-
-def print_blend(told: dict[str, Any]) -> None:
-    """Every way of blending with its gain, and what each run adds."""
-    console = _console()
-    say = _plain(console)
-    for header, rows in (blend_ways(told), blend_runs(told)):
-        table = Table()
-        for i, name in enumerate(header):
-            table.add_column(name, justify="right" if 0 < i < len(header) - 1 else "left")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
-    say(gain_sentence(told))
-    say(told["note"])
-
-
-def blend_ways(told: dict[str, Any]) -> tuple[list[str], Cells]:
-    """Header and rows: every way, its score and its paired gain over the best single run."""
-    rows = [
-        [
-            f"{way['how']}{' (written)' if way['how'] == told['how'] else ''}",
-            _interval(way["macro_f1_interval"]),
-            _interval(way["gain_over_best"], "+"),
-            _mark(way["gain_over_best"], "no gain shown"),
-        ]
-        for way in told["ways"]
-    ]
-    return ["way", "macro-F1 (95 %)", f"gain over {told['best_single']} (95 %)", ""], rows
-
-
-def blend_runs(told: dict[str, Any]) -> tuple[list[str], Cells]:
-    """Header and rows: every run alone, and what the chosen blend has over the same blend without it."""
-    rows = [
-        [
-            run["name"],
-            f"{run['macro_f1']:.4f}",
-            _interval(run["adds"], "+"),
-            _mark(run["adds"], "adds nothing that shows"),
-        ]
-        for run in told["runs"]
-    ]
-    return ["run", "macro-F1 alone", f"adds to {told['how']} (95 %)", ""], rows
-
-
-def _mark(gain: dict[str, Any], within_chance: str) -> str:
-    return "" if gain["low"] > 0 else "worse" if gain["high"] < 0 else within_chance
-
-
-def gain_sentence(told: dict[str, Any]) -> str:
-    """What the written way gains, with a warning where that is within chance."""
-    gain = next(way["gain_over_best"] for way in told["ways"] if way["how"] == told["how"])
-    sentence = (
-        f"Blended by {told['how']}, {len(told['runs'])} runs gain {gain['estimate']:+.4f} macro-F1 over "
-        f"{told['best_single']} alone (95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})."
-    )
-    if gain["high"] < 0:
-        return f"{sentence} WARNING: the blend is worse than that run."
-    if gain["low"] <= 0:
-        return f"{sentence} WARNING: the interval includes zero: these rows show no gain."
-    return sentence
-
-
-def print_calibration(found: dict[str, Any]) -> None:
-    """Brier score and calibration error before and after, per label."""
-    console = _console()
-    say = _plain(console)
-    over = "parts" if "parts" in found else "folds"
-    table = Table(title=f"Calibration by {found['how']}, each of the {over} by the map of the others")
-    table.add_column("label")
-    for name in ("Brier", "after", "calibration error", "after"):
-        table.add_column(name, justify="right")
-    keys = [f"{key}_{when}" for key in ("brier", "expected_calibration_error") for when in ("before", "after")]
-    for row in found["per_label"]:
-        table.add_row(Text(row["label"]), *(f"{row[key]:.4f}" for key in keys))
-    before, after = found["before"], found["after"]
-    means = [part[key] for key in ("brier", "expected_calibration_error") for part in (before, after)]
-    table.add_row("mean", *(f"{value:.4f}" for value in means), end_section=True)
-    console.print(table)
-    say(
-        f"Expected calibration error over {found['bins']} bins of equal width. Macro-F1 {before['macro_f1']:.4f}, with "
-        f"thresholds tuned again on the calibrated probabilities {after['macro_f1']:.4f}: calibration is for those who "
-        "read probabilities, not for the submission, which stays as it is."
-    )
-
-
-def _cells(found: Comparison) -> Cells:
+def comparison_cells(found: Comparison) -> Cells:
     rows = []
     for number, run in enumerate(found.runs, start=1):
         gap = "best" if run.difference is None else _sign_cell(run)
@@ -342,7 +229,7 @@ def _cells(found: Comparison) -> Cells:
                 str(number),
                 name,
                 run.recipe,
-                _interval(vars(run.score)),
+                interval_text(vars(run.score)),
                 f"{run.untuned:.4f}",
                 gap,
                 "-" if minutes is None else f"{minutes:.1f}" if minutes >= 0.1 else f"{minutes:.3f}",
@@ -359,7 +246,7 @@ def _numbered(found: Comparison) -> list[str]:
     return [f"{number} {run.name}" for number, run in enumerate(found.runs, start=1)]
 
 
-def _where(found: Comparison) -> str:
+def where_scored(found: Comparison) -> str:
     if found.over == "parts":
         return f"{found.n_rows} held-out rows of one fold, cross-fitted over {found.n_parts} parts of them"
     return f"{found.n_rows} rows, {found.n_folds} folds"
@@ -367,18 +254,14 @@ def _where(found: Comparison) -> str:
 
 def _sign_cell(run: Compared) -> str:
     assert run.difference is not None
-    return _interval(vars(run.difference), "+") + ("" if run.difference.high < 0 else " (not shown to be worse)")
+    return interval_text(vars(run.difference), "+") + ("" if run.difference.high < 0 else " (not shown to be worse)")
 
 
-def _seeds_sentence(seeds: Seeds) -> str:
+def seeds_sentence(seeds: Seeds) -> str:
     return (
         f"{len(seeds.names)} seeds of one recipe ({', '.join(seeds.names)}): mean {seeds.mean:.4f}, standard deviation "
         f"{seeds.sd:.4f}, from {seeds.low:.4f} to {seeds.high:.4f}."
     )
-
-
-def _interval(values: dict[str, Any], sign: str = "") -> str:
-    return f"{values['estimate']:{sign}.4f} [{values['low']:{sign}.4f}, {values['high']:{sign}.4f}]"
 
 
 def _markdown_table(header: Sequence[str], rows: Cells) -> list[str]:

@@ -12,16 +12,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.analysis.tune import held_apart
 from lora_cls.data import Dataset
+from lora_cls.data.folds import held_apart
 from lora_cls.data.summary import length_summary
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Decisions, f1_scores, macro_f1
 from lora_cls.evaluation.curves import reliability, score_histogram, threshold_counts
 from lora_cls.evaluation.mistakes import co_occurrence, confident_mistakes, confusion, label_doubts, taken_for
-from lora_cls.report.card import KINDS, base_name, score_sentence
-from lora_cls.report.comparison import blend_runs, blend_ways, gain_sentence
-from lora_cls.report.text import PHASES
+from lora_cls.report.sentences import (
+    COMBINE,
+    KINDS,
+    PHASES,
+    base_name,
+    blend_runs,
+    blend_ways,
+    gain_sentence,
+    score_sentence,
+)
 from lora_cls.runs import RunFolder, read_json
 
 N_THRESHOLDS = 16_000
@@ -33,11 +40,6 @@ N_PAIRS, N_PAIR_EXAMPLES, N_DOUBTS = 12, 3, 40
 MAX_MATRIX = 40
 """Labels in a matrix of labels against labels; the most frequent ones."""
 TEXT_LENGTH = 400
-COMBINE = {
-    "mean_proba": "the mean of their probabilities",
-    "mean_logit": "the mean of their log-odds",
-    "vote": "by vote",
-}
 
 
 @dataclass(frozen=True, eq=False)

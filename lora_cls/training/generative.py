@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from lora_cls.data import Dataset
-from lora_cls.data.tokens import Frame, Tokens, encode, pad
 from lora_cls.errors import RecipeError, TrainingError
 from lora_cls.files import write_csv
-from lora_cls.modeling.answers import Context, LabelAnswers, answer_format
-from lora_cls.modeling.chat import Chat
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.writer import LabelWriter, build_writer
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
+from lora_cls.text.answers import Context, LabelAnswers, answer_format
+from lora_cls.text.chat import Chat
+from lora_cls.text.tokens import Frame, Tokens, encode, pad
 from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress
 from lora_cls.training.transformer import TransformerLearner

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from lora_cls.data.tokens import Tokens
 from lora_cls.modeling.adapter import trainable_head
 from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.text.tokens import Tokens
 from lora_cls.training.batches import EvalBatches
 
 START_ROWS = 1024  # enough for a mean and an AUC, and less than a minute's reading

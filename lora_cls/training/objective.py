@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_cls.data.tokens import Tokens
 from lora_cls.recipe import Recipe
+from lora_cls.text.tokens import Tokens
 from lora_cls.training.losses import training_loss
 
 

@@ -10,9 +10,6 @@ import numpy as np
 import torch
 
 from lora_cls.data import Dataset
-from lora_cls.data.prompts import label_words, recipe_frame
-from lora_cls.data.token_cache import TokenCache
-from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.errors import BackboneError, TrainingError
 from lora_cls.evaluation import decisions_for, macro_f1
 from lora_cls.files import write_array
@@ -34,6 +31,9 @@ from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
+from lora_cls.text.prompts import label_words, recipe_frame
+from lora_cls.text.token_cache import TokenCache
+from lora_cls.text.tokens import Frame, Tokens, encode, long_text_note, pad_token_id
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.label_start import START_ROWS, LabelStart, read_pooled
 from lora_cls.training.learner import FoldResult

@@ -208,7 +208,7 @@ def test_more_folds_than_rows(run, files):
 
 def test_no_training_table(run, files, monkeypatch):
     """A run without a training table says how to give one."""
-    from lora_cls.cross_validation import cross_validate
+    from lora_cls.commands.cross_validation import cross_validate
     from lora_cls.errors import RecipeError
 
     with pytest.raises(RecipeError, match="give --train FILE"):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lora_cls.data.tokens import pad
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.precision import DTYPES
 from lora_cls.recipe import load_recipe
+from lora_cls.text.tokens import pad
 from lora_cls.training.checkpoint import trainable
 
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ from torch import nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_cls.data.tokens import pad
 from lora_cls.errors import BackboneError, RunError
 from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model, target_pattern
 from lora_cls.modeling.classifier import pool
 from lora_cls.modeling.loading import load_tokenizer
 from lora_cls.recipe import Lora, Loss
 from lora_cls.report.card import snippet
+from lora_cls.text.tokens import pad
 from lora_cls.training.checkpoint import trainable
 from lora_cls.training.losses import training_loss
 

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from benchmarks.configurations import CONFIGURATIONS
-from lora_cls.data.tokens import pad
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.modeling.layers import find_layers
 from lora_cls.modeling.loading import depth_options, load_base, load_config
 from lora_cls.modeling.source import find_source
 from lora_cls.recipe import load_recipe
+from lora_cls.text.tokens import pad
 
 CPU = torch.device("cpu")
 KINDS = [*sorted({kind for kind, _ in CONFIGURATIONS.values()}), "BloomConfig", "GPT2Config", "MPNetConfig"]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier
 from lora_cls.data import load_train
-from lora_cls.data.prompts import head_prompt, label_words
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.modeling.adapter import build_model, load_model_weights, save_model, trainable_head
 from lora_cls.modeling.label_tokens import (
@@ -20,9 +20,9 @@ from lora_cls.modeling.label_tokens import (
 )
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.modeling.source import find_source
-from lora_cls.prediction import Classifier
 from lora_cls.recipe import Head, load_recipe
 from lora_cls.runs import FoldFolder
+from lora_cls.text.prompts import head_prompt, label_words
 from lora_cls.training.losses import pos_weight
 from lora_cls.training.transformer import TransformerLearner
 

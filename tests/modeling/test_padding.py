@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_cls.data.tokens import encode, pad, pad_token_id
 from lora_cls.modeling.classifier import pool
 from lora_cls.modeling.loading import load_tokenizer
 from lora_cls.recipe import Data
+from lora_cls.text.tokens import encode, pad, pad_token_id
 
 TEXTS = [
     "happy",

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from lora_cls.data.tokens import Tokens
 from lora_cls.modeling import prefix_cache
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
+from lora_cls.text.tokens import Tokens
 
 LENGTHS = [6, 21, 14, 9, 3, 17, 12, 8]
 TOKEN_BYTES = 64 * 4
@@ -367,7 +367,7 @@ import numpy as np
 import torch
 
 torch.set_num_threads(1)
-from lora_cls.data.tokens import Tokens
+from lora_cls.text.tokens import Tokens
 from lora_cls.modeling import prefix_cache
 from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base

@@ -11,11 +11,11 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from torch import nn
 
-from lora_cls.data.tokens import pad
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.precision import DTYPES
 from lora_cls.recipe import Loss
+from lora_cls.text.tokens import pad
 from lora_cls.training.checkpoint import trainable
 from lora_cls.training.losses import training_loss
 

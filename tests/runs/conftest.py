@@ -60,7 +60,7 @@ def finished(tmp_path_factory, train, test, sample, tfidf_recipe, small_recipe):
     def make(kind):
         if kind in made:
             return made[kind]
-        from lora_cls.cross_validation import cross_validate
+        from lora_cls.commands.cross_validation import cross_validate
 
         folder = tmp_path_factory.mktemp(kind)
         if kind == "tfidf":

@@ -4,14 +4,14 @@ import shutil
 
 import pytest
 
-from lora_cls.analysis.blend import blend
+from lora_cls.commands.blend import blend
 from lora_cls.errors import RunError
 
 
 @pytest.fixture(scope="module")
 def pair(finished, train, test, sample, tfidf_recipe, tmp_path_factory):
     """Two classical runs on the same folds, with test rows and a sample submission."""
-    from lora_cls.cross_validation import cross_validate
+    from lora_cls.commands.cross_validation import cross_validate
 
     first = finished("tfidf")
     recipe = tfidf_recipe(tfidf={"min_df": 1, "C": 0.05, "char_ngram_range": [1, 2]})
@@ -27,7 +27,7 @@ def test_predict_as_in_the_run(pair, test, tmp_path, how):
     import pandas as pd
 
     from lora_cls import Classifier
-    from lora_cls.prediction import predict_file
+    from lora_cls.commands.predict import predict_file
 
     run = blend([one.path for one in pair], tmp_path / "blend", how)
     predict_file(run, test, tmp_path / "new", sample_submission=run.sample_submission)
@@ -41,7 +41,7 @@ def test_predict_as_in_the_run(pair, test, tmp_path, how):
 def test_runs_that_are_gone(pair, tmp_path):
     """A blend whose run was deleted says which; its scores can still be tuned."""
     from lora_cls import Classifier
-    from lora_cls.analysis.tune import tune
+    from lora_cls.commands.tune import tune
 
     for one in pair:
         shutil.copytree(one.path, tmp_path / one.path.name)

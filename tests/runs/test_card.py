@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from lora_cls.report.card import score_sentence
+from lora_cls.report.sentences import score_sentence
 
 TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
 KINDS = ["bert", "llama", "gemma3"]

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from lora_cls import cross_validation
-from lora_cls.cross_validation import cross_validate
-from lora_cls.data import token_cache
-from lora_cls.report.text import print_run
+from lora_cls.commands import cross_validation
+from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.runs import RunFolder
+from lora_cls.terminal import print_run
+from lora_cls.text import token_cache
 
 PHASES = {"load", "tokenize", "prefix", "train", "score", "predict", "save", "tune"}
 
@@ -96,7 +96,7 @@ def test_nothing_left_to_train(finished, copy_of, train, test):
 
 def test_prediction_says_its_speed(finished, test, tmp_path, capsys):
     """`predict` ends with rows per second, loading left out."""
-    from lora_cls.prediction import predict_file
+    from lora_cls.commands.predict import predict_file
 
     for kind in ("llama", "tfidf"):
         run = finished(kind)

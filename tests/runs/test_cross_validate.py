@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.data import load_train
 from lora_cls.errors import DataError, RunError
 from lora_cls.evaluation import apply_thresholds, corrected_probabilities, macro_f1
@@ -298,7 +298,7 @@ def test_select(small_recipe, train, test, tmp_path, select):
 
 def test_epoch_chosen_by_the_other_folds(small_recipe, train, test, tmp_path, monkeypatch):
     """`cross_fitted` keeps, for each fold, the answers and the adapter of the epoch that is best on the other folds."""
-    import lora_cls.cross_validation as module
+    import lora_cls.commands.cross_validation as module
 
     before = {}
 

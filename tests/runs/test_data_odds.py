@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.checking import check
-from lora_cls.cross_validation import cross_validate, refit
+from lora_cls.commands.check import check
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import predict_file
+from lora_cls.commands.refit import refit
 from lora_cls.data import read_table
 from lora_cls.errors import DataError, RecipeError, RunError
-from lora_cls.prediction import predict_file
 from lora_cls.recipe import load_recipe
 from lora_cls.runs import RunFolder
 

@@ -15,9 +15,9 @@ import pytest
 import transformers
 
 from lora_cls import recipe as recipes
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier
 from lora_cls.errors import RunError
-from lora_cls.prediction import Classifier
 from lora_cls.recipe import load_recipe
 
 FILES = sorted(recipes.SHIPPED.rglob("*.yaml"))

@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lora_cls.cross_validation import cross_validate, refit
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.export import export
+from lora_cls.commands.predict import Classifier, predict_file
+from lora_cls.commands.refit import refit
 from lora_cls.errors import BackboneError, DataError, RecipeError, RunError
-from lora_cls.exporting import export
-from lora_cls.prediction import Classifier, predict_file
 from lora_cls.runs import RunFolder, read_json
 from lora_cls.training.learner import make_learner
 
@@ -83,9 +84,9 @@ def test_equals_the_dense_mean(lora_run, exports):
             if hasattr(module, "get_delta_weight"):
                 deltas[name] = deltas.get(name, 0) + module.get_delta_weight("default").detach() / 2
         heads.append({k: v.clone() for k, v in model.base.score.modules_to_save["default"].state_dict().items()})
-    from lora_cls.data.tokens import pad
     from lora_cls.modeling.classifier import SequenceClassifier
     from lora_cls.modeling.loading import load_base
+    from lora_cls.text.tokens import pad
 
     base = load_base(lora_run.recipe.backbone, None, torch.float32, torch.device("cpu"))
     for name, delta in deltas.items():

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.checking import check
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.check import check
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier
 from lora_cls.evaluation import combine_pieces
-from lora_cls.prediction import Classifier
 from lora_cls.runs import read_array
 from lora_cls.training import transformer
 from lora_cls.training.objective import ClassificationObjective
@@ -124,7 +124,7 @@ def test_each_document_is_scored_once(chunked, documents):
 
 def test_cost_is_named(chunked, short, documents, capsys):
     """The run and `check` say how many texts are longer, in how many pieces they are read, and that time grows."""
-    from lora_cls.report.text import print_check, print_run
+    from lora_cls.terminal import print_check, print_run
 
     run, seen, learner = chunked
     per_fold = [len(pieces) for pieces in seen]

@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 from scipy.special import log_softmax, softmax
 
-from lora_cls.cross_validation import cross_validate, refit
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import predict_file
+from lora_cls.commands.refit import refit
 from lora_cls.data import load_train, stratified_folds
 from lora_cls.errors import DataError, RecipeError
 from lora_cls.evaluation import decisions_for, macro_f1
-from lora_cls.prediction import predict_file
 from lora_cls.recipe import load_recipe
-from lora_cls.report.text import print_run
+from lora_cls.terminal import print_run
 from lora_cls.training.losses import pos_weight
 
 NAMES = ["joy", "anger", "fear"]

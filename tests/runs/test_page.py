@@ -15,12 +15,12 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_score
 
 from lora_cls.cli import app
-from lora_cls.cross_validation import cross_validate, training_data
+from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.errors import RunError
-from lora_cls.report.card import score_sentence
 from lora_cls.report.content import page_content
 from lora_cls.report.page import render, write_page
-from lora_cls.runs import RunFolder
+from lora_cls.report.sentences import score_sentence
+from lora_cls.runs import RunFolder, training_data
 
 HOSTILE = [
     "<script>window.harmed = 1</script>",
@@ -267,7 +267,7 @@ def test_large_parts_are_sampled_and_say_so(tmp_path):
 
 def folder_of(path, names, y_true, logits):
     """A finished run folder of two folds with the given out-of-fold logits, without any training."""
-    from lora_cls.analysis.tune import tune
+    from lora_cls.commands.tune import tune
     from lora_cls.data.dataset import Dataset
     from lora_cls.files import write_array, write_json
     from lora_cls.recipe import load_recipe

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score
 
-from lora_cls.cross_validation import cross_validate, training_data
+from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.report.page import write_page
+from lora_cls.runs import training_data
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lora_cls.cross_validation import cross_validate, refit
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier, predict_file
+from lora_cls.commands.refit import refit
 from lora_cls.errors import BackboneError, DataError, RunError
 from lora_cls.evaluation import apply_thresholds
-from lora_cls.prediction import Classifier, predict_file
 
 LABELS = ["joy", "anger", "fear"]
 TRANSFORMERS = ["llama", "bert", "gemma3"]

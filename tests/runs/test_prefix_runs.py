@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
-from lora_cls.prediction import Classifier
 
 LABELS = ["joy", "anger", "fear"]
 

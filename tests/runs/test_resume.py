@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.errors import RunError
 from lora_cls.recipe import load_recipe
 from lora_cls.runs import RunFolder
@@ -95,8 +95,8 @@ def test_ctrl_c(command, tmp_path):
         ("training.loop", "save_state", 1),  # the first epoch of fold 0 was lost
         ("training.loop", "save_state", 4),  # the last epoch of fold 1 was lost
         ("training.transformer", "predict_logits", 1),  # all epochs of fold 0 done, its answers not
-        ("cross_validation", "write_json", 1),  # answers of fold 0 written, fold.json not
-        ("cross_validation", "tune", 1),  # all folds done, no score
+        ("commands.cross_validation", "write_json", 1),  # answers of fold 0 written, fold.json not
+        ("commands.cross_validation", "tune", 1),  # all folds done, no score
     ],
 )
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -139,7 +139,7 @@ def test_choices_are_kept_before_training(small_recipe, train, tmp_path, monkeyp
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_stopped_while_epochs_are_chosen(small_recipe, train, test, tmp_path, results, monkeypatch, stop_at):
     """`select: cross_fitted` stopped while it takes or removes epochs chooses the same ones again."""
-    import lora_cls.cross_validation as module
+    import lora_cls.commands.epochs as module
 
     recipe = small_recipe("llama", train__select="cross_fitted", train__learning_rate=2e-2)
     whole = cross_validate(recipe, train, test, tmp_path / "whole" / "run")

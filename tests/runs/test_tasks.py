@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 from scipy.special import softmax
 
-from lora_cls.checking import check
-from lora_cls.cross_validation import cross_validate, refit
+from lora_cls.commands.check import check
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier, predict_file
+from lora_cls.commands.refit import refit
 from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import macro_f1
-from lora_cls.prediction import Classifier, predict_file
-from lora_cls.report.text import print_check, print_run
 from lora_cls.runs import RunFolder
+from lora_cls.terminal import print_check, print_run
 from lora_cls.training.learner import make_learner
 
 NAMES = ["joy", "anger", "fear"]

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.analysis.tune import recipe_settings, tune
+from lora_cls.commands.tune import recipe_settings, tune
 from lora_cls.errors import RunError
 from lora_cls.recipe import Prediction, Thresholds
 
@@ -103,7 +103,7 @@ def test_no_fold_yet(finished, copy_of):
 
 def test_prediction_remembers_the_tuning(finished, copy_of, test, tmp_path):
     """`predict` decides as the last `tune` did, so that two submissions of one run agree."""
-    from lora_cls.prediction import predict_file
+    from lora_cls.commands.predict import predict_file
 
     run = copy_of(finished("tfidf"))
     tune(run, prediction=Prediction(combine="vote", at_least_one=True))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lora_cls.data.tokens import Tokens
 from lora_cls.errors import TrainingError
 from lora_cls.recipe import Train
+from lora_cls.text.tokens import Tokens
 from lora_cls.training.batches import EvalBatches, is_out_of_memory, training_memory_error
 from lora_cls.training.loop import predict_logits
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lora_cls.checking import check
-from lora_cls.cross_validation import make_folds
+from lora_cls.commands.check import check
 from lora_cls.data import load_train
-from lora_cls.data.tokens import shuffled_batches
+from lora_cls.data.folds import make_folds
 from lora_cls.errors import RecipeError, TrainingError
-from lora_cls.report.text import print_check
+from lora_cls.terminal import print_check
+from lora_cls.text.tokens import shuffled_batches
 from lora_cls.training import estimate
 from lora_cls.training.checkpoint import snapshot
 from lora_cls.training.estimate import _Curve, _measure, estimate_run

@@ -9,18 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lora_cls.cross_validation import cross_validate
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.predict import Classifier
 from lora_cls.data import load_train
-from lora_cls.data.prompts import label_words
-from lora_cls.data.tokens import Tokens
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.evaluation import macro_f1
-from lora_cls.modeling.answers import LabelAnswers
-from lora_cls.modeling.chat import render_chat
 from lora_cls.modeling.loading import load_tokenizer
-from lora_cls.prediction import Classifier
 from lora_cls.recipe import Head, load_recipe
 from lora_cls.runs import read_csv, read_json
+from lora_cls.text.answers import LabelAnswers
+from lora_cls.text.chat import render_chat
+from lora_cls.text.prompts import label_words
+from lora_cls.text.tokens import Tokens
 from lora_cls.training.checkpoint import trainable
 from lora_cls.training.generative import AnswerObjective, GenerativeLearner
 from lora_cls.training.learner import make_learner
@@ -403,7 +403,7 @@ def test_answers_are_kept(run):
 
 def test_unparsable_answers_are_counted(tiny_recipe, table, tmp_path):
     """An untrained model babbles: its answers count as no label, are counted, and everything still works."""
-    from lora_cls.report.card import score_sentence
+    from lora_cls.report.sentences import score_sentence
 
     recipe = tiny_recipe("chat", train__num_train_epochs=1, train__learning_rate=1e-9)
     run = cross_validate(recipe, *table, tmp_path / "run")

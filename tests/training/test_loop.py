@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 from lora_cls.data import load_train
-from lora_cls.data.tokens import encode, pad_token_id, shuffled_batches
 from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
 from lora_cls.evaluation import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.recipe import Data
 from lora_cls.runs import FoldFolder
+from lora_cls.text.tokens import encode, pad_token_id, shuffled_batches
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lora_cls.data.tokens import Tokens
 from lora_cls.errors import RecipeError
 from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
+from lora_cls.text.tokens import Tokens
 from lora_cls.training.loop import make_accelerator, train_fold
 from lora_cls.training.losses import pos_weight, training_loss, validation_loss
 from lora_cls.training.objective import ClassificationObjective

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lora_cls.data.tokens import Tokens, shuffled_batches
 from lora_cls.recipe import load_recipe
+from lora_cls.text.tokens import Tokens, shuffled_batches
 from lora_cls.training.objective import ClassificationObjective
 
 RECIPE = load_recipe({"backbone": {"name_or_path": "x"}})

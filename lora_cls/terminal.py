@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -9,24 +11,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_cls.errors import shorten
-from lora_cls.report.card import score_sentence
+from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Comparison
+from lora_cls.report.comparison import COST, HEADER, SCORES, comparison_cells, seeds_sentence, where_scored
+from lora_cls.report.sentences import PHASES, REUSED, blend_runs, blend_ways, gain_sentence, score_sentence
 from lora_cls.runs import RunFolder, read_json
 
 if TYPE_CHECKING:
-    from lora_cls.checking import Check
+    from lora_cls.commands.check import Check
     from lora_cls.training.estimate import Estimate
-
-PHASES = {
-    "load": "loading",
-    "tokenize": "tokenizing",
-    "prefix": "lower layers (once)",
-    "train": "training",
-    "score": "choosing among epochs",
-    "predict": "prediction",
-    "save": "writing",
-    "tune": "thresholds and scores",
-}
-REUSED = {"token_ids": "token ids of {} texts", "hidden_states": "lower layers' hidden states of {} texts"}
 
 
 def print_run(run: RunFolder) -> None:
@@ -168,6 +160,71 @@ def print_export(exported: RunFolder) -> None:
     say(
         f"How to load it without lora_cls: {exported.path / 'README.md'}\n"
         f"Or: lora-cls predict {exported.path} --input FILE"
+    )
+
+
+def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
+    """The table, F1 per label, and the paths of the files."""
+    console = _console()
+    say = _plain(console)
+    cells = comparison_cells(found)
+    for title, columns in ((where_scored(found), SCORES), ("Cost", COST)):
+        table = Table(title=title)
+        for i in columns:
+            table.add_column(HEADER[i], justify="left" if i < 3 else "right", no_wrap=i == 1, overflow="fold")
+        for row in cells:
+            table.add_row(*(Text(row[i]) for i in columns))
+        console.print(table)
+    labels = Table(title="F1 of each label, by the number of the run")
+    for i, name in enumerate(("label", *(str(k + 1) for k in range(len(found.runs))))):
+        labels.add_column(name, justify="left" if i == 0 else "right")
+    for j, label in enumerate(found.label_names):
+        winners = found.winners(j)
+        values = [Text(f"{run.f1[j]:.3f}", style="bold" if run.name in winners else "") for run in found.runs]
+        labels.add_row(Text(label), *values)
+    console.print(labels)
+    for seeds in found.seeds:
+        say(seeds_sentence(seeds))
+    say(f"{NOTE}\n{COST_NOTE}\n")
+    for file in files:
+        say(str(file))
+
+
+def print_blend(told: dict[str, Any]) -> None:
+    """Every way of blending with its gain, and what each run adds."""
+    console = _console()
+    say = _plain(console)
+    for header, rows in (blend_ways(told), blend_runs(told)):
+        table = Table()
+        for i, name in enumerate(header):
+            table.add_column(name, justify="right" if 0 < i < len(header) - 1 else "left")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+    say(gain_sentence(told))
+    say(told["note"])
+
+
+def print_calibration(found: dict[str, Any]) -> None:
+    """Brier score and calibration error before and after, per label."""
+    console = _console()
+    say = _plain(console)
+    over = "parts" if "parts" in found else "folds"
+    table = Table(title=f"Calibration by {found['how']}, each of the {over} by the map of the others")
+    table.add_column("label")
+    for name in ("Brier", "after", "calibration error", "after"):
+        table.add_column(name, justify="right")
+    keys = [f"{key}_{when}" for key in ("brier", "expected_calibration_error") for when in ("before", "after")]
+    for row in found["per_label"]:
+        table.add_row(Text(row["label"]), *(f"{row[key]:.4f}" for key in keys))
+    before, after = found["before"], found["after"]
+    means = [part[key] for key in ("brier", "expected_calibration_error") for part in (before, after)]
+    table.add_row("mean", *(f"{value:.4f}" for value in means), end_section=True)
+    console.print(table)
+    say(
+        f"Expected calibration error over {found['bins']} bins of equal width. Macro-F1 {before['macro_f1']:.4f}, with "
+        f"thresholds tuned again on the calibrated probabilities {after['macro_f1']:.4f}: calibration is for those who "
+        "read probabilities, not for the submission, which stays as it is."
     )
 
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lora_cls.data.token_cache import TokenCache
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.recipe import Data
+from lora_cls.text.token_cache import TokenCache
 
 MEGABATCH = 50  # batches that are sorted together: short padding, yet other neighbours in every epoch
 

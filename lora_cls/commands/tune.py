@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lora_cls.data import read_sample_submission, stratified_folds, write_submission
+from lora_cls.data import read_sample_submission, write_submission
+from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError
 from lora_cls.evaluation import CrossFit, Decisions, bootstrap_macro_f1, summary
 from lora_cls.files import write_csv, write_json
@@ -21,7 +22,6 @@ LEFT_OUT = (
 )
 MANY_MODELS = "The score describes one fold's model; the submission combines all folds."
 ONE_MODEL = "The score and the submission are those of the one model that was trained."
-PARTS = 5
 
 
 def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Prediction | None = None) -> dict[str, Any]:
@@ -156,19 +156,6 @@ def _fitted_proba(run: RunFolder, decisions: Decisions, part: np.ndarray) -> np.
     n_labels = len(run.label_names)
     logits = read_array(run.fitted_logits, (len(np.unique(part)), len(part), n_labels))
     return decisions.probabilities(logits, np.ones(n_labels))
-
-
-def held_apart(
-    fold: np.ndarray, y_true: np.ndarray, groups: np.ndarray, recipe: Recipe
-) -> tuple[Literal["folds", "parts"], np.ndarray]:
-    """What thresholds are tuned across, and where each scored row lies in it, ndarray of shape (n_rows,), int64.
-
-    Folds; or, where all rows are of one fold, five stratified parts of them. Iterative stratification for classes too:
-    it divides any rows, however few of a class were held out.
-    """
-    if len(np.unique(fold)) > 1:
-        return "folds", fold
-    return "parts", stratified_folds(y_true, groups, min(PARTS, len(np.unique(groups))), recipe.cv.random_state)
 
 
 def _scores(

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from lora_cls.analysis.align import AlignedRun, Rows, align
-from lora_cls.analysis.tune import cross_fit, tune
+from lora_cls.commands.align import AlignedRun, Rows, align
+from lora_cls.commands.tune import cross_fit, tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
 from lora_cls.files import write_array, write_json

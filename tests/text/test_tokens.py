@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from lora_cls.data.tokens import Frame, Tokens, encode, prompt_frame, shuffled_batches, special_frame
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.recipe import Data
+from lora_cls.text.tokens import Frame, Tokens, encode, prompt_frame, shuffled_batches, special_frame
 
 WORDS = [
     "happy",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.analysis.tune import held_apart
+from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError
 from lora_cls.evaluation import (
     Calibration,

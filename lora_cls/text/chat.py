@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lora_cls.data.tokens import Frame, plain_ids
 from lora_cls.errors import BackboneError
+from lora_cls.text.tokens import Frame, plain_ids
 
 SEVERAL = """Which of these labels apply to the text? {labels}
 Write every label that applies on a line of its own, in this order; if there is none, write: {none}

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from lora_cls.analysis.align import align
-from lora_cls.analysis.blend import blend
-from lora_cls.analysis.calibrate import calibrate
-from lora_cls.analysis.compare import compare
-from lora_cls.analysis.tune import tune
+from lora_cls.commands.align import align
+from lora_cls.commands.blend import blend
+from lora_cls.commands.calibrate import calibrate
+from lora_cls.commands.compare import compare
+from lora_cls.commands.tune import tune
 from lora_cls.errors import LoraClsError, RunError
 from lora_cls.evaluation import macro_f1
 from lora_cls.report.page import write_page

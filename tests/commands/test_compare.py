@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.analysis.compare import compare
+from lora_cls.commands.compare import compare
 from lora_cls.errors import RunError
 from lora_cls.evaluation import bootstrap_difference
 from lora_cls.report.comparison import markdown, write_comparison

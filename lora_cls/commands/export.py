@@ -6,9 +6,7 @@ file.
 
 from __future__ import annotations
 
-import shutil
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +16,15 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from lora_cls.data import Columns, Dataset, load_test, read_table
-from lora_cls.data import Source as Table
-from lora_cls.data.labels import parse_labels, parse_soft_labels
-from lora_cls.data.names import name_matrix, split_names
-from lora_cls.errors import BackboneError, DataError, RecipeError, RunError, shorten
+from lora_cls.commands.predict import Classifier
+from lora_cls.data import TableLike
+from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
 from lora_cls.files import whole_folder, write_bytes, write_json
-from lora_cls.prediction import Classifier
+from lora_cls.modeling.merging import average_weights, merge_adapters
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import snippet
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import Labelled, RunFolder, read_json
 
 To = Literal["adapter", "merged"]
 FOLDS = "the folds together"
@@ -46,7 +42,7 @@ def export(
     to: To = "adapter",
     rank: int | None = None,
     share: float | None = None,
-    score: Table | None = None,
+    score: TableLike | None = None,
     backbone: str | None = None,
     show: bool = False,
 ) -> RunFolder:
@@ -171,9 +167,9 @@ def _write(
         recipe = _with_rank(recipe, chosen)
     else:
         choices["merged_dtype"] = (
-            _average_weights(run, folder / "model", backbone)
+            average_weights(run, folder / "model", backbone)
             if recipe.lora is None
-            else _merge(run, folder / "model", backbone)
+            else merge_adapters(run, folder / "model", backbone)
         )
         choices.pop("base_sha256", None)  # of the base before
         recipe = load_recipe(recipe, {"lora": None, "quantization": None})
@@ -195,118 +191,6 @@ def _with_rank(recipe: Recipe, rank: int) -> Recipe:
     assert recipe.lora is not None
     lora = recipe.lora.model_dump(exclude={"use_rslora", "rank_pattern", "alpha_pattern"})
     return load_recipe(recipe, {"lora": lora | {"r": rank, "lora_alpha": rank}})
-
-
-def _merge(run: RunFolder, folder: Path, backbone: str | None) -> str:
-    """Add the exact mean of the updates to the base's weights, in the precision of its files; returns that."""
-    import torch
-    from peft import PeftModel
-
-    from lora_cls.modeling.adapter import save_model
-    from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
-    from lora_cls.modeling.loading import base_fingerprint, load_base, load_tokenizer
-    from lora_cls.modeling.precision import DTYPES
-    from lora_cls.modeling.source import find_source
-    from lora_cls.modeling.updates import mean_adapter
-
-    recipe, choices = run.recipe, run.info["choices"]
-    assert recipe.backbone is not None
-    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
-    base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
-    if getattr(base.config, "quantization_config", None) is not None:
-        raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
-    noted = choices.get("base_sha256")  # of a quantized base's bytes: nothing to compare
-    if noted and not recipe.quantization and base_fingerprint(base, DTYPES[choices["dtype"]]) != noted:
-        raise BackboneError(
-            f"{source.path_or_id} is not the base that this run was trained on: its weights differ. Give the same "
-            "model in the same revision with --backbone."
-        )
-    attach_head(base, len(run.label_names))
-    with TemporaryDirectory(dir=folder.parent) as scratch:
-        adapter = Path(scratch) / "adapter"
-        mean_adapter([run.fold(number).adapter for number in run.finished_folds], adapter)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
-            model = PeftModel.from_pretrained(base, str(adapter))
-        # not safe_merge: that rounds the update to the base's precision before it is added
-        merged: Any = model.merge_and_unload(safe_merge=False)
-    if not all(torch.isfinite(parameter).all() for parameter in merged.parameters()):
-        raise RunError("The merged weights are not all finite numbers. Export an adapter instead.")
-    head = getattr(merged, HEAD)
-    setattr(merged, HEAD, head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head)
-    save_model(SequenceClassifier(merged, recipe.head.pooling), folder)
-    load_tokenizer(recipe.backbone, source).save_pretrained(folder)
-    dtype: torch.dtype = merged.dtype
-    return str(dtype).removeprefix("torch.")
-
-
-def _average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
-    """The mean of fully fine-tuned models, in fp32 as they were trained."""
-    from safetensors.torch import save_file
-
-    from lora_cls.modeling.adapter import HEAD_FILE
-    from lora_cls.modeling.loading import load_tokenizer
-    from lora_cls.modeling.source import find_source
-    from lora_cls.modeling.updates import mean_weights
-
-    recipe = run.recipe
-    assert recipe.backbone is not None
-    models = [run.fold(number).model for number in run.finished_folds]
-    shutil.copytree(models[0], folder)
-    for name in ("model.safetensors", HEAD_FILE):
-        save_file(mean_weights([model / name for model in models]), folder / name, {"format": "pt"})
-    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
-    load_tokenizer(recipe.backbone, source).save_pretrained(folder)
-    return "float32"
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A labelled table that a run's models can be scored on."""
-
-    name: str
-    rows: Dataset
-    y_true: np.ndarray
-
-    @classmethod
-    def read(cls, run: RunFolder, table: Table) -> Labelled:
-        """Texts and labels, the columns as in training.
-
-        Raises
-        ------
-        DataError
-            If a column is missing, or a label is empty or unknown; names the rows.
-        """
-        data, names = run.info["data"], run.label_names
-        columns = Columns(
-            id=data["id_column"], text=data["text_columns"], labels=data["label_columns"], how="as in training"
-        )
-        frame = read_table(table, name="the labelled DataFrame")
-        rows = load_test(run.recipe.data, frame, train_columns=columns)
-        column, config = run.label_column, run.recipe.data
-        if len(np.unique(rows.groups)) < 2:
-            raise DataError(f"{rows.source}: two different texts at least are needed for a score.")
-        lacking = [name for name in ([column] if column else names) if name not in frame.columns]
-        if lacking:
-            raise DataError(f"{rows.source}: no label column {shorten(repr(name) for name in lacking)} to score by.")
-        if column is not None:
-            y_true = name_matrix(split_names(frame[column], config.label_delimiter), names)
-            if config.label_delimiter is not None:
-                y_true = np.where(y_true == -1, 0, y_true)  # an empty cell is no label
-        elif config.soft_labels:
-            y_true = np.column_stack([parse_soft_labels(frame[name]) for name in names])
-            y_true = np.where(y_true < 0, y_true, y_true >= 0.5)
-        else:
-            y_true = np.column_stack([parse_labels(frame[name]) for name in names])
-        bad = (y_true < 0).any(axis=1)
-        if bad.any():
-            ids = shorten(rows.ids[i] for i in np.flatnonzero(bad).tolist())
-            raise DataError(f"{rows.source}: labels that are missing or that the run does not know, in rows {ids}.")
-        return cls(Path(rows.source).name, rows, y_true.astype(np.int8))
-
-    @property
-    def about(self) -> dict[str, Any]:
-        return {"scored": {"table": self.name, "rows": len(self.y_true)}}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def make_run(tmp_path):
     (n_folds, n_test, n_labels)) may be given; `recipe` updates the recipe's values; `unfinished` names folds without an
     answer.
     """
-    from lora_cls.analysis.tune import tune
+    from lora_cls.commands.tune import tune
     from lora_cls.files import write_array, write_bytes, write_csv, write_json
     from lora_cls.recipe import load_recipe
     from lora_cls.runs import RunFolder

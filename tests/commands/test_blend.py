@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 from scipy.special import expit, logit
 
-from lora_cls.analysis.blend import blend
-from lora_cls.analysis.compare import compare
-from lora_cls.analysis.tune import tune
+from lora_cls.commands.blend import blend
+from lora_cls.commands.compare import compare
+from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import apply_blend, decisions_for, fit_blend
 from lora_cls.evaluation.blending import MAX_WEIGHT_ROWS
 from lora_cls.evaluation.decisions import LabelDecisions
 from lora_cls.recipe import Thresholds
-from lora_cls.report.comparison import gain_sentence
+from lora_cls.report.sentences import gain_sentence
 
 LABELS = decisions_for("multi_label", Thresholds(min_positives=1))
 CLASSES = decisions_for("single_label", Thresholds(min_positives=1))
@@ -230,7 +230,8 @@ def test_other_test_rows(make_run, problem, tmp_path):
 
 def test_refusals(three, tmp_path):
     """An existing folder, and commands that have nothing to train."""
-    from lora_cls.cross_validation import cross_validate, refit
+    from lora_cls.commands.cross_validation import cross_validate
+    from lora_cls.commands.refit import refit
 
     paths = [one.path for one in three[:2]]
     with pytest.raises(RunError, match="exists already"):

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lora_cls.data.prompts import label_words
 from lora_cls.errors import RecipeError
-from lora_cls.modeling.chat import Chat, render_chat
 from lora_cls.recipe import Recipe
+from lora_cls.text.chat import Chat, render_chat
+from lora_cls.text.prompts import label_words
 
 NONE_WORDS = ("none", "no label", "nothing")
 NEAR = 0.85  # similarity from which a misspelt label is still that label

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from lora_cls.analysis.calibrate import calibrate
+from lora_cls.commands.calibrate import calibrate
 from lora_cls.errors import RunError
 from lora_cls.evaluation import (
     apply_calibration,

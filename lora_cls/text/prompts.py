@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lora_cls.data.tokens import Frame, prompt_frame, special_frame
 from lora_cls.errors import RecipeError, did_you_mean, shorten
 from lora_cls.recipe import Head
+from lora_cls.text.tokens import Frame, prompt_frame, special_frame
 
 DEFAULT_PROMPT = "Text: {text}\nLabel:"  # naming the labels before made their scores worse: they are copied
 

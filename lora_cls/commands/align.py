@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lora_cls.analysis.tune import held_apart
+from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError, shorten
 from lora_cls.evaluation import Decisions
 from lora_cls.recipe import Prediction, Thresholds

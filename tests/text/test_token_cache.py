@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 
-from lora_cls.data import token_cache
-from lora_cls.data.token_cache import TokenCache
-from lora_cls.data.tokens import Frame, encode
 from lora_cls.errors import RunError
 from lora_cls.modeling.loading import load_tokenizer
 from lora_cls.recipe import Backbone, Data
+from lora_cls.text import token_cache
+from lora_cls.text.token_cache import TokenCache
+from lora_cls.text.tokens import Frame, encode
 
 TEXTS = ["happy dog", "", "a letter from our friend in the garden", "<s> happy \ud800 odd"]
 DATA = Data(max_length=6, long_text="chunk")
@@ -149,8 +149,8 @@ def test_a_folder_that_cannot_be_written(cache, tokenizer):
 PROCESS = """
 import sys, time
 from pathlib import Path
-from lora_cls.data import token_cache
-from lora_cls.data.tokens import Frame, encode
+from lora_cls.text import token_cache
+from lora_cls.text.tokens import Frame, encode
 from lora_cls.recipe import Data
 
 class Letters:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lora_cls.cross_validation import Tables, chosen_folds, make_folds, refuse_blend
-from lora_cls.data import Source as Table
-from lora_cls.data import fold_notes, summarize
-from lora_cls.data.prompts import recipe_frame
-from lora_cls.data.token_cache import TokenCache
-from lora_cls.data.tokens import Frame, Tokens, encode, long_text_note
+from lora_cls.commands.cross_validation import refuse_blend
+from lora_cls.data import TableLike, fold_notes, summarize
+from lora_cls.data.folds import chosen_folds, make_folds
+from lora_cls.data.tables import Tables
 from lora_cls.machine import peak_memory
 from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.text.prompts import recipe_frame
+from lora_cls.text.token_cache import TokenCache
+from lora_cls.text.tokens import Frame, Tokens, encode, long_text_note
 from lora_cls.training.selection import check_selection
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ class Check:
 
 def check(
     recipe: str | Path | Recipe,
-    train: Table | None = None,
-    test: Table | None = None,
-    sample_submission: Table | None = None,
+    train: TableLike | None = None,
+    test: TableLike | None = None,
+    sample_submission: TableLike | None = None,
     overrides: Sequence[str] = (),
-    fold_table: Table | None = None,
+    fold_table: TableLike | None = None,
     *,
-    extra_train: Table | None = None,
+    extra_train: TableLike | None = None,
     folds: Sequence[int] | None = None,
     measure: bool = True,
 ) -> Check:
@@ -146,7 +147,7 @@ def _frame(tokenizer: Any, recipe: Recipe, label_names: Sequence[str]) -> tuple[
     """What stands around each text, and the tokens that an answer behind it may take."""
     if recipe.head.kind != "generate":
         return recipe_frame(tokenizer, recipe.head, label_names), 0
-    from lora_cls.modeling.answers import answer_format
+    from lora_cls.text.answers import answer_format
 
     chat, answers = answer_format(tokenizer, recipe, label_names)
     return chat.frame(tokenizer), answers.longest

@@ -1,1 +1,0 @@
-"""What can be redone from a run folder without loading a model."""

@@ -1,0 +1,232 @@
+"""Cross-validation: folds to out-of-fold predictions to thresholds, in a run folder that can be resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_cls.commands.epochs import choose_epochs
+from lora_cls.commands.tune import tune
+from lora_cls.data import (
+    TableLike,
+    fold_notes,
+)
+from lora_cls.data.folds import check_rows, chosen_folds, make_folds
+from lora_cls.data.summary import length_summary
+from lora_cls.data.tables import Tables, table_name
+from lora_cls.errors import RecipeError, RunError
+from lora_cls.evaluation import decisions_for, macro_f1
+from lora_cls.files import write_array, write_json
+from lora_cls.machine import peak_memory, surroundings
+from lora_cls.recipe import Recipe, find_recipe, load_recipe
+from lora_cls.report.page import write_reports
+from lora_cls.runs import FoldFolder, RunFolder, read_json
+from lora_cls.training.learner import FoldResult, Learner, make_learner
+from lora_cls.training.progress import Progress
+from lora_cls.training.selection import check_selection
+
+
+def refuse_blend(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe without anything to train."""
+    if recipe.blend is not None:
+        raise RecipeError(
+            "This is the recipe of a blend, which has nothing to train: make one with lora-cls blend RUN RUN --out NEW."
+        )
+
+
+def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
+    """Overrides that keep a recipe's way and make it short; a prompt keeps the length that it was written for."""
+    data = recipe.data
+    max_length = data.max_length if recipe.head.prompt or recipe.head.kind != "linear" else min(64, data.max_length)
+    return {
+        "cv.n_splits": 2,
+        "train.num_train_epochs": 1,
+        "data.max_length": max_length,
+        "data.chunk_stride": min(data.chunk_stride, max_length // 4),
+        "data.max_chunks": min(4, data.max_chunks or 4),
+    }
+
+
+def cross_validate(
+    recipe: str | Path | Recipe,
+    train: TableLike | None = None,
+    test: TableLike | None = None,
+    out: str | Path | None = None,
+    *,
+    sample_submission: TableLike | None = None,
+    extra_train: TableLike | None = None,
+    folds: Sequence[int] | None = None,
+    fold_table: TableLike | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    smoke: bool = False,
+    show: bool = False,
+) -> RunFolder:
+    """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
+
+    Parameters
+    ----------
+    recipe : path, name of a shipped recipe, or Recipe
+    train, test, sample_submission, extra_train : files or DataFrames; those of the recipe where None
+    out : the run folder; `runs/<recipe>` where None
+    folds : numbers of the folds to run now; all where None
+    fold_table : columns id and fold, instead of making folds
+    overrides : `["lora.r=8", ...]`
+    resume : continue an existing run folder
+    smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
+    show : progress on stderr
+
+    Returns
+    -------
+    RunFolder
+        With `metrics.json`, `thresholds.json`, `oof_proba.csv` and, with test rows, `submission.csv`.
+
+    Raises
+    ------
+    LoraClsError
+        For anything the user can mend: the recipe, the data, the backbone, the folder.
+    """
+    started = time.monotonic()
+    name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
+    recipe = load_recipe(recipe, overrides)
+    path = Path(out) if out is not None else Path("runs") / name
+    refuse_blend(recipe)
+    tables = Tables(recipe, train, test, sample_submission, extra_train)
+    recipe = tables.recipe
+    fold_table = recipe.data.folds if fold_table is None else fold_table
+    if smoke:
+        tables.smoke()
+        recipe = load_recipe(recipe, _smoke_settings(recipe))
+        path = path.with_name(f"{path.name}-smoke-{datetime.now():%Y%m%d-%H%M%S}")
+        fold_table, folds = None, None
+    data = tables.train
+    assert data.labels is not None
+    resumed = resume and RunFolder.begun(path)
+    if resumed:
+        run = RunFolder(path)
+        run.check_resume(recipe, tables.fingerprints())
+        fold = run.folds["fold"].to_numpy(np.int64)
+        if fold_table is not None and (make_folds(recipe, data, fold_table) != fold).any():
+            raise RunError(f"{path} was started with other folds than those of {table_name(fold_table)}.")
+    else:
+        fold = make_folds(recipe, data, fold_table)
+    wanted = chosen_folds(fold, folds)
+    numbers = chosen_folds(fold)
+    check_selection(recipe, data, fold)
+    check_rows(data, fold)
+
+    with Progress(0, show) as progress:
+        for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
+            progress.say(note)
+        if not resumed:
+            RunFolder.refuse_existing(path)  # before minutes of loading
+        choices = run.info.get("choices") if resumed else None
+        learner = make_learner(recipe, data.label_names, data, tables.test, choices, None, progress)
+        if not resumed:
+            learner.prepare()
+            info = _info(tables) | {"choices": learner.choices, "backbone_path": learner.backbone_path}
+            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
+        spent = _Session(run, learner, started)
+        todo = [k for k in wanted if not run.fold(k).finished]
+        progress.expect(len(todo))
+        for number in todo:
+            folder = run.fold(number)
+            result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
+            complete_fold(folder, result)
+            _account(run, spent)
+            score = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))
+            optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
+            progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned{optimistic}")
+        if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
+            choose_epochs(run)
+        tuning = time.monotonic()
+        metrics = tune(run)
+        spent.tune = time.monotonic() - tuning
+        _account(run, spent)
+        run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
+        write_reports(run, metrics, progress.say)
+    return run
+
+
+def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
+    """Write a fold's answers; `fold.json`, last, makes it a finished fold."""
+    write_array(folder.oof_logits, result.oof_logits)
+    if result.test_logits is not None:
+        write_array(folder.test_logits, result.test_logits)
+    info = {"pos_weight": result.pos_weight.tolist()} | result.info
+    info["predict_rows_per_second"] = round(info["predict_pieces"] / max(info["seconds"]["predict"], 1e-9), 2)
+    info["peak_memory_bytes"] = peak_memory()
+    write_json(folder.info, info | folder.answer_counts())
+    folder.state.unlink(missing_ok=True)
+
+
+def _info(tables: Tables) -> dict[str, Any]:
+    columns = tables.train.columns
+    return surroundings() | {
+        "data": {
+            "paths": tables.paths,
+            "id_column": columns.id if columns else None,
+            "test_id_column": tables.id_name,
+            "text_columns": columns.text if columns else None,
+            "label_columns": columns.labels if columns else tables.train.label_names,
+            "train_rows": int((~tables.train.extra).sum()),
+            "extra_rows": int(tables.train.extra.sum()),
+            "test_rows": len(tables.test) if tables.test else None,
+            "lengths": length_summary(tables.train.texts),
+        }
+        | tables.fingerprints(),
+    }
+
+
+class _Session:
+    """What this start of a run spends beside its folds, on top of what earlier starts spent.
+
+    Parameters
+    ----------
+    started : by `time.monotonic`; all from there to now is loading, or tokenising
+    """
+
+    def __init__(self, run: RunFolder, learner: Learner, started: float) -> None:
+        self._learner, self.tune = learner, 0.0
+        self._before, self._reused = run.info.get("seconds", {}), run.info.get("reused", {})
+        self._start = time.monotonic() - started - sum(learner.seconds.values())
+
+    def seconds(self) -> dict[str, float]:
+        own = dict(self._learner.seconds)
+        own["load"] = own.get("load", 0.0) + self._start
+        own["tune"] = self.tune
+        return {phase: self._before.get(phase, 0.0) + value for phase, value in own.items()}
+
+    def reused(self) -> dict[str, int]:
+        return self._reused | self._learner.reused
+
+
+def _account(run: RunFolder, session: _Session) -> None:
+    """Where time and memory went: summed over the finished folds, whichever start trained them."""
+    folds = [read_json(run.fold(number).info) for number in run.finished_folds]
+    of_folds = {phase: sum(f["seconds"].get(phase, 0.0) for f in folds) for f in folds for phase in f["seconds"]}
+    seconds = {phase: round(value, 3) for phase, value in (session.seconds() | of_folds).items()}
+    values: dict[str, Any] = {"seconds": seconds, "reused": session.reused()}
+    if not folds:
+        run.update_info(**values)
+        return
+    values["peak_memory_bytes"] = max(f["peak_memory_bytes"] for f in folds)
+    pieces = sum(f.get("train_pieces", f["train_rows"]) for f in folds)
+    if pieces > (rows := sum(f["train_rows"] for f in folds)):
+        values["pieces_per_row"] = round(pieces / rows, 3)  # what is a row in rows per second is then a piece of a text
+    predicted = sum(f["predict_pieces"] for f in folds)
+    values["predict_rows_per_second"] = round(predicted / max(of_folds["predict"], 1e-9), 2)
+    processed = [f["processed"] for f in folds if "processed" in f]
+    if processed:
+        rows, tokens, padded = (sum(p[key] for p in processed) for key in ("rows", "tokens", "padded_tokens"))
+        values |= {
+            "train_rows_per_second": round(rows / max(of_folds["train"], 1e-9), 2),
+            "train_tokens_per_second": round(tokens / max(of_folds["train"], 1e-9), 1),
+            "padding_share": round(1 - tokens / max(padded, 1), 4),
+        }
+    run.update_info(**values)

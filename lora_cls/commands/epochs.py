@@ -1,0 +1,63 @@
+"""`train.select: cross_fitted`: each fold takes the epoch that is best on the other folds' rows."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+
+from lora_cls.evaluation import macro_f1
+from lora_cls.files import whole_folder, write_array, write_bytes, write_json
+from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json
+
+
+def choose_epochs(run: RunFolder) -> None:
+    """`select: cross_fitted`: each fold takes the epoch that is best on the other folds' rows.
+
+    The other folds' curves never saw this fold's rows scored, so the choice does not flatter its score. Every epoch's
+    macro-F1 is taken at thresholds tuned on those same rows, for each epoch alike.
+    """
+    numbers, epochs = run.fold_numbers, range(1, run.recipe.train.num_train_epochs + 1)
+    chosen = {number: _chosen(run.fold(number)) for number in numbers}
+    if not all(chosen.values()):
+        fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
+        decisions = run.decisions()
+        by_epoch = np.zeros((len(epochs), *y_true.shape))
+        for number, weight in zip(numbers, weights, strict=True):
+            folder, shape = run.fold(number), (int((fold == number).sum()), y_true.shape[1])
+            if not chosen[number]:  # small, and kept: a fold that is trained again is chosen by the others' curves
+                logits = np.array([read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
+                write_array(folder.epoch_logits, logits)
+            logits = read_array(folder.epoch_logits, (len(epochs), *shape))
+            by_epoch[:, fold == number] = decisions.probabilities(logits, weight)
+        for number in numbers:
+            if not chosen[number]:
+                others = (fold != number) & (fold >= 0)
+                truth = y_true[others]
+                scores = [
+                    macro_f1(truth, decisions.apply(s[others], decisions.tune(truth, s[others]))) for s in by_epoch
+                ]
+                best = epochs[int(np.argmax(scores))]
+                _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
+    for number in numbers:  # only now: a stop in between chooses again from the same files
+        for epoch in epochs:
+            shutil.rmtree(run.fold(number).epoch(epoch).path, ignore_errors=True)
+
+
+def _chosen(folder: FoldFolder) -> bool:
+    return "other_folds_macro_f1" in read_json(folder.info)
+
+
+def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
+    kept = folder.epoch(epoch)
+    write_array(folder.oof_logits, np.load(kept.oof_logits, allow_pickle=False))
+    if kept.test_logits.is_file():
+        write_array(folder.test_logits, np.load(kept.test_logits, allow_pickle=False))
+    if kept.answers.is_file():
+        write_bytes(folder.answers, kept.answers.read_bytes())
+    for source, target in ((kept.adapter, folder.adapter), (kept.model, folder.model)):
+        if source.is_dir():
+            with whole_folder(target, replace=True) as scratch:
+                shutil.copytree(source, scratch, dirs_exist_ok=True)
+    chosen = {"epoch": epoch, "other_folds_macro_f1": scores} | folder.answer_counts()
+    write_json(folder.info, read_json(folder.info) | chosen)

@@ -1,0 +1,156 @@
+"""All tables of a run, read once and checked against each other."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.data.columns import sample_id_column
+from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
+from lora_cls.data.submission import read_sample_submission
+from lora_cls.data.subsample import stratified_subsample
+from lora_cls.data.table import TableLike, as_id, read_table
+from lora_cls.errors import RecipeError
+from lora_cls.recipe import Recipe, load_recipe
+
+SMOKE_ROWS, SMOKE_TEST_ROWS, SMOKE_EXTRA_ROWS = 96, 32, 16
+
+
+class Tables:
+    """The data of a run: training rows, test rows where given, and the sample submission; and the recipe with the task
+    that the label columns say."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: TableLike | None = None,
+        test: TableLike | None = None,
+        sample: TableLike | None = None,
+        extra: TableLike | None = None,
+    ) -> None:
+        data = recipe.data
+        if train is not None and (data.train or "").startswith("sample:"):
+            # the test rows of the package's sample do not belong to the user's own training rows
+            data = data.model_copy(update={"test": None, "sample_submission": None})
+        train = data.train if train is None else train
+        test = data.test if test is None else test
+        sample = data.sample_submission if sample is None else sample
+        if train is None:
+            raise RecipeError("No training data: give --train FILE, or data.train in the recipe.")
+        extra = data.extra_train if extra is None else extra
+        self.paths = {
+            "train": table_name(train),
+            "test": table_name(test),
+            "sample_submission": table_name(sample),
+            "extra_train": table_name(extra),
+        }
+        self.sample = None if sample is None else read_table(sample)
+        test = None if test is None else read_table(test, name="the test DataFrame")
+        self.train: Dataset = load_train(data, train, test, self.sample, recipe.task, extra)
+        self.recipe = _resolved(recipe, self.train)
+        self._sample_note = self._keep_sample(data.max_rows, recipe.cv.random_state)
+        self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
+        if self.test is not None and self.sample is not None:
+            read_sample_submission(
+                self.sample, self.test.ids, self.train.label_names, self.id_name, task=self.recipe.task,
+                delimiter=data.label_delimiter,
+            )  # fmt: skip
+
+    @property
+    def id_name(self) -> str | None:
+        """Name of the test table's id column (of the training table's without a test)."""
+        columns = self.test.columns if self.test is not None else self.train.columns
+        return columns.id if columns else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know before anything runs."""
+        train = self.train
+        n_rows = int((~train.extra).sum())
+        found = [f"{n_rows} training rows, {len(self.test) if self.test else 'no'} test rows"]
+        found += [train.columns.how] if train.columns else []
+        found += [*train.notes, *(self.test.notes if self.test else []), *self._sample_note]
+        if train.row_weight is not None:
+            weight = train.row_weight
+            found.append(
+                f"row weights: {weight.min():g} to {weight.max():g}, mean {weight.mean():.4g}, "
+                f"{int((weight == 0).sum())} of {len(weight)} rows weigh 0 (in the loss they are scaled to a mean of 1)"
+            )
+        if self.test is not None and train.extra.any():
+            known = {text_key(text) for text in self.test.texts}
+            shared = sum(text_key(train.texts[i]) in known for i in np.flatnonzero(train.extra))
+            if shared:
+                found.append(f"of the extra rows {shared} also stand in the test table, as pseudo-labels do")
+        return found
+
+    def _keep_sample(self, max_rows: int | None, random_state: int) -> list[str]:
+        """`data.max_rows`; says what it left. Extra rows stay, and so does each part's share of a split."""
+        own, held_out = np.flatnonzero(~self.train.extra), self.train.held_out
+        if max_rows is None or len(own) <= max_rows:
+            return []
+        assert self.train.labels is not None
+        parts = [own] if held_out is None else [own[held_out[own]], own[~held_out[own]]]
+        rows = [np.flatnonzero(self.train.extra)]
+        for part in parts:
+            share = max(1, len(part) * max_rows // len(own))
+            labels, groups = self.train.labels[part], self.train.groups[part]
+            rows.append(part[stratified_subsample(labels, groups, share, random_state)])
+        self.train = self.train.subset(np.sort(np.concatenate(rows)))
+        kept = int((~self.train.extra).sum())
+        note = f"{kept} of {len(own)} training rows are used, a stratified sample (data.max_rows {max_rows})"
+        return [note if self.train.held_out is None else f"{note}; {int(self.train.held_out.sum())} are held out"]
+
+    def fingerprints(self) -> dict[str, Any]:
+        extra = self.train.extra
+        return {
+            "train_sha256": self.train.subset(~extra).fingerprint(),
+            "extra_train_sha256": self.train.subset(extra).fingerprint() if extra.any() else None,
+            "test_sha256": self.test.fingerprint() if self.test else None,
+            "sample_submission_sha256": None if self.sample is None else _fingerprint(self.sample),
+        }
+
+    def smoke(self) -> None:
+        """Keep a few rows, some of every label, and of every part of a split."""
+        labels, own = self.train.labels, np.flatnonzero(~self.train.extra)
+        assert labels is not None
+        rng = np.random.default_rng(0)
+        of_each = max(2, min(6, SMOKE_ROWS // labels.shape[1]))
+        held_out = self.train.held_out
+        rows: list[int] = []
+        for part in [] if held_out is None else [held_out[own], ~held_out[own]]:
+            rows += rng.permutation(own[part])[: SMOKE_ROWS // 4].tolist()
+        for column in labels[own].T:
+            rows += rng.permutation(own[column > 0])[:of_each].tolist()
+        rows += rng.permutation(own).tolist()
+        extra = np.flatnonzero(self.train.extra)[:SMOKE_EXTRA_ROWS].tolist()
+        self.train = self.train.subset([*sorted(list(dict.fromkeys(rows))[:SMOKE_ROWS]), *extra])
+        if self.test is not None:
+            self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
+        if self.sample is not None and self.test is not None:
+            id_name = sample_id_column(self.sample, self.id_name)
+            self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
+
+
+def _resolved(recipe: Recipe, train: Dataset) -> Recipe:
+    """The recipe with its task set.
+
+    Raises
+    ------
+    RecipeError
+        If the task that the label columns say contradicts other fields.
+    """
+    if recipe.task is not None or train.columns is None:
+        return recipe
+    return load_recipe(recipe, {"task": train.columns.task})
+
+
+def _fingerprint(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def table_name(table: TableLike | None) -> str | None:
+    """What messages and `run.json` call a table; None for none."""
+    return None if table is None else "DataFrame" if isinstance(table, pd.DataFrame) else str(table)

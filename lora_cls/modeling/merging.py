@@ -1,0 +1,75 @@
+"""One model of several: adapters added to their base's weights, and means of whole sets of weights."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lora_cls.errors import BackboneError, RunError
+from lora_cls.runs import RunFolder
+
+
+def merge_adapters(run: RunFolder, folder: Path, backbone: str | None) -> str:
+    """Add the exact mean of the updates to the base's weights, in the precision of its files; returns that."""
+    import torch
+    from peft import PeftModel
+
+    from lora_cls.modeling.adapter import save_model
+    from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
+    from lora_cls.modeling.loading import base_fingerprint, load_base, load_tokenizer
+    from lora_cls.modeling.precision import DTYPES
+    from lora_cls.modeling.source import find_source
+    from lora_cls.modeling.updates import mean_adapter
+
+    recipe, choices = run.recipe, run.info["choices"]
+    assert recipe.backbone is not None
+    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+    base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
+    noted = choices.get("base_sha256")  # of a quantized base's bytes: nothing to compare
+    if noted and not recipe.quantization and base_fingerprint(base, DTYPES[choices["dtype"]]) != noted:
+        raise BackboneError(
+            f"{source.path_or_id} is not the base that this run was trained on: its weights differ. Give the same "
+            "model in the same revision with --backbone."
+        )
+    attach_head(base, len(run.label_names))
+    with TemporaryDirectory(dir=folder.parent) as scratch:
+        adapter = Path(scratch) / "adapter"
+        mean_adapter([run.fold(number).adapter for number in run.finished_folds], adapter)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
+            model = PeftModel.from_pretrained(base, str(adapter))
+        # not safe_merge: that rounds the update to the base's precision before it is added
+        merged: Any = model.merge_and_unload(safe_merge=False)
+    if not all(torch.isfinite(parameter).all() for parameter in merged.parameters()):
+        raise RunError("The merged weights are not all finite numbers. Export an adapter instead.")
+    head = getattr(merged, HEAD)
+    setattr(merged, HEAD, head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head)
+    save_model(SequenceClassifier(merged, recipe.head.pooling), folder)
+    load_tokenizer(recipe.backbone, source).save_pretrained(folder)
+    dtype: torch.dtype = merged.dtype
+    return str(dtype).removeprefix("torch.")
+
+
+def average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
+    """The mean of fully fine-tuned models, in fp32 as they were trained."""
+    from safetensors.torch import save_file
+
+    from lora_cls.modeling.adapter import HEAD_FILE
+    from lora_cls.modeling.loading import load_tokenizer
+    from lora_cls.modeling.source import find_source
+    from lora_cls.modeling.updates import mean_weights
+
+    recipe = run.recipe
+    assert recipe.backbone is not None
+    models = [run.fold(number).model for number in run.finished_folds]
+    shutil.copytree(models[0], folder)
+    for name in ("model.safetensors", HEAD_FILE):
+        save_file(mean_weights([model / name for model in models]), folder / name, {"format": "pt"})
+    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+    load_tokenizer(recipe.backbone, source).save_pretrained(folder)
+    return "float32"

@@ -1,0 +1,64 @@
+"""A labelled table that a run's models can be scored on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_cls.data import Columns, Dataset, TableLike, load_test, read_table
+from lora_cls.data.labels import parse_labels, parse_soft_labels
+from lora_cls.data.names import name_matrix, split_names
+from lora_cls.errors import DataError, shorten
+from lora_cls.runs.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled table that a run's models can be scored on."""
+
+    name: str
+    rows: Dataset
+    y_true: np.ndarray
+
+    @classmethod
+    def read(cls, run: RunFolder, table: TableLike) -> Labelled:
+        """Texts and labels, the columns as in training.
+
+        Raises
+        ------
+        DataError
+            If a column is missing, or a label is empty or unknown; names the rows.
+        """
+        data, names = run.info["data"], run.label_names
+        columns = Columns(
+            id=data["id_column"], text=data["text_columns"], labels=data["label_columns"], how="as in training"
+        )
+        frame = read_table(table, name="the labelled DataFrame")
+        rows = load_test(run.recipe.data, frame, train_columns=columns)
+        column, config = run.label_column, run.recipe.data
+        if len(np.unique(rows.groups)) < 2:
+            raise DataError(f"{rows.source}: two different texts at least are needed for a score.")
+        lacking = [name for name in ([column] if column else names) if name not in frame.columns]
+        if lacking:
+            raise DataError(f"{rows.source}: no label column {shorten(repr(name) for name in lacking)} to score by.")
+        if column is not None:
+            y_true = name_matrix(split_names(frame[column], config.label_delimiter), names)
+            if config.label_delimiter is not None:
+                y_true = np.where(y_true == -1, 0, y_true)  # an empty cell is no label
+        elif config.soft_labels:
+            y_true = np.column_stack([parse_soft_labels(frame[name]) for name in names])
+            y_true = np.where(y_true < 0, y_true, y_true >= 0.5)
+        else:
+            y_true = np.column_stack([parse_labels(frame[name]) for name in names])
+        bad = (y_true < 0).any(axis=1)
+        if bad.any():
+            ids = shorten(rows.ids[i] for i in np.flatnonzero(bad).tolist())
+            raise DataError(f"{rows.source}: labels that are missing or that the run does not know, in rows {ids}.")
+        return cls(Path(rows.source).name, rows, y_true.astype(np.int8))
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"scored": {"table": self.name, "rows": len(self.y_true)}}
