@@ -251,13 +251,13 @@ def report(
     print(f"Page  {write_page(folder, data, out)}")
 
 
-recipes_app = typer.Typer(help="List the shipped recipes, or print one.", invoke_without_command=True)
+recipes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes, print one, or explain the fields."""
     if context.invoked_subcommand is None:
         from lora_cls.recipe import shipped_recipes
 
@@ -273,6 +273,18 @@ def show(name: RecipeName) -> None:
     from lora_cls.recipe import find_recipe
 
     print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command()
+def fields(
+    section: Annotated[
+        str | None, typer.Argument(metavar="SECTION", help="As train; or one field, as train.learning_rate.")
+    ] = None,
+) -> None:
+    """Print every field of a recipe: type, default and meaning."""
+    from lora_cls.reference import look_up
+
+    print(look_up(section))
 
 
 def _numbers(text: str | None) -> list[int] | None:
