@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,15 +23,15 @@ app = typer.Typer(
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two run folders or more.")]
-Train = Annotated[Optional[str], typer.Option(help="Training table: CSV, TSV, JSONL or Parquet.")]  # noqa: UP045
-Test = Annotated[Optional[str], typer.Option(help="Test table.")]  # noqa: UP045
+Train = Annotated[str | None, typer.Option(help="Training table: CSV, TSV, JSONL or Parquet.")]
+Test = Annotated[str | None, typer.Option(help="Test table.")]
 Sample = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--sample-submission", help="A file whose ids and columns the submission copies."),
 ]
-Set = Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="Override a field.")]  # noqa: UP045
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field.")]
 BackbonePath = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--backbone", help="Where the same base model lies on this machine."),
 ]
 
@@ -41,11 +41,11 @@ def run(
     recipe: RecipeName,
     train: Train = None,
     test: Test = None,
-    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/RECIPE by default.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
     sample_submission: Sample = None,
     set_: Set = None,
     folds: Annotated[str | None, typer.Option(help="Folds to run now, as 0,1; the rest later with --resume.")] = None,
-    fold_table: Annotated[Optional[str], typer.Option("--fold-table", help="Table of id and fold to use.")] = None,  # noqa: UP045
+    fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
 ) -> None:
@@ -66,7 +66,7 @@ def check(
     test: Test = None,
     sample_submission: Sample = None,
     set_: Set = None,
-    fold_table: Annotated[Optional[str], typer.Option("--fold-table", help="Table of id and fold to use.")] = None,  # noqa: UP045
+    fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
     folds: Annotated[str | None, typer.Option(help="Folds that the run would train, as 0,1.")] = None,
     measure: Annotated[bool, typer.Option(help="Load the model and time a few steps, to estimate minutes.")] = True,
 ) -> None:
@@ -82,7 +82,7 @@ def check(
 def predict(
     run: RunPath,
     input: Annotated[Path, typer.Option("--input", help="Table of new texts.")],
-    out: Annotated[Optional[Path], typer.Option(help="A new folder; RUN/predictions/NAME by default.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="A new folder; RUN/predictions/NAME by default.")] = None,
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
     models: Annotated[
@@ -102,7 +102,7 @@ def predict(
 def refit(
     run: RunPath,
     train: Train = None,
-    extra_train: Annotated[Optional[str], typer.Option("--extra-train", help="Table of extra rows.")] = None,  # noqa: UP045
+    extra_train: Annotated[str | None, typer.Option("--extra-train", help="Table of extra rows.")] = None,
 ) -> None:
     """Train one model on all rows of a run, for those who ship one."""
     from lora_cls.commands.refit import refit as refit_run
@@ -121,13 +121,13 @@ def export(
         Literal["adapter", "merged"],
         typer.Option(help="A PEFT adapter, or weights merged into the base in the precision of its files."),
     ] = "adapter",
-    rank: Annotated[Optional[int], typer.Option(help="Compress the adapter to this rank.")] = None,  # noqa: UP045
+    rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank.")] = None,
     share: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Compress it to the lowest rank that keeps this share of its squared norm, as 0.99."),
     ] = None,
     score: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option(help="A labelled table: score the export beside the folds together and refit."),
     ] = None,
     backbone: BackbonePath = None,
@@ -144,19 +144,19 @@ def export(
 def tune(
     run: RunPath,
     strategy: Annotated[
-        Optional[Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"]],  # noqa: UP045
+        Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"] | None,
         typer.Option(
             help="One threshold per label, one for all, or --default; single_label: the most probable class, or after "
             "dividing by its share to a tuned power."
         ),
     ] = None,
-    min_positives: Annotated[Optional[int], typer.Option(min=1, help="A label with fewer keeps --default.")] = None,  # noqa: UP045
-    default: Annotated[Optional[float], typer.Option(min=0, max=1, help="Threshold where none is tuned.")] = None,  # noqa: UP045
+    min_positives: Annotated[int | None, typer.Option(min=1, help="A label with fewer keeps --default.")] = None,
+    default: Annotated[float | None, typer.Option(min=0, max=1, help="Threshold where none is tuned.")] = None,
     combine: Annotated[
-        Optional[Literal["mean_proba", "mean_logit", "vote"]],  # noqa: UP045
+        Literal["mean_proba", "mean_logit", "vote"] | None,
         typer.Option(help="How the folds answer together for the test rows."),
     ] = None,
-    at_least_one: Annotated[Optional[bool], typer.Option(help="Give every row at least its best label.")] = None,  # noqa: UP045
+    at_least_one: Annotated[bool | None, typer.Option(help="Give every row at least its best label.")] = None,
 ) -> None:
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
     from lora_cls.commands.tune import recipe_settings
@@ -228,10 +228,10 @@ def calibrate(
 def report(
     run: RunPath,
     train: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="The run's training table: its texts are then in the page. Without it rows are given by id."),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="The page; RUN/report.html by default.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
 ) -> None:
     """Write the page of a run again: scores, curves, mistakes, with texts where asked for. Loads no model.
 
@@ -252,13 +252,13 @@ def report(
     print(f"Page  {write_page(folder, data, out)}")
 
 
-recipes_app = typer.Typer(help="List the shipped recipes, or print one.", invoke_without_command=True)
+recipes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
 
 @recipes_app.callback()
 def recipes(context: typer.Context) -> None:
-    """List the shipped recipes."""
+    """List the shipped recipes, print one, or explain the fields."""
     if context.invoked_subcommand is None:
         from lora_cls.recipe import shipped_recipes
 
@@ -274,6 +274,18 @@ def show(name: RecipeName) -> None:
     from lora_cls.recipe import find_recipe
 
     print(find_recipe(name).read_text(encoding="utf-8"), end="")
+
+
+@recipes_app.command()
+def fields(
+    section: Annotated[
+        str | None, typer.Argument(metavar="SECTION", help="As train; or one field, as train.learning_rate.")
+    ] = None,
+) -> None:
+    """Print every field of a recipe: type, default and meaning."""
+    from lora_cls.reference import look_up
+
+    print(look_up(section))
 
 
 def _numbers(text: str | None) -> list[int] | None:

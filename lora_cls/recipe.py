@@ -38,7 +38,7 @@ class Backbone(Section):
     name_or_path: str
     """A hub id, a local folder, a GGUF file, or `package:NAME` for a model that an installed Python package carries."""
     revision: str | None = None
-    """Branch, tag or commit on the hub."""
+    """Branch, tag or commit on the hub; null takes its main branch."""
     num_hidden_layers: int | None = Field(default=None, ge=1)
     """Keep only so many layers, from the lowest (and the final norm): middle layers often classify as well as the
     last. Null keeps all."""
@@ -57,12 +57,17 @@ class Backbone(Section):
 
 
 class Quantization(Section):
-    """How bitsandbytes stores the frozen base; leave the section out for an unquantized base."""
+    """How bitsandbytes stores the frozen base."""
 
     load_in_4bit: bool = False
+    """The linear layers of the blocks in 4 bits, computed in `backbone.dtype`: with adapters, QLoRA."""
     load_in_8bit: bool = False
+    """The same layers in 8 bits (LLM.int8). Exactly one of the two is true."""
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    """The 16 values that 4 bits stand for: `nf4` spaces them as weights of a normal distribution lie, `fp4` as a float
+    of 4 bits."""
     bnb_4bit_use_double_quant: bool = True
+    """With 4 bits: quantize the scales of the blocks, too, which saves about 0.4 bits per weight."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Quantization:
@@ -83,12 +88,13 @@ class Head(Section):
     learning_rate: float | None = Field(default=None, gt=0)
     """The head's own learning rate; null takes `train.learning_rate`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the pooled hidden state that is set to 0 at random while training."""
     prompt: str | None = None
     """What the model reads, with `{text}` where the text stands and `{labels}` for the labels' names. Null takes the
     default of the kind: none for `linear`."""
     label_words: dict[str, str] | None = None
     """Words for labels whose column names are none (`{"tox_sev": "severely toxic"}`); read by `label_tokens` and
-    `generate`."""
+    `generate`. Null takes the column names."""
 
     @model_validator(mode="after")
     def _prompted(self) -> Head:
@@ -118,17 +124,21 @@ class Lora(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
 
     r: int = Field(default=16, ge=1)
+    """Rank of the adapters: the update of an m x n matrix has r x (m + n) weights."""
     lora_alpha: float = Field(default=32, gt=0)
+    """Updates are multiplied by lora_alpha / r (with PEFT's `use_rslora` by lora_alpha / sqrt(r))."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's input that is set to 0 at random while training."""
     target_modules: Literal["all-linear"] | str | list[str] = "all-linear"
     """`all-linear` (every linear layer of the transformer blocks), a list of module names, or a regular expression."""
     layers_to_transform: list[int] | None = None
     """Indices of the layers that get adapters; null is all."""
     top_layers: float | None = Field(default=None, gt=0, le=1)
     """Adapters in this share of the layers only, the upper ones. What lies below is then computed once per text, and
-    not in every epoch of every fold; `benchmarks/results/` has what it costs in macro-F1."""
+    not in every epoch of every fold; `benchmarks/results/` has what it costs in macro-F1. Null is all."""
     init_lora_weights: Literal[True, "gaussian"] = True
-    """PEFT's other ways change the base's weights, or ignore the precision of adapters."""
+    """How adapters start: PEFT's own way (`true`) or a normal distribution; either way they change nothing yet.
+    PEFT's other ways change the base's weights, or ignore the precision of adapters."""
 
     @model_validator(mode="before")
     @classmethod
@@ -170,11 +180,17 @@ class Tfidf(Section):
     """The classical floor: TF-IDF features and one balanced logistic regression per label (scikit-learn)."""
 
     word_ngram_range: tuple[int, int] = (1, 2)
+    """Fewest and most words in an n-gram (`ngram_range` of scikit-learn's `TfidfVectorizer`)."""
     char_ngram_range: tuple[int, int] = (3, 5)
+    """Fewest and most characters in an n-gram inside words (`analyzer="char_wb"`)."""
     min_df: int = Field(default=2, ge=1)
+    """N-grams that stand in fewer training texts than this are left out."""
     sublinear_tf: bool = True
+    """Count an n-gram that a text repeats tf times as 1 + log(tf)."""
     C: float = Field(default=1.0, gt=0)
+    """Inverse strength of the regression's regularisation: smaller is stronger."""
     class_weight: Literal["balanced"] | None = "balanced"
+    """`balanced` weights the classes of each regression inversely to their rows; null counts every row alike."""
 
 
 class Blend(Section):
@@ -192,42 +208,48 @@ class Data(Section):
     """Where the rows come from and how a row becomes a text."""
 
     train: str | None = None
+    """The training table: CSV, TSV, JSONL or Parquet, or `sample:NAME` for a file of the package's sample. Null where
+    it is given beside the recipe, which counts more."""
     test: str | None = None
+    """The table to predict, likewise; null and none beside the recipe: no submission."""
     sample_submission: str | None = None
-    """A file whose ids and columns the submission copies."""
+    """A file whose ids and columns the submission copies; null takes the shape of the training table."""
     folds: str | None = None
-    """A table of id and fold to use instead of making folds."""
+    """A table of id and fold to use; null makes folds by `cv`."""
     id_column: str | None = None
-    """Null takes the column named `id` in any spelling of case, or the first of unique values whose name ends in `_id`
-    or `ID`, or else the row number (`row-0`, ...)."""
+    """The column of the rows' names. Null takes the column named `id` in any spelling of case, or the first of unique
+    values whose name ends in `_id` or `ID`, or else the row number (`row-0`, ...)."""
     text_columns: list[str] | None = None
-    """Null takes the only column of free text. Several are joined by a line break unless `text_template` is given."""
+    """Columns of the text. Null takes the only column of free text; several are joined by a line break unless
+    `text_template` is given."""
     text_template: str | None = None
-    """For example `"{title}\\n{body}"`: braces hold column names."""
+    """A text made of columns, for example `"{title}\\n{body}"`: braces hold column names. Null joins `text_columns`."""
     label_columns: list[str] | None = None
-    """Null takes the columns of the sample submission, or else the 0/1 columns that the test file lacks, or else its
-    only column with few different values that the test file lacks. One column may hold names instead of 0/1."""
+    """Columns of the labels. Null takes the columns of the sample submission, or else the 0/1 columns that the test
+    file lacks, or else its only column with few different values that the test file lacks. One column may hold names
+    instead of 0/1."""
     label_delimiter: str | None = Field(default=None, min_length=1)
     """For one column that holds several labels as text, as in `joy, anger`: what stands between them, in the training
-    table and in a submission."""
+    table and in a submission. Null: a cell is one name."""
     group_column: str | None = None
-    """Rows of one group stay in one fold (identical texts always do)."""
+    """Rows of one group stay in one fold (identical texts always do). Null: no groups."""
     ignore_columns: list[str] = []
     """Columns that are neither text nor label nor id."""
     split_column: str | None = None
     """A column that says which rows are held out (`validation`, `valid`, `val`, `dev`, `test`) instead of folds; the
-    others (`train`, `training`) are only trained on."""
+    others (`train`, `training`) are only trained on. Null makes folds."""
     weight_column: str | None = None
-    """How much each training row counts in the loss and in its positive weights, 0 or more; scores count every row
-    once."""
+    """A column of numbers, 0 or more: how much each training row counts in the loss and in its positive weights; scores
+    count every row once. Null counts every row alike."""
     soft_labels: bool = False
     """Labels may be numbers between 0 and 1, as shares of annotators; scores take 0.5 and above as 1. Not for
     single_label, nor for a column of names."""
     extra_train: str | None = None
     """A table like the training table whose rows are only ever trained on: never held out, never scored. Rows whose
-    text stands in the training table are left out."""
+    text stands in the training table are left out. Null: no such rows."""
     max_rows: int | None = Field(default=None, ge=4)
-    """Train and score on a stratified sample of so many training rows at most; `cv.random_state` draws it."""
+    """Train and score on a stratified sample of so many training rows at most, drawn by `cv.random_state`; null takes
+    all."""
     unescape: bool = False
     """Turn a backslash and an n, as some exports write line ends, into line ends (and \\r, \\t likewise)."""
     on_missing: Literal["error", "drop"] = "error"
@@ -235,8 +257,8 @@ class Data(Section):
     max_length: int = Field(default=256, ge=4)
     """Longest input in tokens, special tokens and prompt included."""
     long_text: Literal["truncate", "head_tail", "chunk"] = "truncate"
-    """What happens beyond: keep the start; keep start and end; or read all of it, in as few pieces of equal length as
-    `max_length` allows."""
+    """What is read of a text longer than `max_length`: its start; start and end, half each; or all of it, in as few
+    pieces of equal length as `max_length` allows."""
     chunk_stride: int = Field(default=0, ge=0)
     """Tokens that neighbouring chunks share."""
     chunk_combine: Literal["mean_logit", "mean_proba", "max"] = "mean_logit"
@@ -263,18 +285,28 @@ class Train(Section):
     """Optimisation, in Hugging Face's names."""
 
     num_train_epochs: int = Field(default=3, ge=1)
+    """How many times each fold's training rows are gone through."""
     per_device_train_batch_size: int = Field(default=16, ge=1)
     """Texts per batch; pieces of texts with `data.long_text: chunk`, so that memory does not grow with the texts."""
     per_device_eval_batch_size: int = Field(default=32, ge=1)
+    """The same for prediction; halved by itself where the memory is full."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches that make one step of the optimizer: the same step as one batch so many times larger, in less memory."""
     learning_rate: float = Field(default=2e-4, gt=0)
+    """Learning rate of AdamW at its highest; `head.learning_rate` may give the head another."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Weight decay of AdamW, for trained matrices; biases and norms have none."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "linear"
+    """The learning rate after the warm-up: down to 0 in a line or along a cosine, or as it is."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients of all trained weights together are scaled down to this norm where theirs is greater."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
     seed: int = Field(default=42, ge=0)
+    """Draws the start of adapters and head, the order of rows, dropout, and the rows that `select: inner` holds
+    back."""
     select: Literal["last", "inner", "cross_fitted", "scored_fold"] = "last"
     """Which epoch is kept: the last; the best on a slice of the fold's training rows; the best on the other folds'
     curves; or the best on the very rows that are then scored, which marks every score as optimistic."""
@@ -285,6 +317,7 @@ class Train(Section):
     recipe's, without label smoothing; of `head.kind: generate` the cross-entropy of its labels' scores); or the lowest
     loss among the epochs whose macro-F1 lies within `select_margin` of the best."""
     select_margin: float = Field(default=0.01, ge=0, lt=1)
+    """For `loss_within_margin`: by how much macro-F1 may lie below the best epoch's."""
 
     @model_validator(mode="after")
     def _select_by_applies(self) -> Train:
@@ -298,21 +331,24 @@ class Loss(Section):
     one weight per class. Papers: see `lora_cls.training.losses`."""
 
     name: Literal["bce", "focal", "asymmetric"] = "bce"
+    """Cross-entropy; `focal`, in which rows that are right already count less; or `asymmetric`, which does that for
+    positives and negatives apart."""
     focal_gamma: float = Field(default=2.0, ge=0)
-    """`focal`: how much examples that are right already count less; 0 is cross-entropy."""
+    """`focal`: how much less rows count that are right already; 0 is cross-entropy."""
     gamma_positive: float = Field(default=0.0, ge=0)
-    """`asymmetric`: the same for positives ..."""
+    """`asymmetric`: how much less positives count that are right already; 0 is cross-entropy."""
     gamma_negative: float = Field(default=4.0, ge=0)
-    """... and for negatives ..."""
+    """`asymmetric`: the same for negatives."""
     probability_margin: float = Field(default=0.05, ge=0, lt=1)
-    """... and negatives below this probability count nothing."""
+    """`asymmetric`: negatives below this probability count nothing."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Targets 0 and 1 become s/2 and 1 - s/2; of K classes s/K and 1 - s + s/K."""
+    """Set to s, targets 0 and 1 become s/2 and 1 - s/2; of K classes s/K and 1 - s + s/K."""
     pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[float] = "balanced"
     """Negatives / positives within each label of the fold's training rows (`balanced`), its square root, the ratio of
     effective numbers, none, or one number per label. For single_label weights of classes: rows / (classes x rows of
     the class), scikit-learn's `balanced`; its square root; by inverse effective numbers; none, or one per class."""
     effective_number_beta: float = Field(default=0.999, gt=0, lt=1)
+    """For `effective_number`: n rows count as (1 - beta^n) / (1 - beta), at most 1 / (1 - beta)."""
     max_pos_weight: float = Field(default=100.0, ge=1)
     """Cap for computed weights: one example of a very rare label must not drown all others."""
 
@@ -321,7 +357,9 @@ class CV(Section):
     """Iterative-stratified folds."""
 
     n_splits: int = Field(default=10, ge=2)
+    """How many folds: as many models are trained, each on the rows of all other folds."""
     random_state: int = Field(default=42, ge=0)
+    """Draws the folds, the sample of `data.max_rows`, and the parts of a fold that is scored alone."""
 
 
 class Thresholds(Section):
@@ -329,21 +367,23 @@ class Thresholds(Section):
     `y_score / threshold`."""
 
     objective: Literal["macro_f1"] = "macro_f1"
+    """The score that thresholds are tuned for."""
     strategy: Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"] | None = None
-    """Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label. One exact threshold per
-    label, one for all, or `default`; single_label: the most probable class, or the most probable after dividing by the
-    class's share to a tuned power (0 is argmax)."""
+    """How thresholds are set. Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label.
+    One exact threshold per label, one for all, or `default`; single_label: the most probable class, or the most
+    probable after dividing by the class's share to a tuned power (0 is argmax)."""
     min_positives: int = Field(default=5, ge=1)
     """A label with fewer positives in the rows that tune keeps `default`; the share of a class with fewer rows is taken
     as if it had so many."""
     default: float = Field(default=0.5, ge=0, le=1)
+    """The threshold that is not tuned: of `strategy: fixed`, and of labels with few positives."""
 
 
 class Prediction(Section):
     """How the folds' models answer together for rows that none of them saw."""
 
     combine: Literal["mean_proba", "mean_logit", "vote"] = "mean_logit"
-    """Probability of the mean logit, mean probability, or one vote per fold. Measured: means of probabilities are less
+    """Mean probability, probability of the mean logit, or one vote per fold. Measured: means of probabilities are less
     extreme than one fold's, so thresholds carry over worse the fewer folds there are (`benchmarks/results/`)."""
     at_least_one: bool = False
     """Give every row at least its best label (the one furthest above, or least below, its threshold)."""
@@ -423,12 +463,16 @@ class Recipe(Section):
     """`multi_label` (any number of labels per row), `single_label` (exactly one class per row) or `binary` (one 0/1
     column). Null takes what the label columns say, and prints it."""
     backbone: Backbone | None = None
+    """Null beside `tfidf` or `blend`."""
     quantization: Quantization | None = None
+    """Null leaves the base as it is."""
     head: Head = Head()
     lora: Lora | None = Lora()
     """Null is full fine-tuning."""
     tfidf: Tfidf | None = None
+    """Null beside `backbone` or `blend`."""
     blend: Blend | None = None
+    """Null beside `backbone` or `tfidf`."""
     data: Data = Data()
     train: Train = Train()
     loss: Loss = Loss()
@@ -635,9 +679,13 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     section: Any = Recipe
     for part in location:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        annotation = field.annotation if field else None
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        section = section_type(field.annotation) if field else None
         if section is None:
             return []
     return list(section.model_fields)
+
+
+def section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds (`Head`, or the `Lora` of `Lora | None`); None for a field of values."""
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

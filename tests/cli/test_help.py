@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import typer
+
+from lora_cls.cli import app
 
 HEAVY = ("torch", "transformers", "peft", "pandas", "numpy", "sklearn", "scipy", "yaml", "pydantic")
 
@@ -14,6 +17,17 @@ def heavy_modules_after(code):
     ending = f"\nimport json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, check=True)
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
+
+
+def commands(group, path=()):
+    """(words, command) of every command and group below a group: `(("recipes", "show"), <command>)`."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(app)))
 
 
 def call(monkeypatch, capsys, *arguments):
@@ -37,8 +51,8 @@ def test_help_imports_nothing_heavy():
         "try:\n    main()\nexcept SystemExit as error:\n    assert not error.code"
     )
     assert heavy == []
-    for command in ("run", "check", "predict", "refit", "export", "tune", "compare", "blend", "calibrate", "recipes"):
-        assert command in out
+    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
+    assert listed == [words[0] for words in COMMANDS if len(words) == 1]
 
 
 def test_import_is_instant():
@@ -65,20 +79,14 @@ def test_public_names():
         _ = lora_cls.trainn
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "check", "predict", "refit", "export", "tune", "compare", "blend", "calibrate", "recipes"]
-)
-def test_help_of_each_command(command, monkeypatch, capsys):
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_of_each_command(words, monkeypatch, capsys):
     """Every command explains itself and each of its options."""
-    code, out, _ = call(monkeypatch, capsys, command, "--help")
+    code, out, _ = call(monkeypatch, capsys, *words, "--help")
     assert code == 0
-    assert f"lora-cls {command}" in out
-    import typer
-
-    from lora_cls.cli import app
-
-    options = typer.main.get_command(app).commands[command].params
-    assert [option.name for option in options if not getattr(option, "help", None)] == []
+    assert f"lora-cls {' '.join(words)}" in out
+    assert COMMANDS[words].help
+    assert [option.name for option in COMMANDS[words].params if not getattr(option, "help", None)] == []
 
 
 def test_recipes(monkeypatch, capsys):
@@ -99,6 +107,22 @@ def test_recipes_show(monkeypatch, capsys):
     code, out, _ = call(monkeypatch, capsys, "recipes", "show", "tfidf-logreg")
     assert code == 0
     assert out == shipped_recipes()["tfidf-logreg"].read_text(encoding="utf-8")
+
+
+def test_recipes_fields(monkeypatch, capsys):
+    """`recipes fields` prints all, one section, or one field, and refuses a name that is neither with the nearest."""
+    code, everything, _ = call(monkeypatch, capsys, "recipes", "fields")
+    assert code == 0
+    assert "\ntrain.weight_decay: number >= 0; default 0.0\n" in everything
+    code, section, _ = call(monkeypatch, capsys, "recipes", "fields", "train")
+    assert code == 0
+    assert section.startswith("train: ") and section in everything
+    code, field, _ = call(monkeypatch, capsys, "recipes", "fields", "train.weight_decay")
+    assert code == 0
+    assert field.startswith("train.weight_decay: ") and field in section
+    code, out, err = call(monkeypatch, capsys, "recipes", "fields", "train.wieght_decay")
+    assert (code, out) == (2, "")
+    assert "Did you mean 'train.weight_decay'?" in err
 
 
 @pytest.mark.parametrize("command", [["recipes", "show"], ["run"], ["check"]])
