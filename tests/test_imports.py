@@ -7,8 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lora_cls"
 ROOMS = (
-    "errors", "files", "machine", "recipe", "reference", "evaluation", "data", "text", "runs", "modeling", "training", "report",
-    "commands", "terminal", "cli",
+    "errors", "files", "machine", "recipe", "reference", "evaluation", "data", "text", "runs", "modeling", "training",
+    "report", "commands", "terminal", "cli",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NO_TORCH = ("errors", "files", "machine", "recipe", "reference", "evaluation", "data", "runs", "report")
