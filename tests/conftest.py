@@ -292,6 +292,23 @@ def tiny_model(tmp_path_factory):
     return make
 
 
+def tiny_recipe_values(kind, path):
+    """The values of `tiny_recipe(kind)`; `path` is the model's."""
+    values = {
+        "backbone": {"name_or_path": path, "dtype": "float32", "attn_implementation": "sdpa"},
+        "head": {"pooling": "mean" if kind in ("bert", "roberta") else "last_token", "learning_rate": 1e-2},
+        "lora": {"r": 4, "lora_alpha": 8},
+        "data": {"max_length": 48},
+        "train": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
+        "cv": {"n_splits": 2},
+        "engine": {"num_threads": THREADS},
+    }
+    if kind == "chat":
+        values["head"] = {"kind": "generate", "prompt": "{labels}\n{text}"}
+        values["data"] = {"max_length": 96}
+    return values
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_model):
     """Factory `tiny_recipe(kind, **overrides)`: a small recipe on a tiny model; `.` is written `__`.
@@ -302,18 +319,9 @@ def tiny_recipe(tiny_model):
     from lora_cls.recipe import load_recipe
 
     def make(kind, **overrides):
-        values = {
-            "backbone": {"name_or_path": tiny_model(kind), "dtype": "float32", "attn_implementation": "sdpa"},
-            "head": {"pooling": "mean" if kind in ("bert", "roberta") else "last_token", "learning_rate": 1e-2},
-            "lora": {"r": 4, "lora_alpha": 8},
-            "data": {"max_length": 48},
-            "train": {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 5e-3},
-            "cv": {"n_splits": 2},
-            "engine": {"num_threads": THREADS},
-        }
-        if kind == "chat":
-            values["head"] = {"kind": "generate", "prompt": "{labels}\n{text}"}
-            values["data"] = {"max_length": 96}
-        return load_recipe(values, {key.replace("__", "."): value for key, value in overrides.items()})
+        return load_recipe(
+            tiny_recipe_values(kind, tiny_model(kind)),
+            {key.replace("__", "."): value for key, value in overrides.items()},
+        )
 
     return make
