@@ -27,7 +27,7 @@ from lora_cls.commands.export import FOLDS, compare, export
 from lora_cls.commands.predict import Classifier
 from lora_cls.evaluation import Interval
 from lora_cls.files import write_json
-from lora_cls.runs import Labelled, RunFolder, read_json
+from lora_cls.runs import Labelled, RunFolder
 
 
 def ways(run: RunFolder) -> list[tuple[str, dict[str, Any] | Literal["folds", "refit"]]]:
@@ -54,7 +54,7 @@ def answers(run: RunFolder, labelled: Labelled, work: Path) -> list[dict[str, An
             print(f"{run.path.name}: {name} ...", flush=True)
             folds = np.array(found[0]["y_pred"]) if found else None
             write_json(file, {"model": name} | _answer(run, labelled, work / name.replace(" ", "-"), how, folds))
-        found.append(read_json(file))
+        found.append(json.loads((file).read_text()))
     return found
 
 
@@ -77,7 +77,7 @@ def _answer(
             started = time.process_time()
             export(run, folder, **how)
             made = time.process_time() - started
-        about = read_json(folder / "export.json")
+        about = json.loads((folder / "export.json").read_text())
         size = _size(folder / ("adapter" if about["kind"] == "adapter" else "model"))
         classifier = Classifier.load(folder)
     texts = labelled.rows.texts
@@ -141,7 +141,7 @@ def _cell(interval: Interval) -> str:
 
 def section(run: RunFolder, labelled: Labelled, found: Sequence[dict[str, Any]]) -> list[str]:
     """A run's part of the report."""
-    recipe, metrics = run.recipe, read_json(run.path / "metrics.json")
+    recipe, metrics = run.recipe, json.loads((run.path / "metrics.json").read_text())
     method = f"LoRA r={recipe.lora.r}" if recipe.lora else "full fine-tuning"
     base = recipe.backbone.name_or_path if recipe.backbone else ""
     own = metrics["cross_fitted"]["macro_f1"]
@@ -149,7 +149,7 @@ def section(run: RunFolder, labelled: Labelled, found: Sequence[dict[str, Any]])
     return [
         f"## {run.path.name}: {base}, {method}, {epochs} epochs, {n_folds} folds",
         "",
-        f"Cross-fitted macro-F1 of the run {own:.4f}; computes in {run.info['choices']['dtype']}.",
+        f"Cross-fitted macro-F1 of the run {own:.4f}; computes in {run.info.choices['dtype']}.",
         "",
         *table(found, labelled),
         "",
@@ -171,7 +171,7 @@ def main() -> None:
         labelled = Labelled.read(run, given.labels)
         n_rows = len(labelled.y_true)
         lines += section(run, labelled, answers(run, labelled, given.work / path.name))
-    versions = json.dumps(RunFolder(given.runs[-1]).info["versions"]).strip("{}").replace('"', "")
+    versions = json.dumps(RunFolder(given.runs[-1]).info.versions).strip("{}").replace('"', "")
     head = [
         f"# One model of the folds' models, on {given.labels.name}",
         "",

@@ -130,7 +130,7 @@ def main() -> None:
         else:
             runs[name] = run
     decided = {name: decide(run, given.test) for name, run in runs.items()}
-    versions = next(iter(runs.values())).info["versions"]
+    versions = next(iter(runs.values())).info.versions
     lines = [
         f"# The price of each step: {given.recipe} on {given.train.stem}, 3 folds",
         "",

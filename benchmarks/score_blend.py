@@ -9,6 +9,7 @@ single run that is best out of fold is the one that blends are compared with, on
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_
 from lora_cls.files import write_array, write_json
 from lora_cls.recipe import BlendHow, Prediction, Thresholds, load_recipe
 from lora_cls.report.sentences import blend_runs
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import RunFolder
 
 
 def noise_run(like: RunFolder, out: Path) -> RunFolder:
@@ -40,7 +41,7 @@ def noise_run(like: RunFolder, out: Path) -> RunFolder:
             write_array(folder.test_logits, rng.normal(size=(len(run.test_ids), n_labels)).astype(np.float32))
         seconds = {"train": 0.0, "predict": 0.0}
         info = {"pos_weight": [1.0] * n_labels, "train_rows": 0, "seconds": seconds, "trainable_parameters": 0}
-        write_json(folder.info, info)
+        write_json(folder.info_file, info)
     tune(run)
     return run
 
@@ -50,7 +51,7 @@ def decided(run: RunFolder, ids: Sequence[str], names: Sequence[str]) -> np.ndar
 
     Every run's folds are combined by `mean_logit`, whatever a run was told, so that no gain comes from that.
     """
-    kept, logits, found = read_json(run.path / "thresholds.json"), run.test_logits(), run.test_ids
+    kept, logits, found = json.loads((run.path / "thresholds.json").read_text()), run.test_logits(), run.test_ids
     assert logits is not None and found is not None
     decisions = run.decisions(Thresholds(**kept["settings"]))
     thresholds = np.array([kept["shipped"][name] for name in run.label_names])
@@ -66,19 +67,19 @@ def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
     runs = [RunFolder(path) for path in paths]
     ids = runs[0].test_ids
     assert ids is not None
-    table = read_table(labels).set_index(runs[0].info["data"]["test_id_column"] or "id").loc[ids]
+    table = read_table(labels).set_index(runs[0].info.data.test_id_column or "id").loc[ids]
     y_test, groups = table[runs[0].label_names].to_numpy(np.int8), np.arange(len(ids))
     told: dict[str, Any] = {}
     lines: list[str] = []
     for how in get_args(BlendHow):
         run = blend(paths, scratch / how, how)
-        told[how] = read_json(run.path / "blend.json")
+        told[how] = json.loads((run.path / "blend.json").read_text())
         best = next(
             one for one, row in zip(runs, told[how]["runs"], strict=True) if row["name"] == told[how]["best_single"]
         )
         alone, y_pred = (decided(one, ids, runs[0].label_names) for one in (best, run))
         if not lines:
-            own = read_json(best.path / "metrics.json")["cross_fitted"]["macro_f1_interval"]
+            own = json.loads((best.path / "metrics.json").read_text())["cross_fitted"]["macro_f1_interval"]
             lines = [
                 "| way | cross-fitted macro-F1 | gain over the best single run | test macro-F1 | gain on test rows |",
                 "|---|---|---|---|---|",

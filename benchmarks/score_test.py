@@ -10,6 +10,7 @@ cross-fitted macro-F1, the test macro-F1 under each way of combining, their diff
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from lora_cls.data.names import name_matrix, split_names
 from lora_cls.evaluation import Interval, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
 from lora_cls.evaluation.decisions import Decisions
 from lora_cls.recipe import Prediction, Thresholds
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import RunFolder
 
 WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
 
@@ -51,17 +52,18 @@ class Decided:
 def decide(run: RunFolder, labels: Path) -> Decided:
     """All decisions of a run; `labels` holds the truth of its test rows."""
     names = run.label_names
-    table = read_table(labels).set_index(run.info["data"]["test_id_column"] or "id").loc[run.test_ids]
+    table = read_table(labels).set_index(run.info.data.test_id_column or "id").loc[run.test_ids]
     column, delimiter = run.label_column, run.recipe.data.label_delimiter
     if column is None:
         y_test = table[names].astype(float).to_numpy(np.int8)
     else:
         y_test = np.maximum(name_matrix(split_names(table[column], delimiter), names), 0)  # an empty cell is no label
-    rows, y_score = run.oof_proba()
+    oof = run.out_of_fold()
+    rows, y_score = oof.rows, oof.y_score
     fold, weights = run.folds["fold"].to_numpy()[rows], run.pos_weights()
     y_true, groups = run.y_true[rows], run.folds["group"].to_numpy()[rows]
-    decisions = run.decisions(Thresholds(**read_json(run.path / "thresholds.json")["settings"]))
-    untuned = decisions.untuned(run.oof_logits()[1])
+    decisions = run.decisions(Thresholds(**json.loads((run.path / "thresholds.json").read_text())["settings"]))
+    untuned = decisions.untuned(run.out_of_fold().logits)
     test_logits = run.test_logits()
     assert test_logits is not None
     return Decided(

@@ -161,7 +161,6 @@ def tune(
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
     from lora_cls.commands.tune import recipe_settings
     from lora_cls.commands.tune import tune as tune_run
-    from lora_cls.report.page import write_reports
     from lora_cls.runs import RunFolder
 
     folder = RunFolder(run)
@@ -169,7 +168,7 @@ def tune(
         folder.recipe, strategy=strategy, min_positives=min_positives, default=default, combine=combine,
         at_least_one=at_least_one,
     )  # fmt: skip
-    write_reports(folder, tune_run(folder, thresholds, prediction), _say)
+    tune_run(folder, thresholds, prediction, say=_say)
     _print_run(folder)
 
 
@@ -198,13 +197,11 @@ def blend(
 ) -> None:
     """Combine runs on the same rows and folds into a new run folder, scored like any run. Loads no model."""
     from lora_cls.commands.blend import blend as blend_runs
-    from lora_cls.report.page import write_reports
-    from lora_cls.runs import read_json
+    from lora_cls.runs.records import BlendInfo
     from lora_cls.terminal import print_blend
 
-    blended = blend_runs(runs, out, how)
-    write_reports(blended, read_json(blended.path / "metrics.json"), _say)
-    print_blend(read_json(blended.path / "blend.json"))
+    blended = blend_runs(runs, out, how, say=_say)
+    print_blend(BlendInfo.read(blended.files.blend))
     _print_run(blended)
 
 
@@ -239,17 +236,17 @@ def report(
     """
     from lora_cls.report.card import write_card
     from lora_cls.report.page import write_page
-    from lora_cls.runs import RunFolder, read_json
+    from lora_cls.runs import RunFolder
 
     folder = RunFolder(run)
-    data = None
+    data, results = None, folder.results()
     if train is not None:
         from lora_cls.runs import training_data
 
         data = training_data(folder, train)
     if out is None:
-        write_card(folder, read_json(folder.path / "metrics.json"))
-    print(f"Page  {write_page(folder, data, out)}")
+        write_card(folder, results.scores)
+    print(f"Page  {write_page(folder, data, out, results)}")
 
 
 recipes_app = typer.Typer(invoke_without_command=True)

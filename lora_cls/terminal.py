@@ -14,7 +14,8 @@ from lora_cls.errors import shorten
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Comparison
 from lora_cls.report.comparison import COST, HEADER, SCORES, comparison_cells, seeds_sentence, where_scored
 from lora_cls.report.sentences import PHASES, REUSED, blend_runs, blend_ways, gain_sentence, score_sentence
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import RunFolder, Scores
+from lora_cls.runs.records import BlendInfo, CalibrationInfo, ExportInfo
 
 if TYPE_CHECKING:
     from lora_cls.commands.check import Check
@@ -23,50 +24,53 @@ if TYPE_CHECKING:
 
 def print_run(run: RunFolder) -> None:
     """The score, a table per label, what it cost, and the paths of the files."""
-    console, metrics, info = _console(), read_json(run.path / "metrics.json"), run.info
-    scores, classes = metrics["cross_fitted"], metrics["task"] == "single_label"
+    console, metrics, info = _console(), Scores.read(run.files.scores), run.info
+    scores, classes = metrics.cross_fitted, metrics.task == "single_label"
     noun = "class" if classes else "label"
-    where = "Out of fold" if metrics["n_splits"] > 1 else "Held-out rows"
-    decided = f"decided by the other {scores['over']}' thresholds; shown is the shipped one"
+    where = "Out of fold" if metrics.n_splits > 1 else "Held-out rows"
+    decided = f"decided by the other {scores.over}' thresholds; shown is the shipped one"
     table = Table(title=f"{where}, per {noun} ({decided})")
     table.add_column(noun)
     for column in ("rows" if classes else "positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP"):
         table.add_column(column, justify="right")
-    for row in scores["per_label"]:
-        values = [row[key] for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")]
+    for row in scores.per_label:
+        values = [
+            getattr(row, key) for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")
+        ]
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        table.add_row(Text(row["label"]), str(row["support"]), f"{row['prevalence']:.1%}", *cells)
+        table.add_row(Text(row.label), str(row.support), f"{row.prevalence:.1%}", *cells)
     console.print()
     console.print(table)
     say = _plain(console)
     say(score_sentence(metrics))
-    more = {
-        "single_label": "",  # said with the score
-        "binary": f"Accuracy {scores['exact_match']:.4f}. ",
-    }.get(metrics["task"], f"Micro-F1 {scores['micro_f1']:.4f}, exact match {scores['exact_match']:.4f}. ")
-    say(more + metrics["note"])
+    more = f"Micro-F1 {scores.micro_f1:.4f}, exact match {scores.exact_match:.4f}. "
+    if metrics.task == "single_label":
+        more = ""  # said with the score
+    elif metrics.task == "binary":
+        more = f"Accuracy {scores.exact_match:.4f}. "
+    say(more + metrics.note)
     cost = ", ".join(
         f"{PHASES[phase]} {value / 60:.1f} min"
-        for phase, value in sorted(info["seconds"].items(), key=lambda found: -found[1])
+        for phase, value in sorted(info.seconds.items(), key=lambda found: -found[1])
         if value >= 3 or phase in ("train", "predict")
     )
-    cost = f"{cost[:1].upper()}{cost[1:]}, peak memory {info['peak_memory_bytes'] / 2**30:.2f} GiB"
+    cost = f"{cost[:1].upper()}{cost[1:]}, peak memory {(info.peak_memory_bytes or 0) / 2**30:.2f} GiB"
     unit = "rows"
-    if "train_rows_per_second" in info:
-        per_row = info.get("pieces_per_row")
+    if info.train_rows_per_second is not None:
+        per_row = info.pieces_per_row
         if per_row is not None:
             cost += f", {per_row:.2f} pieces per row"
             unit = "pieces"
         cost += (
-            f", trained {info['train_rows_per_second']:.0f} {unit}/s, {info['train_tokens_per_second']:.0f} tokens/s, "
-            f"{info['padding_share']:.0%} padding"
+            f", trained {info.train_rows_per_second:.0f} {unit}/s, {info.train_tokens_per_second:.0f} tokens/s, "
+            f"{info.padding_share:.0%} padding"
         )
-    if "predict_rows_per_second" in info:
-        cost += f", predicted {info['predict_rows_per_second']:.0f} {unit}/s"
+    if info.predict_rows_per_second is not None:
+        cost += f", predicted {info.predict_rows_per_second:.0f} {unit}/s"
     say(f"{cost}.")
-    if info.get("reused"):
-        say("Reused: " + ", ".join(REUSED[name].format(number) for name, number in info["reused"].items()) + ".")
-    unfinished = metrics["n_splits"] - len(metrics["folds_finished"])
+    if info.reused:
+        say("Reused: " + ", ".join(REUSED[name].format(number) for name, number in info.reused.items()) + ".")
+    unfinished = metrics.n_splits - len(metrics.folds_finished)
     if unfinished:
         left = "1 fold is" if unfinished == 1 else f"{unfinished} folds are"
         say(f"{left} left: the same command with --resume and without --folds trains what is missing.")
@@ -126,35 +130,34 @@ def print_check(found: Check) -> None:
 
 def print_export(exported: RunFolder) -> None:
     """What was made, what is known of it, and how to use it."""
-    about = read_json(exported.path / "export.json")
+    about = ExportInfo.read(exported.files.export)
     console = _console()
     say = _plain(console)
-    n = len(about["folds"])
-    if about["kind"] == "merged":
+    n = len(about.folds)
+    if about.kind == "merged":
         what = f"One merged model of {n} folds: {exported.path / 'model'}"
     else:
-        what = f"One adapter of {n} folds, rank {about['rank']}: {exported.path / 'adapter'}"
+        what = f"One adapter of {n} folds, rank {about.rank}: {exported.path / 'adapter'}"
     say(what)
-    if about["compression"]:
-        found = about["compression"]
+    if found := about.compression:
         say(
-            f"{found['share']:.2%} of the exact mean's squared norm is kept (rank {about['exact_rank']} before), least "
-            f"in {found['lowest_module']}: {found['lowest_share']:.2%}."
+            f"{found.share:.2%} of the exact mean's squared norm is kept (rank {about.exact_rank} before), least "
+            f"in {found.lowest_module}: {found.lowest_share:.2%}."
         )
-    say(about["note"])
-    if "scores" in about:
-        table = Table(title=Text(f"Macro-F1 on {about['scored']['rows']} rows of {about['scored']['table']}"))
+    say(about.note)
+    if about.scores and about.scored:
+        table = Table(title=Text(f"Macro-F1 on {about.scored.rows} rows of {about.scored.table}"))
         for column in ("model", "rank", "macro-F1", "95 %", "minus the folds together", "95 %", "seconds", "rows/s"):
             table.add_column(column, justify="left" if column == "model" else "right")
-        for i, row in enumerate(about["scores"]):
-            f1, less = row["macro_f1"], row["difference"]
+        for i, row in enumerate(about.scores):
+            f1, less = row.macro_f1, row.difference
             difference = ("", "")
             if i:
-                difference = f"{less['estimate']:+.4f}", f"{less['low']:+.4f} to {less['high']:+.4f}"
+                difference = f"{less.estimate:+.4f}", f"{less.low:+.4f} to {less.high:+.4f}"
             table.add_row(
-                row["model"], "" if row["rank"] is None else str(row["rank"]), f"{f1['estimate']:.4f}",
-                f"{f1['low']:.4f} to {f1['high']:.4f}", *difference, f"{row['seconds']:.1f}",
-                f"{row['rows_per_second']:.0f}",
+                row.model, "" if row.rank is None else str(row.rank), f"{f1.estimate:.4f}",
+                f"{f1.low:.4f} to {f1.high:.4f}", *difference, f"{row.seconds:.1f}",
+                f"{row.rows_per_second:.0f}",
             )  # fmt: skip
         console.print(table)
     say(
@@ -190,40 +193,40 @@ def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
         say(str(file))
 
 
-def print_blend(told: dict[str, Any]) -> None:
+def print_blend(about: BlendInfo) -> None:
     """Every way of blending with its gain, and what each run adds."""
     console = _console()
     say = _plain(console)
-    for header, rows in (blend_ways(told), blend_runs(told)):
+    for header, rows in (blend_ways(about), blend_runs(about)):
         table = Table()
         for i, name in enumerate(header):
             table.add_column(name, justify="right" if 0 < i < len(header) - 1 else "left")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
-    say(gain_sentence(told))
-    say(told["note"])
+    say(gain_sentence(about))
+    say(about.note)
 
 
-def print_calibration(found: dict[str, Any]) -> None:
+def print_calibration(found: CalibrationInfo) -> None:
     """Brier score and calibration error before and after, per label."""
     console = _console()
     say = _plain(console)
-    over = "parts" if "parts" in found else "folds"
-    table = Table(title=f"Calibration by {found['how']}, each of the {over} by the map of the others")
+    over = "parts" if found.parts is not None else "folds"
+    table = Table(title=f"Calibration by {found.how}, each of the {over} by the map of the others")
     table.add_column("label")
     for name in ("Brier", "after", "calibration error", "after"):
         table.add_column(name, justify="right")
     keys = [f"{key}_{when}" for key in ("brier", "expected_calibration_error") for when in ("before", "after")]
-    for row in found["per_label"]:
-        table.add_row(Text(row["label"]), *(f"{row[key]:.4f}" for key in keys))
-    before, after = found["before"], found["after"]
-    means = [part[key] for key in ("brier", "expected_calibration_error") for part in (before, after)]
+    for row in found.per_label:
+        table.add_row(Text(row.label), *(f"{getattr(row, key):.4f}" for key in keys))
+    before, after = found.before, found.after
+    means = [getattr(part, key) for key in ("brier", "expected_calibration_error") for part in (before, after)]
     table.add_row("mean", *(f"{value:.4f}" for value in means), end_section=True)
     console.print(table)
     say(
-        f"Expected calibration error over {found['bins']} bins of equal width. Macro-F1 {before['macro_f1']:.4f}, with "
-        f"thresholds tuned again on the calibrated probabilities {after['macro_f1']:.4f}: calibration is for those who "
+        f"Expected calibration error over {found.bins} bins of equal width. Macro-F1 {before.macro_f1:.4f}, with "
+        f"thresholds tuned again on the calibrated probabilities {after.macro_f1:.4f}: calibration is for those who "
         "read probabilities, not for the submission, which stays as it is."
     )
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from lora_cls.commands.align import AlignedRun, Rows, align
-from lora_cls.commands.tune import cross_fit, tune
+from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
-from lora_cls.files import write_array, write_json
+from lora_cls.files import write_array
 from lora_cls.machine import surroundings
 from lora_cls.recipe import BlendHow, Recipe, load_recipe
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import AlignedRun, FoldInfo, OutOfFold, RunFolder, RunInfo, align
+from lora_cls.runs.records import BlendedRun, BlendInfo, BlendWay
 
 NOTE = (
     "For every fold, what a way learns (weights, regressions) and the thresholds come from the other folds' rows. "
@@ -26,7 +26,13 @@ NOTE = (
 )
 
 
-def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_logit") -> RunFolder:
+def blend(
+    paths: Sequence[str | Path | RunFolder],
+    out: str | Path,
+    how: BlendHow = "mean_logit",
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> RunFolder:
     """Combine finished runs on the same rows and folds into a new run folder.
 
     A fold of the blend is the runs' models of that fold together, in a way that was fitted on the other folds' rows.
@@ -39,6 +45,7 @@ def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_lo
     paths : two run folders or more
     out : the new run folder
     how : the way that is written
+    say : see `tune`
 
     Raises
     ------
@@ -48,45 +55,41 @@ def blend(paths: Sequence[str | Path], out: str | Path, how: BlendHow = "mean_lo
         If the way has no meaning for the task.
     """
     out = Path(out)
-    rows, members = align(paths)
+    members = align(paths)
+    first, oof = members[0].run, members[0].oof
     recipe = _recipe(members, out, how)
     RunFolder.refuse_existing(out)  # before minutes of fitting
     decisions = members[0].decisions
-    y_score = np.array([member.y_score for member in members])
-    test = _test_proba(members)
-    told, written = compare_ways(rows, members, decisions, y_score, how)
-    first = members[0].run
-    info = surroundings() | {
-        "data": first.info["data"],
-        "choices": {},
-        "backbone_path": None,
-        "seconds": {
-            phase: round(sum(member.run.info["seconds"][phase] for member in members), 1)
-            for phase in ("train", "predict")
-        },
-        "peak_memory_bytes": max(member.run.info.get("peak_memory_bytes", 0) for member in members),
-    }
+    y_score = np.array([member.oof.y_score for member in members])
+    test = _test_scores(members)
+    about, written = compare_ways(members, decisions, y_score, how)
+    infos = [member.run.info for member in members]
+    info = RunInfo(
+        **surroundings(),
+        data=first.info.data,
+        choices={},
+        backbone_path=None,
+        seconds={phase: round(sum(one.seconds[phase] for one in infos), 1) for phase in ("train", "predict")},
+        peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos),
+    )
     run = RunFolder.create_like(out, recipe, info, first)
-    place = {value: i for i, value in enumerate(rows.ids)}
+    place = {value: i for i, value in enumerate(oof.ids)}
     held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
-    for number in run.fold_numbers:
+    for k, number in enumerate(run.fold_numbers):
         # the fit for a fold is of the other folds; of a single one there are none, and new texts get that of all parts
-        fitted = written.fits[number] if rows.over == "folds" else fit_blend(how, decisions, rows.y_true, y_score)
+        fitted = written.fits[number] if oof.over == "folds" else fit_blend(how, decisions, oof.y_true, y_score)
         order = held_out[(run.folds["fold"] == number).to_numpy()]  # of this fold, in the folder's order
         folder = run.fold(number)
         folder.path.mkdir()
         write_array(folder.oof_logits, written.logits[order])
         if test is not None:
-            of_fold = test[:, first.fold_numbers.index(number)]
-            write_array(
-                folder.test_logits,
-                blended_logits(decisions, apply_blend(how, decisions, fitted, of_fold, y_score)),
-            )
-        write_json(folder.info, _fold_info(members, number, fitted, len(rows.label_names)))
+            proba = apply_blend(how, decisions, fitted, test[:, k], y_score)
+            write_array(folder.test_logits, blended_logits(decisions, proba))
+        folder.write_info(_fold_info([member.run.fold(number).info for member in members], fitted, oof))
     if written.fitted_logits is not None:
-        write_array(run.fitted_logits, written.fitted_logits[:, held_out[held_out >= 0]])
-    write_json(out / "blend.json", told)
-    tune(run)
+        write_array(run.files.fitted_logits, written.fitted_logits[:, held_out[held_out >= 0]])
+    about.write(run.files.blend)
+    tune(run, say=say)
     return run
 
 
@@ -112,62 +115,64 @@ class CrossFitted:
     fitted_logits: np.ndarray | None
 
 
-def cross_fitted_blend(how: BlendHow, decisions: Decisions, rows: Rows, y_score: np.ndarray) -> CrossFitted:
+def cross_fitted_blend(how: BlendHow, decisions: Decisions, oof: OutOfFold, y_score: np.ndarray) -> CrossFitted:
     """The runs as one.
 
     Parameters
     ----------
     y_score : ndarray of shape (n_runs, n_samples, n_labels)
     """
-    logits, fits, fitted_logits = np.empty(rows.y_true.shape, dtype=np.float32), {}, []
-    for number in np.unique(rows.part).tolist():
-        inside = rows.part == number
-        fits[number] = fit_blend(how, decisions, rows.y_true[~inside], y_score[:, ~inside])
+    logits, fits, fitted_logits = np.empty(oof.y_true.shape, dtype=np.float32), {}, []
+    for number in np.unique(oof.part).tolist():
+        inside = oof.part == number
+        fits[number] = fit_blend(how, decisions, oof.y_true[~inside], y_score[:, ~inside])
         every = blended_logits(decisions, apply_blend(how, decisions, fits[number], y_score, y_score))
         logits[inside] = every[inside]
         if not fits[number]:  # nothing was learnt: the same for every fold
-            return CrossFitted(every, {k: {} for k in np.unique(rows.part).tolist()}, None)
+            return CrossFitted(every, {k: {} for k in np.unique(oof.part).tolist()}, None)
         fitted_logits.append(every)
     return CrossFitted(logits, fits, np.array(fitted_logits))
 
 
 def compare_ways(
-    rows: Rows, members: Sequence[AlignedRun], decisions: Decisions, y_score: np.ndarray, how: BlendHow
-) -> tuple[dict[str, Any], CrossFitted]:
-    """Scores of all ways, and of the chosen one without each run: plain values for `blend.json`; and the chosen one."""
-    at_least_one, no_weight = members[0].at_least_one, np.ones(len(rows.label_names))
-    singles = [member.cross_fitted(rows) for member in members]
-    scores = [macro_f1(rows.y_true, y_pred) for y_pred in singles]
+    members: Sequence[AlignedRun], decisions: Decisions, y_score: np.ndarray, how: BlendHow
+) -> tuple[BlendInfo, CrossFitted]:
+    """Scores of all ways, and of the chosen one without each run, for `blend.json`; and the chosen one."""
+    oof, at_least_one, no_weight = members[0].oof, members[0].at_least_one, np.ones(y_score.shape[-1])
+    scores = [macro_f1(oof.y_true, member.y_pred) for member in members]
     best = int(np.argmax(scores))
 
     def decided(blended: CrossFitted) -> np.ndarray:
         # through the precision that is stored, so that the decisions are those of the run folder
         fitted = blended.fitted_logits
-        fitted_proba = None if fitted is None else decisions.probabilities(fitted, no_weight)
-        proba = decisions.probabilities(blended.logits, no_weight)
-        return cross_fit(decisions, rows.y_true, proba, rows.part, at_least_one, fitted_proba).y_pred
+        through = replace(
+            oof,
+            logits=blended.logits,
+            y_score=decisions.probabilities(blended.logits, no_weight),
+            fitted_score=None if fitted is None else decisions.probabilities(fitted, no_weight),
+        )
+        return through.cross_fit(decisions, at_least_one).y_pred
 
-    written = cross_fitted_blend(how, decisions, rows, y_score)
+    written = cross_fitted_blend(how, decisions, oof, y_score)
     chosen = decided(written)
-    ways: list[dict[str, Any]] = []
+    ways = []
     for way in get_args(BlendHow):
         if way == "rank_mean" and members[0].run.recipe.task == "single_label":
             continue
-        y_pred = chosen if way == how else decided(cross_fitted_blend(way, decisions, rows, y_score))
-        gain = bootstrap_difference(rows.y_true, y_pred, singles[best], rows.groups)
-        score = bootstrap_macro_f1(rows.y_true, y_pred, rows.groups)
-        ways.append({"how": way, "macro_f1_interval": asdict(score), "gain_over_best": asdict(gain)})
+        y_pred = chosen if way == how else decided(cross_fitted_blend(way, decisions, oof, y_score))
+        gain = bootstrap_difference(oof.y_true, y_pred, members[best].y_pred, oof.groups)
+        score = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
+        ways.append(BlendWay(how=way, macro_f1_interval=score, gain_over_best=gain))
     runs = []
     for i, member in enumerate(members):
         others = [j for j in range(len(members)) if j != i]
         if len(others) > 1:
-            without = decided(cross_fitted_blend(how, decisions, rows, y_score[others]))
+            without = decided(cross_fitted_blend(how, decisions, oof, y_score[others]))
         else:
-            without = singles[others[0]]
-        added = bootstrap_difference(rows.y_true, chosen, without, rows.groups)
-        runs.append({"name": member.name, "macro_f1": scores[i], "adds": asdict(added)})
-    told = {"how": how, "best_single": members[best].name, "runs": runs, "ways": ways, "note": NOTE}
-    return told, written
+            without = members[others[0]].y_pred
+        adds = bootstrap_difference(oof.y_true, chosen, without, oof.groups)
+        runs.append(BlendedRun(name=member.name, macro_f1=scores[i], adds=adds))
+    return BlendInfo(how=how, best_single=members[best].name, runs=runs, ways=ways, note=NOTE), written
 
 
 def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
@@ -190,7 +195,7 @@ def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
         raise RecipeError(f"These runs cannot be blended like this: {error}") from None
 
 
-def _test_proba(members: Sequence[AlignedRun]) -> np.ndarray | None:
+def _test_scores(members: Sequence[AlignedRun]) -> np.ndarray | None:
     """Test probabilities of the runs' folds, ndarray of shape (n_runs, n_folds, n_test, n_labels); None without."""
     ids = [member.run.test_ids for member in members]
     if all(found is None for found in ids):
@@ -220,20 +225,18 @@ def _test_proba(members: Sequence[AlignedRun]) -> np.ndarray | None:
     for member, found in zip(members, ids, strict=True):
         assert found is not None
         place = {value: i for i, value in enumerate(found)}
-        logits = member.run.test_logits()
-        assert logits is not None
-        logits = logits[:, [place[value] for value in first]][:, :, member.labels]
-        result.append(member.decisions.probabilities(logits, member.weights[:, None, :]))
+        scores = member.test_scores()
+        assert scores is not None
+        result.append(scores[:, [place[value] for value in first]])
     return np.array(result)
 
 
-def _fold_info(members: Sequence[AlignedRun], number: int, fitted: dict[str, Any], n_labels: int) -> dict[str, Any]:
-    """`fold.json`: what was fitted, and what the runs' folds cost together."""
-    found = [read_json(member.run.fold(number).info) for member in members]
-    return {
-        "pos_weight": [1.0] * n_labels,
-        "blend": fitted,
-        "train_rows": found[0]["train_rows"],
-        "seconds": {phase: round(sum(info["seconds"][phase] for info in found), 3) for phase in ("train", "predict")},
-        "trainable_parameters": sum(info["trainable_parameters"] for info in found),
-    }
+def _fold_info(infos: Sequence[FoldInfo], fitted: dict[str, Any], oof: OutOfFold) -> FoldInfo:
+    """What was fitted, and what the runs' folds cost together."""
+    return FoldInfo(
+        pos_weight=[1.0] * len(oof.label_names),
+        blend=fitted,
+        train_rows=infos[0].train_rows,
+        seconds={phase: round(sum(info.seconds[phase] for info in infos), 3) for phase in ("train", "predict")},
+        trainable_parameters=sum(info.trainable_parameters or 0 for info in infos),
+    )

@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError
 from lora_cls.evaluation import (
     Calibration,
-    Decisions,
     apply_calibration,
     calibrated_thresholds,
     calibration_scores,
@@ -19,22 +16,22 @@ from lora_cls.evaluation import (
     macro_f1,
 )
 from lora_cls.evaluation.calibration import N_BINS
-from lora_cls.files import write_csv, write_json
-from lora_cls.recipe import Prediction, Thresholds
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import Decision, RunFolder
+from lora_cls.runs.io import write_values
+from lora_cls.runs.records import CalibrationInfo
 
 
-def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any]:
+def calibrate(run: RunFolder, how: Calibration = "temperature") -> CalibrationInfo:
     """Calibrate the out-of-fold probabilities of the finished folds, and those of the test rows.
 
     The rows of a fold are calibrated by the map of the other folds' rows (of a single fold, part by part, as `tune`
-    decides them); `calibration.json` also keeps the map of all
-    rows, with thresholds for it, for test rows and whatever comes later. Writes `calibration.json`,
-    `oof_proba_calibrated.csv` and, for a run with test rows, `test_proba_calibrated.csv`.
+    decides them). `calibration.json` also keeps the map of all rows, with thresholds for it, for test rows and whatever
+    comes later. Writes `calibration.json`, `oof_proba_calibrated.csv` and, for a run with test rows,
+    `test_proba_calibrated.csv`.
 
     Returns
     -------
-    dict
+    CalibrationInfo
         The content of `calibration.json`.
 
     Raises
@@ -42,17 +39,15 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
     RunError
         If no fold is finished, or the way does not fit the task.
     """
-    recipe = run.recipe
-    if how == "isotonic" and recipe.task == "single_label":
+    if how == "isotonic" and run.recipe.task == "single_label":
         raise RunError(
             f"{run.path}: isotonic calibrates labels one by one, and a row's classes would no longer sum to 1. "
             "Use --how temperature."
         )
-    kept = read_json(run.path / "thresholds.json")
-    decisions, prediction = run.decisions(Thresholds(**kept["settings"])), Prediction(**kept["prediction"])
-    rows, y_score = run.oof_proba()
-    folds, y_true = run.folds.iloc[rows], run.y_true[rows]
-    over, part = held_apart(folds["fold"].to_numpy(), y_true, folds["group"].to_numpy(), recipe)
+    decision = Decision.read(run.files.decision)
+    decisions, prediction = run.decisions(decision.settings), decision.prediction
+    oof, names = run.out_of_fold(), run.label_names
+    y_true, y_score, part = oof.y_true, oof.y_score, oof.part
     calibrated, per_part = np.empty(y_score.shape), {}
     for number in np.unique(part).tolist():
         inside = part == number
@@ -60,47 +55,38 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
         calibrated[inside] = apply_calibration(how, decisions, per_part[number], y_score[inside])
     shipped = fit_calibration(how, decisions, y_true, y_score)
     thresholds = calibrated_thresholds(
-        how, decisions, shipped, [kept["shipped"][name] for name in run.label_names], y_true, y_score
+        how, decisions, shipped, [decision.shipped[name] for name in names], y_true, y_score
     )
     before, after = calibration_scores(y_true, y_score), calibration_scores(y_true, calibrated)
-    found: dict[str, Any] = {
+
+    def means(scores: dict[str, list[float]], proba: np.ndarray) -> dict[str, float]:
+        y_pred = decisions.cross_fit(y_true, proba, part, prediction.at_least_one).y_pred
+        return {key: float(np.mean(values)) for key, values in scores.items()} | {"macro_f1": macro_f1(y_true, y_pred)}
+
+    values: dict[str, Any] = {
         "how": how,
         "bins": N_BINS,
-        "before": _means(before) | {"macro_f1": _macro_f1(decisions, y_true, y_score, part, prediction)},
-        "after": _means(after) | {"macro_f1": _macro_f1(decisions, y_true, calibrated, part, prediction)},
+        "before": means(before, y_score),
+        "after": means(after, calibrated),
         "per_label": [
             {"label": name}
             | {f"{key}_before": before[key][j] for key in before}
             | {f"{key}_after": after[key][j] for key in after}
-            for j, name in enumerate(run.label_names)
+            for j, name in enumerate(names)
         ],
-        "thresholds": dict(zip(run.label_names, thresholds.tolist(), strict=True)),
+        "thresholds": dict(zip(names, thresholds.tolist(), strict=True)),
         "shipped": shipped,
-        over: per_part,
+        oof.over: per_part,
     }
-    write_csv(run.path / "oof_proba_calibrated.csv", _table(folds["id"].tolist(), calibrated, run.label_names))
-    test_logits, test_ids = run.test_logits(), run.test_ids
-    if test_logits is not None and test_ids is not None:
+    write_values(run.files.oof_calibrated, oof.ids, names, calibrated)
+    per_fold, test_ids = run.test_scores(), run.test_ids
+    if per_fold is not None and test_ids is not None:
         # votes are counts of folds, which no map makes probabilities
         if prediction.combine == "vote":
             prediction = prediction.model_copy(update={"combine": "mean_logit"})
-        of_folds = decisions.probabilities(test_logits, run.pos_weights()[:, None, :])
-        proba, _ = decisions.together(apply_calibration(how, decisions, shipped, of_folds), thresholds, prediction)
-        write_csv(run.path / "test_proba_calibrated.csv", _table(test_ids, proba, run.label_names))
-        found["test_combine"] = prediction.combine
-    write_json(run.path / "calibration.json", found)
-    return found
-
-
-def _means(scores: dict[str, list[float]]) -> dict[str, float]:
-    return {key: float(np.mean(values)) for key, values in scores.items()}
-
-
-def _macro_f1(
-    decisions: Decisions, y_true: np.ndarray, y_score: np.ndarray, part: np.ndarray, given: Prediction
-) -> float:
-    return macro_f1(y_true, decisions.cross_fit(y_true, y_score, part, given.at_least_one).y_pred)
-
-
-def _table(ids: list[str], y_score: np.ndarray, names: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"id": ids} | {name: y_score[:, j] for j, name in enumerate(names)})
+        proba, _ = decisions.together(apply_calibration(how, decisions, shipped, per_fold), thresholds, prediction)
+        write_values(run.files.test_calibrated, test_ids, names, proba)
+        values["test_combine"] = prediction.combine
+    info = CalibrationInfo.model_validate(values)
+    info.write(run.files.calibration)
+    return info

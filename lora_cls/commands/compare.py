@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from lora_cls.commands.align import AlignedRun, align
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1, f1_scores, macro_f1
 from lora_cls.evaluation.comparison import Compared, Comparison, Seeds
 from lora_cls.report.sentences import describe
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import AlignedRun, RunFolder, align
 
 
-def compare(paths: Sequence[str | Path]) -> Comparison:
+def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
     """Score finished runs on their common rows.
 
     Parameters
@@ -29,8 +28,8 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     RunError
         If rows, labels, folds or tasks differ, or folds are unfinished; names every difference.
     """
-    rows, members = align(paths)
-    y_pred = [member.cross_fitted(rows) for member in members]
+    members = align(paths)
+    rows, y_pred = members[0].oof, [member.y_pred for member in members]
     scores = [bootstrap_macro_f1(rows.y_true, decided, rows.groups) for decided in y_pred]
     order = sorted(range(len(members)), key=lambda i: -scores[i].estimate)
     best = order[0]
@@ -40,7 +39,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
             recipe=describe(members[i].run.recipe),
             seed=members[i].run.recipe.train.seed,
             score=scores[i],
-            untuned=macro_f1(rows.y_true, members[i].decisions.untuned(members[i].logits)),
+            untuned=macro_f1(rows.y_true, members[i].decisions.untuned(members[i].oof.logits)),
             difference=(None if i == best else bootstrap_difference(rows.y_true, y_pred[i], y_pred[best], rows.groups)),
             f1=f1_scores(rows.y_true, y_pred[i]).tolist(),
             cost=_cost(members[i].run),
@@ -51,7 +50,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     seeds = _seeds([members[i] for i in order], [scores[i].estimate for i in order])
     return Comparison(
         label_names=rows.label_names,
-        n_rows=len(rows.ids),
+        n_rows=len(rows),
         n_folds=len(np.unique(rows.fold)),
         over=rows.over,
         n_parts=len(np.unique(rows.part)),
@@ -61,23 +60,21 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
 
 
 def _cost(run: RunFolder) -> dict[str, float | None]:
-    info, folds = run.info, [read_json(run.fold(number).info) for number in run.finished_folds]
-    seconds = {phase: sum(fold["seconds"][phase] for fold in folds) for phase in ("train", "predict")}
-    # A blend's rows are each trained on by several models: no one speed. Rows count once per epoch.
-    rows = (
-        None if run.recipe.blend else sum(fold.get("processed", {}).get("rows", fold["train_rows"]) for fold in folds)
-    )
-    if rows is not None and "pieces_per_row" in info:
-        rows /= info["pieces_per_row"]
+    info, folds = run.info, [run.fold(number).info for number in run.finished_folds]
+    seconds = {phase: sum(fold.seconds[phase] for fold in folds) for phase in ("train", "predict")}
+    rows: float | None = None
+    if not run.recipe.blend:  # a blend's rows are each trained on by several models: no one speed
+        rows = sum(fold.processed.rows if fold.processed else fold.train_rows or 0 for fold in folds)  # of all epochs
+        rows /= info.pieces_per_row or 1
     held_out = int((run.folds["fold"] >= 0).sum())
     predicted = held_out + len(folds) * len(run.test_ids or ())
-    memory, trained = info.get("peak_memory_bytes"), folds[0].get("trainable_parameters")
+    memory = info.peak_memory_bytes
     return {
         "train_minutes": seconds["train"] / 60,
         "train_rows_per_second": None if rows is None else rows / max(seconds["train"], 1e-9),
         "seconds_per_1000_texts": 1000 * seconds["predict"] / predicted,
         "peak_memory_gib": memory / 2**30 if memory else None,
-        "trainable_parameters": trained,
+        "trainable_parameters": folds[0].trainable_parameters,
     }
 
 

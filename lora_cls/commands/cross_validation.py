@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from lora_cls.commands.costs import Costs
 from lora_cls.commands.epochs import choose_epochs
-from lora_cls.commands.tune import tune
+from lora_cls.commands.tune import score
 from lora_cls.data import (
     TableLike,
     fold_notes,
@@ -21,11 +22,12 @@ from lora_cls.data.summary import length_summary
 from lora_cls.data.tables import Tables, table_name
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import decisions_for, macro_f1
-from lora_cls.files import write_array, write_json
+from lora_cls.files import write_array
 from lora_cls.machine import peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
-from lora_cls.runs import FoldFolder, RunFolder, read_json
+from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
+from lora_cls.runs.records import DataInfo
 from lora_cls.training.learner import FoldResult, Learner, make_learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
@@ -125,31 +127,30 @@ def cross_validate(
             progress.say(note)
         if not resumed:
             RunFolder.refuse_existing(path)  # before minutes of loading
-        choices = run.info.get("choices") if resumed else None
+        choices = run.info.choices if resumed else None
         learner = make_learner(recipe, data.label_names, data, tables.test, choices, None, progress)
         if not resumed:
             learner.prepare()
-            info = _info(tables) | {"choices": learner.choices, "backbone_path": learner.backbone_path}
+            info = _info(tables, learner)
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
-        spent = _Session(run, learner, started)
+        costs = Costs(run, learner, started)
         todo = [k for k in wanted if not run.fold(k).finished]
         progress.expect(len(todo))
         for number in todo:
             folder = run.fold(number)
             result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
             complete_fold(folder, result)
-            _account(run, spent)
-            score = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))
+            costs.note()
+            f1 = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
-            progress.fold_done(f"fold {number}", f"macro-F1 {score:.4f} untuned{optimistic}")
+            progress.fold_done(f"fold {number}", f"macro-F1 {f1:.4f} untuned{optimistic}")
         if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
             choose_epochs(run)
         tuning = time.monotonic()
-        metrics = tune(run)
-        spent.tune = time.monotonic() - tuning
-        _account(run, spent)
-        run.update_info(last_session_seconds=round(time.monotonic() - started, 1))
-        write_reports(run, metrics, progress.say)
+        results = score(run)
+        costs.tune = time.monotonic() - tuning
+        costs.note(last_session_seconds=round(time.monotonic() - started, 1))
+        write_reports(run, progress.say, results)
     return run
 
 
@@ -158,75 +159,29 @@ def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
     write_array(folder.oof_logits, result.oof_logits)
     if result.test_logits is not None:
         write_array(folder.test_logits, result.test_logits)
-    info = {"pos_weight": result.pos_weight.tolist()} | result.info
-    info["predict_rows_per_second"] = round(info["predict_pieces"] / max(info["seconds"]["predict"], 1e-9), 2)
-    info["peak_memory_bytes"] = peak_memory()
-    write_json(folder.info, info | folder.answer_counts())
+    rate = result.info["predict_pieces"] / max(result.info["seconds"]["predict"], 1e-9)
+    info = FoldInfo(
+        pos_weight=result.pos_weight.tolist(),
+        **result.info,
+        predict_rows_per_second=round(rate, 2),
+        peak_memory_bytes=peak_memory(),
+    )
+    folder.write_info(info)
     folder.state.unlink(missing_ok=True)
 
 
-def _info(tables: Tables) -> dict[str, Any]:
-    columns = tables.train.columns
-    return surroundings() | {
-        "data": {
-            "paths": tables.paths,
-            "id_column": columns.id if columns else None,
-            "test_id_column": tables.id_name,
-            "text_columns": columns.text if columns else None,
-            "label_columns": columns.labels if columns else tables.train.label_names,
-            "train_rows": int((~tables.train.extra).sum()),
-            "extra_rows": int(tables.train.extra.sum()),
-            "test_rows": len(tables.test) if tables.test else None,
-            "lengths": length_summary(tables.train.texts),
-        }
-        | tables.fingerprints(),
-    }
-
-
-class _Session:
-    """What this start of a run spends beside its folds, on top of what earlier starts spent.
-
-    Parameters
-    ----------
-    started : by `time.monotonic`; all from there to now is loading, or tokenising
-    """
-
-    def __init__(self, run: RunFolder, learner: Learner, started: float) -> None:
-        self._learner, self.tune = learner, 0.0
-        self._before, self._reused = run.info.get("seconds", {}), run.info.get("reused", {})
-        self._start = time.monotonic() - started - sum(learner.seconds.values())
-
-    def seconds(self) -> dict[str, float]:
-        own = dict(self._learner.seconds)
-        own["load"] = own.get("load", 0.0) + self._start
-        own["tune"] = self.tune
-        return {phase: self._before.get(phase, 0.0) + value for phase, value in own.items()}
-
-    def reused(self) -> dict[str, int]:
-        return self._reused | self._learner.reused
-
-
-def _account(run: RunFolder, session: _Session) -> None:
-    """Where time and memory went: summed over the finished folds, whichever start trained them."""
-    folds = [read_json(run.fold(number).info) for number in run.finished_folds]
-    of_folds = {phase: sum(f["seconds"].get(phase, 0.0) for f in folds) for f in folds for phase in f["seconds"]}
-    seconds = {phase: round(value, 3) for phase, value in (session.seconds() | of_folds).items()}
-    values: dict[str, Any] = {"seconds": seconds, "reused": session.reused()}
-    if not folds:
-        run.update_info(**values)
-        return
-    values["peak_memory_bytes"] = max(f["peak_memory_bytes"] for f in folds)
-    pieces = sum(f.get("train_pieces", f["train_rows"]) for f in folds)
-    if pieces > (rows := sum(f["train_rows"] for f in folds)):
-        values["pieces_per_row"] = round(pieces / rows, 3)  # what is a row in rows per second is then a piece of a text
-    predicted = sum(f["predict_pieces"] for f in folds)
-    values["predict_rows_per_second"] = round(predicted / max(of_folds["predict"], 1e-9), 2)
-    processed = [f["processed"] for f in folds if "processed" in f]
-    if processed:
-        rows, tokens, padded = (sum(p[key] for p in processed) for key in ("rows", "tokens", "padded_tokens"))
-        values |= {
-            "train_rows_per_second": round(rows / max(of_folds["train"], 1e-9), 2),
-            "train_tokens_per_second": round(tokens / max(of_folds["train"], 1e-9), 1),
-            "padding_share": round(1 - tokens / max(padded, 1), 4),
-        }
-    run.update_info(**values)
+def _info(tables: Tables, learner: Learner) -> RunInfo:
+    train, columns = tables.train, tables.train.columns
+    data = DataInfo(
+        paths=tables.paths,
+        id_column=columns.id if columns else None,
+        test_id_column=tables.id_name,
+        text_columns=columns.text if columns else None,
+        label_columns=columns.labels if columns else train.label_names,
+        train_rows=int((~train.extra).sum()),
+        extra_rows=int(train.extra.sum()),
+        test_rows=len(tables.test) if tables.test else None,
+        lengths=length_summary(train.texts),
+        **tables.fingerprints(),
+    )
+    return RunInfo(**surroundings(), data=data, choices=learner.choices, backbone_path=learner.backbone_path)

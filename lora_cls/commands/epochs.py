@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 
 from lora_cls.evaluation import macro_f1
-from lora_cls.files import whole_folder, write_array, write_bytes, write_json
-from lora_cls.runs import FoldFolder, RunFolder, read_array, read_json
+from lora_cls.files import whole_folder, write_array, write_bytes
+from lora_cls.runs import FoldFolder, RunFolder, read_array
 
 
 def choose_epochs(run: RunFolder) -> None:
@@ -45,7 +45,7 @@ def choose_epochs(run: RunFolder) -> None:
 
 
 def _chosen(folder: FoldFolder) -> bool:
-    return "other_folds_macro_f1" in read_json(folder.info)
+    return folder.info.other_folds_macro_f1 is not None
 
 
 def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
@@ -59,5 +59,4 @@ def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
         if source.is_dir():
             with whole_folder(target, replace=True) as scratch:
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
-    chosen = {"epoch": epoch, "other_folds_macro_f1": scores} | folder.answer_counts()
-    write_json(folder.info, read_json(folder.info) | chosen)
+    folder.write_info(folder.info.model_copy(update={"epoch": epoch, "other_folds_macro_f1": scores}))

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import yaml
 
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import TableLike
 from lora_cls.errors import RecipeError, RunError
-from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
-from lora_cls.files import whole_folder, write_bytes, write_json
+from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
+from lora_cls.files import whole_folder, write_bytes
 from lora_cls.modeling.merging import average_weights, merge_adapters
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import snippet
-from lora_cls.runs import Labelled, RunFolder, read_json
+from lora_cls.runs import Decision, FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
+from lora_cls.runs.folder import write_recipe
+from lora_cls.runs.records import Compression, ExportInfo, ExportScore
 
 To = Literal["adapter", "merged"]
 FOLDS = "the folds together"
@@ -93,9 +93,10 @@ def export(
         raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
     exported = RunFolder(out)
     if labelled is not None:
-        scores = score_export(run, exported, labelled, backbone=backbone, show=show)
-        write_json(out / "export.json", about | labelled.about | {"scores": [asdict(found) for found in scores]})
-        write_bytes(out / "README.md", _card(run, exported, about, scores, labelled).encode())
+        scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
+        about = about.model_copy(update={"scored": labelled.about, "scores": scores})
+        about.write(exported.files.export)
+        write_bytes(exported.files.card, _card(run, exported, about, labelled).encode())
     return exported
 
 
@@ -143,46 +144,44 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
 
 def _write(
     run: RunFolder, folder: Path, to: To, rank: int | None, share: float | None, backbone: str | None
-) -> dict[str, Any]:
+) -> ExportInfo:
     """All files of an export; returns what `export.json` says."""
     from lora_cls.modeling.updates import mean_adapter
 
-    recipe, info, numbers = run.recipe, run.info, run.finished_folds
-    folds = [run.fold(number) for number in numbers]
-    about: dict[str, Any] = {
-        "kind": to,
-        "run": run.path.name,
-        "folds": numbers,
-        "rank": None,
-        "exact_rank": None,
-        "compression": None,
-        "out_of_fold_score": None,
-        "note": NO_SCORE if len(numbers) > 1 else NO_SCORE_OF_ONE,
-    }
-    choices = dict(info["choices"])
+    recipe, info, numbers, files = run.recipe, run.info, run.finished_folds, RunFiles(folder)
+    adapters = [run.fold(number).adapter for number in numbers]
+    choices, backbone_path = dict(info.choices), info.backbone_path
+    chosen: int | None = None
+    exact: int | None = None
+    compression: Compression | None = None
     if to == "adapter":
-        exact, compression = mean_adapter([fold.adapter for fold in folds], folder / "adapter", rank, share)
+        exact, compression = mean_adapter(adapters, folder / "adapter", rank, share)
         chosen = compression.rank if compression else exact
-        about |= {"rank": chosen, "exact_rank": exact, "compression": compression and asdict(compression)}
         recipe = _with_rank(recipe, chosen)
     else:
-        choices["merged_dtype"] = (
-            average_weights(run, folder / "model", backbone)
-            if recipe.lora is None
-            else merge_adapters(run, folder / "model", backbone)
-        )
+        merge = average_weights if recipe.lora is None else merge_adapters
+        choices["merged_dtype"] = merge(run, folder / "model", backbone)
         choices.pop("base_sha256", None)  # of the base before
-        recipe = load_recipe(recipe, {"lora": None, "quantization": None})
-    backbone_path = "model" if to == "merged" else info.get("backbone_path")
-    weight = np.exp(np.log(run.pos_weights()).mean(axis=0))
-    about["pos_weight"] = weight.tolist()
-    write_json(folder / "run.json", info | {"choices": choices, "backbone_path": backbone_path})
-    write_json(folder / "labels.json", read_json(run.path / "labels.json"))
-    write_json(folder / "thresholds.json", read_json(run.path / "thresholds.json"))
-    write_json(folder / "fold.json", {"pos_weight": weight.tolist()})
-    write_bytes(folder / "recipe.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode())
-    write_json(folder / "export.json", about)
-    write_bytes(folder / "README.md", _card(run, RunFolder(folder), about).encode())
+        recipe, backbone_path = load_recipe(recipe, {"lora": None, "quantization": None}), "model"
+    weight = np.exp(np.log(run.pos_weights()).mean(axis=0)).tolist()
+    about = ExportInfo(
+        kind=to,
+        run=run.path.name,
+        folds=numbers,
+        rank=chosen,
+        exact_rank=exact,
+        compression=compression,
+        out_of_fold_score=None,
+        note=NO_SCORE if len(numbers) > 1 else NO_SCORE_OF_ONE,
+        pos_weight=weight,
+    )
+    info.model_copy(update={"choices": choices, "backbone_path": backbone_path}).write(files.info)
+    run.labels_info.write(files.labels)
+    Decision.read(run.files.decision).write(files.decision)
+    FoldFolder(folder).write_info(FoldInfo(pos_weight=weight))
+    write_recipe(files.recipe, recipe)
+    about.write(files.export)
+    write_bytes(files.card, _card(run, RunFolder(folder), about).encode())
     return about
 
 
@@ -193,32 +192,16 @@ def _with_rank(recipe: Recipe, rank: int) -> Recipe:
     return load_recipe(recipe, {"lora": lora | {"r": rank, "lora_alpha": rank}})
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One way to answer, scored on a labelled table.
-
-    Attributes
-    ----------
-    model : what answered
-    rank : of its adapters; None without
-    macro_f1 : with its interval over groups of identical texts, the models held fixed
-    difference : macro-F1 minus that of the folds together, paired
-    seconds : to answer for all rows, loading the base not counted
-    """
-
-    model: str
-    rank: int | None
-    macro_f1: Interval
-    difference: Interval
-    seconds: float
-    rows_per_second: float
-
-
 def score_export(
-    run: RunFolder, exported: RunFolder, labelled: Labelled, *, backbone: str | None = None, show: bool = False
-) -> list[Scored]:
+    run: RunFolder,
+    exported: RunFolder,
+    about: ExportInfo,
+    labelled: Labelled,
+    *,
+    backbone: str | None = None,
+    show: bool = False,
+) -> list[ExportScore]:
     """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
-    about = read_json(exported.path / "export.json")
 
     def load(source: RunFolder, models: Literal["folds", "refit"] = "folds") -> Callable[[], Classifier]:
         return lambda: Classifier.load(source, backbone=backbone, models=models, show=show)
@@ -226,21 +209,14 @@ def score_export(
     rank = None if run.recipe.lora is None else run.recipe.lora.r
     ways: list[tuple[str, int | None, Callable[[], Classifier]]] = [(FOLDS, rank, load(run))]
     with TemporaryDirectory(prefix="lora_cls-") as scratch:
-        if run.recipe.lora is not None and (about["kind"] == "merged" or about["compression"]):
+        if run.recipe.lora is not None and (about.kind == "merged" or about.compression):
             exact = export(run, Path(scratch) / "exact")
-            ways.append(("exact mean", read_json(exact.path / "export.json")["rank"], load(exact)))
-        ways.append((export_name(about), about["rank"], load(exported)))
+            ways.append(("exact mean", ExportInfo.read(exact.files.export).rank, load(exact)))
+        ways.append((about.name, about.rank, load(exported)))
         if run.refit.finished:
             ways.append(("refit", rank, load(run, "refit")))
         answered = [(name, rank, *answer(make(), labelled.rows.texts)) for name, rank, make in ways]
     return compare([(name, rank, y_pred, seconds) for name, rank, y_pred, seconds in answered], labelled)
-
-
-def export_name(about: dict[str, Any]) -> str:
-    """What an export is called in tables; `about` is its `export.json`."""
-    if about["kind"] == "merged":
-        return "merged"
-    return "exact mean" if about["compression"] is None else "compressed mean"
 
 
 def answer(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, float]:
@@ -251,12 +227,12 @@ def answer(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, fl
     return y_pred, time.perf_counter() - started
 
 
-def compare(answered: Sequence[tuple[str, int | None, np.ndarray, float]], labelled: Labelled) -> list[Scored]:
+def compare(answered: Sequence[tuple[str, int | None, np.ndarray, float]], labelled: Labelled) -> list[ExportScore]:
     """Score (name, rank, decisions, seconds) of each way, the first of which the others are compared with."""
     y_true, groups = labelled.y_true, labelled.rows.groups
     first = answered[0][2]
     return [
-        Scored(
+        ExportScore(
             model=name,
             rank=rank,
             macro_f1=bootstrap_macro_f1(y_true, y_pred, groups),
@@ -268,7 +244,7 @@ def compare(answered: Sequence[tuple[str, int | None, np.ndarray, float]], label
     ]
 
 
-def score_table(scores: Sequence[Scored]) -> list[str]:
+def score_table(scores: Sequence[ExportScore]) -> list[str]:
     """A Markdown table."""
     lines = [
         "| model | rank | macro-F1 (95 %) | minus the folds together (95 %) | seconds | rows/s |",
@@ -288,22 +264,20 @@ def score_table(scores: Sequence[Scored]) -> list[str]:
 def _card(
     run: RunFolder,
     exported: RunFolder,
-    about: dict[str, Any],
-    scores: Sequence[Scored] = (),
+    about: ExportInfo,
     labelled: Labelled | None = None,
 ) -> str:
     """The README of an export, with a snippet that loads it without lora_cls."""
-    recipe, names, folds = exported.recipe, run.label_names, len(about["folds"])
+    recipe, names, folds = exported.recipe, run.label_names, len(about.folds)
     assert recipe.backbone is not None
     base = recipe.backbone.name_or_path
     quantized = run.recipe.quantization is not None
-    if about["kind"] == "adapter":
-        what = f"a PEFT adapter of rank {about['rank']} for {base}, head included: the exact mean of the updates"
-        if about["compression"]:
-            found = about["compression"]
+    if about.kind == "adapter":
+        what = f"a PEFT adapter of rank {about.rank} for {base}, head included: the exact mean of the updates"
+        if found := about.compression:
             what += (
-                f", of rank {about['exact_rank']}, cut to {found['share']:.2%} of its squared Frobenius norm "
-                f"(least in {found['lowest_module']}: {found['lowest_share']:.2%})"
+                f", of rank {about.exact_rank}, cut to {found.share:.2%} of its squared Frobenius norm "
+                f"(least in {found.lowest_module}: {found.lowest_share:.2%})"
             )
     elif run.recipe.lora is None:
         what = f"the mean of the weights of {base}, fine-tuned {folds} times, and of the heads"
@@ -318,9 +292,9 @@ def _card(
         )
     else:
         meaning = "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
-    no_score, _, why = about["note"].partition(":")
+    no_score, _, why = about.note.partition(":")
     lines = [
-        f"# {run.path.name}: {'one adapter' if about['kind'] == 'adapter' else 'one merged model'} of {folds} folds",
+        f"# {run.path.name}: {'one adapter' if about.kind == 'adapter' else 'one merged model'} of {folds} folds",
         "",
         f"This is {what}. Made with lora_cls. Labels: {', '.join(names)}.",
         "",
@@ -333,7 +307,7 @@ def _card(
             f"Macro-F1 on {len(labelled.y_true)} labelled rows of {labelled.name} (intervals over groups of identical "
             "texts, models held fixed):",
             "",
-            *score_table(scores),
+            *score_table(about.scores or []),
             "",
             "Seconds are those of all rows on the machine that made this, the base loaded before.",
             "",

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from lora_cls.data import Columns, load_test, read_sample_submission, table_path, write_submission
+from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
 from lora_cls.errors import RunError
-from lora_cls.files import write_csv
 from lora_cls.recipe import Prediction
-from lora_cls.runs import FoldFolder, RunFolder, read_json
+from lora_cls.runs import Decision, FoldFolder, RunFolder
+from lora_cls.runs.io import write_values
 from lora_cls.training.learner import make_learner
 from lora_cls.training.progress import Progress
 
@@ -43,8 +43,8 @@ class Classifier:
         self.prediction = prediction if len(folders) > 1 else prediction.model_copy(update={"combine": "mean_proba"})
         self._show = show
         self._folders = folders
-        self._weights = np.array([read_json(folder.info)["pos_weight"] for folder in folders], dtype=np.float64)
-        self._learner = make_learner(self.recipe, self.label_names, choices=run.info["choices"], backbone=backbone)
+        self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
+        self._learner = make_learner(self.recipe, self.label_names, choices=run.info.choices, backbone=backbone)
 
     @classmethod
     def load(
@@ -79,9 +79,9 @@ class Classifier:
             folders = [run.fold(number) for number in run.finished_folds]
             if not folders:
                 raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
-        tuned = read_json(run.path / "thresholds.json")
-        shipped = np.array([tuned["shipped"][name] for name in run.label_names])
-        return cls(run, folders, shipped, Prediction(**tuned["prediction"]), backbone, show)
+        decision = Decision.read(run.files.decision)
+        shipped = np.array([decision.shipped[name] for name in run.label_names])
+        return cls(run, folders, shipped, decision.prediction, backbone, show)
 
     def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
         """Probabilities (with `prediction.combine: vote` shares of votes), float64.
@@ -162,15 +162,11 @@ def predict_file(
     run = run if isinstance(run, RunFolder) else RunFolder(run)
     name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]
     folder = (
-        Path(out) if out is not None else run.path / "predictions" / (name if models == "folds" else f"{name}-{models}")
+        Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
     if (folder / "submission.csv").exists():
         raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
-    data = run.info["data"]
-    columns = Columns(
-        id=data["id_column"], text=data["text_columns"], labels=data["label_columns"], how="as in training"
-    )
-    test = load_test(run.recipe.data, table, train_columns=columns)
+    test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
     id_name = (test.columns.id if test.columns else None) or "id"
     task, delimiter = run.recipe.task, run.recipe.data.label_delimiter
     sample = (
@@ -186,8 +182,7 @@ def predict_file(
         raise RunError(f"{folder} cannot be made ({error.strerror}): choose another with --out.") from error
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
     y_score, y_pred = classifier._decide(test.texts)
-    scores = {label: y_score[:, j] for j, label in enumerate(run.label_names)}
-    write_csv(folder / "test_proba.csv", pd.DataFrame({"id": test.ids} | scores))
+    write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
         label_column=run.label_column, delimiter=delimiter,

@@ -9,7 +9,7 @@ import numpy as np
 from lora_cls.commands.cross_validation import complete_fold, refuse_blend
 from lora_cls.data import TableLike
 from lora_cls.errors import RunError
-from lora_cls.runs import FoldFolder, RunFolder, read_json, training_data
+from lora_cls.runs import FoldFolder, RunFolder, training_data
 from lora_cls.training.learner import make_learner
 from lora_cls.training.progress import Progress
 
@@ -31,17 +31,17 @@ def refit(
     if run.exported:
         raise RunError(f"{run.path} is an export: refit the run that it was made from.")
     refuse_blend(run.recipe)
-    info, recipe, data = run.info, run.recipe, training_data(run, train, extra_train)
+    recipe, data = run.recipe, training_data(run, train, extra_train)
     with Progress(1, show) as progress:
         if run.refit.finished:
             progress.say(f"{run.refit.path} is finished already.")
             return run.refit
-        chosen = [read_json(run.fold(number).info).get("epoch") for number in run.finished_folds]
+        chosen = [run.fold(number).info.epoch or 0 for number in run.finished_folds]
         n_epochs = None  # all epochs; or as many as the folds kept where they chose
         if recipe.train.select != "last" and chosen:
             n_epochs = round(median(chosen))
             progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
-        learner = make_learner(recipe, run.label_names, data, None, info["choices"], None, progress)
+        learner = make_learner(recipe, run.label_names, data, None, run.info.choices, None, progress)
         rows = np.arange(len(data))  # extra rows too
         complete_fold(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
         progress.fold_done("all rows", "done")

@@ -24,7 +24,7 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None) -> str:
     from lora_cls.modeling.source import find_source
     from lora_cls.modeling.updates import mean_adapter
 
-    recipe, choices = run.recipe, run.info["choices"]
+    recipe, choices = run.recipe, run.info.choices
     assert recipe.backbone is not None
     source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
     base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 
 from lora_cls.errors import RunError, shorten
 from lora_cls.recipe import Lora
+from lora_cls.runs.records import Compression
 
 PLAIN = ("exclude_modules", "use_rslora", "rank_pattern", "alpha_pattern")
 """Fields of PEFT's `LoraConfig`, beside the recipe's own, that leave an update the product of two matrices."""
@@ -73,23 +74,6 @@ class Update:
         more = max(0, n - self.a.shape[1])
         a = torch.nn.functional.pad(self.a[:, :n], (0, 0, 0, more))
         return Update(a, torch.nn.functional.pad(self.b[..., :n], (0, more)))
-
-
-@dataclass(frozen=True)
-class Compression:
-    """How much of an exact mean is left at a lower rank.
-
-    Attributes
-    ----------
-    rank : of every module
-    share : of the squared Frobenius norm of all updates together
-    lowest_module, lowest_share : the module that keeps the least
-    """
-
-    rank: int
-    share: float
-    lowest_module: str
-    lowest_share: float
 
 
 def check_plain(lora: Lora) -> None:
@@ -322,4 +306,5 @@ def _kept(singular: dict[str, torch.Tensor], rank: int) -> Compression:
     shares = {module: kept[module] / whole[module] if whole[module] else 1.0 for module in singular}
     total = sum(whole.values())
     lowest = min(shares, key=shares.__getitem__)
-    return Compression(rank, sum(kept.values()) / total if total else 1.0, lowest, shares[lowest])
+    share = sum(kept.values()) / total if total else 1.0
+    return Compression(rank=rank, share=share, lowest_module=lowest, lowest_share=shares[lowest])

@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe, Task
 from lora_cls.report.sentences import KINDS, base_name, score_sentence
-from lora_cls.runs import RunFolder
+from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.text.prompts import head_prompt
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ COMBINE_CLASSES = {
 }
 
 
-def write_card(run: RunFolder, metrics: dict[str, Any]) -> None:
+def write_card(run: RunFolder, metrics: Scores) -> None:
     """Write `README.md` into the run folder."""
     write_bytes(run.path / "README.md", card(run, metrics).encode())
 
 
-def card(run: RunFolder, metrics: dict[str, Any]) -> str:
+def card(run: RunFolder, metrics: Scores) -> str:
     """The text of a run's README: metadata for the hub, and what a person reads."""
     from huggingface_hub import ModelCard
 
@@ -64,7 +64,7 @@ def card(run: RunFolder, metrics: dict[str, Any]) -> str:
     return str(ModelCard(f"---\n{header}\n---\n\n{_body(run, metrics)}"))
 
 
-def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
+def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
     """The card's metadata: base model, library, tags, and the out-of-fold scores.
 
     A base that lies in a folder, a file or a Python package is not named: the hub takes names of its own models only.
@@ -72,13 +72,13 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     recipe, info = run.recipe, run.info
-    path = str(info["data"]["paths"]["train"])
+    path = str(info.data.paths["train"])
     data = PurePath(path.replace("\\", "/")).stem
-    scores = metrics["cross_fitted"]
-    how = "cross-fitted, optimistic" if metrics["optimistic"] else "cross-fitted"
-    binary = metrics["task"] == "binary"
+    scores = metrics.cross_fitted
+    how = "cross-fitted, optimistic" if metrics.optimistic else "cross-fitted"
+    binary = metrics.task == "binary"
     named = {"macro_f1": ("f1", "F1 of the positive class" if binary else "Macro-F1")}
-    if metrics["task"] == "single_label":
+    if metrics.task == "single_label":
         named["accuracy"] = ("accuracy", "Accuracy")
     elif not binary:
         named["micro_f1"] = ("f1", "Micro-F1")
@@ -91,13 +91,13 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
             dataset_split="train, out of fold",
             metric_type=kind,
             metric_name=f"{name} (out of fold, {how})",
-            metric_value=round(scores[key], 6),
+            metric_value=round(getattr(scores, key), 6),
             verified=False,
         )
         for key, (kind, name) in named.items()
-        if scores[key] is not None
+        if getattr(scores, key) is not None
     ]
-    tags = ["lora_cls", (metrics["task"] or "multi_label").replace("_", "-")]
+    tags = ["lora_cls", (metrics.task or "multi_label").replace("_", "-")]
     adapter = recipe.backbone is not None and recipe.lora is not None
     if adapter:
         tags += ["lora", "qlora"] if recipe.quantization else ["lora"]
@@ -106,7 +106,7 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
         tags.append("ensemble")
     base = recipe.backbone.name_or_path if recipe.backbone else None
     return ModelCardData(
-        base_model=base if base and base == info.get("backbone_path") and HUB_ID.fullmatch(base) else None,
+        base_model=base if base and base == info.backbone_path and HUB_ID.fullmatch(base) else None,
         library_name=library,
         pipeline_tag="text-classification",
         tags=tags,
@@ -116,7 +116,7 @@ def card_data(run: RunFolder, metrics: dict[str, Any]) -> ModelCardData:
     )
 
 
-def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
+def _body(run: RunFolder, metrics: Scores) -> str:
     recipe, info = run.recipe, run.info
     lines = [
         f"# {run.path.name}",
@@ -129,12 +129,12 @@ def _body(run: RunFolder, metrics: dict[str, Any]) -> str:
         "| label | support | shipped threshold | precision | recall | F1 | ROC-AUC |",
         "|---|---|---|---|---|---|---|",
     ]
-    scores = metrics["cross_fitted"]
-    for row in scores["per_label"]:
-        values = (row["threshold"], row["precision"], row["recall"], row["f1"], row["roc_auc"])
+    scores = metrics.cross_fitted
+    for row in scores.per_label:
+        values = (row.threshold, row.precision, row.recall, row.f1, row.roc_auc)
         cells = " | ".join("" if value is None else f"{value:.3f}" for value in values)
-        lines.append(f"| {row['label']} | {row['support']} | {cells} |")
-    lines += ["", metrics["note"], ""]
+        lines.append(f"| {row.label} | {row.support} | {cells} |")
+    lines += ["", metrics.note, ""]
     if recipe.backbone is not None:
         lines += [
             "## Use one fold without lora_cls",
@@ -187,15 +187,15 @@ def _first_fold(run: RunFolder) -> str:
     return run.fold(run.finished_folds[0]).path.name
 
 
-def snippet(recipe: Recipe, info: dict[str, Any], label_names: Sequence[str], fold: str) -> str:
+def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], fold: str) -> str:
     """Python that loads one fold with transformers and PEFT only, and defines `logits(texts)`; or `answer(text)` where
     the model writes its labels."""
     assert recipe.backbone is not None
     writes = recipe.head.kind == "generate"
     auto = "AutoModelForCausalLM" if writes else "AutoModel"
-    choices = info["choices"]
+    choices = info.choices
     dtype = choices["dtype"]
-    path = info.get("backbone_path") or recipe.backbone.name_or_path
+    path = info.backbone_path or recipe.backbone.name_or_path
     options = [
         f"dtype=torch.{dtype if recipe.lora else choices.get('merged_dtype', 'float32')}",
         f'attn_implementation="{choices["attn_implementation"]}"',

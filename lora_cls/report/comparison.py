@@ -229,7 +229,7 @@ def comparison_cells(found: Comparison) -> Cells:
                 str(number),
                 name,
                 run.recipe,
-                interval_text(vars(run.score)),
+                interval_text(run.score),
                 f"{run.untuned:.4f}",
                 gap,
                 "-" if minutes is None else f"{minutes:.1f}" if minutes >= 0.1 else f"{minutes:.3f}",
@@ -254,7 +254,7 @@ def where_scored(found: Comparison) -> str:
 
 def _sign_cell(run: Compared) -> str:
     assert run.difference is not None
-    return interval_text(vars(run.difference), "+") + ("" if run.difference.high < 0 else " (not shown to be worse)")
+    return interval_text(run.difference, "+") + ("" if run.difference.high < 0 else " (not shown to be worse)")
 
 
 def seeds_sentence(seeds: Seeds) -> str:

@@ -26,20 +26,23 @@ from lora_cls.errors import RunError
 from lora_cls.files import write_bytes
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
-from lora_cls.runs import RunFolder
+from lora_cls.runs import Results, RunFolder
 
 LIBRARIES = ("d3", "plot")
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 """Control characters, and halves of characters, which no page can hold."""
 
 
-def write_page(run: RunFolder, train: Dataset | None = None, out: Path | None = None) -> Path:
+def write_page(
+    run: RunFolder, train: Dataset | None = None, out: Path | None = None, results: Results | None = None
+) -> Path:
     """Write the page of a run.
 
     Parameters
     ----------
     train : the run's training data; with it the page holds texts
     out : the file; `report.html` in the run folder where None
+    results : of the run, where they are at hand
 
     Returns
     -------
@@ -51,8 +54,8 @@ def write_page(run: RunFolder, train: Dataset | None = None, out: Path | None = 
     RunError
         As `page_content`; and if the file cannot be written.
     """
-    file = run.path / "report.html" if out is None else out
-    page = render(page_content(run, train)).encode()
+    file = run.files.page if out is None else out
+    page = render(page_content(run, train, results)).encode()
     try:
         write_bytes(file, page)
     except OSError as error:
@@ -60,21 +63,24 @@ def write_page(run: RunFolder, train: Dataset | None = None, out: Path | None = 
     return file
 
 
-def write_reports(run: RunFolder, metrics: dict[str, Any], say: Callable[[str], None]) -> None:
+def write_reports(run: RunFolder, say: Callable[[str], None], results: Results) -> None:
     """Write the card and the page of a run that has its scores.
 
     Whatever goes wrong here is said, and costs the run nothing: its scores and submission are written already. An old
     page would show old scores, and is removed.
     """
-    for name, write in (("README.md", lambda: write_card(run, metrics)), ("report.html", lambda: write_page(run))):
+    for file, write in (
+        (run.files.card, lambda: write_card(run, results.scores)),
+        (run.files.page, lambda: write_page(run, results=results)),
+    ):
         try:
             write()
         except Exception as error:
             with suppress(OSError):
-                (run.path / name).unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
             say(
-                f"{name} could not be written ({type(error).__name__}: {error}). Scores and submission are complete; "
-                f"lora-cls report {run.path} tries again."
+                f"{file.name} could not be written ({type(error).__name__}: {error}). Scores and submission are "
+                f"complete; lora-cls report {run.path} tries again."
             )
 
 

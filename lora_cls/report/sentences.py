@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from lora_cls.evaluation import Interval
 from lora_cls.recipe import Recipe, Task
+from lora_cls.runs import Scores
+from lora_cls.runs.records import BlendInfo
 
 Cells = list[list[str]]
 KINDS: dict[Task, str] = {
@@ -57,86 +58,86 @@ def describe(recipe: Recipe) -> str:
     return f"{recipe.backbone.name_or_path}, {method}{kind}"
 
 
-def score_sentence(metrics: dict[str, Any]) -> str:
+def score_sentence(metrics: Scores) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
-    scores, strategy = metrics["cross_fitted"], metrics["strategy"]
-    classes = metrics["task"] == "single_label"
+    scores, strategy = metrics.cross_fitted, metrics.strategy
+    classes = metrics.task == "single_label"
     if strategy == "argmax":
         how = "the most probable class"
     elif strategy == "fixed":
         how = "fixed thresholds"
     else:
         how = "classes weighted as tuned on the other folds" if classes else "thresholds tuned on the other folds"
-        if scores["over"] == "parts":
+        if scores.over == "parts":
             what = "weights of the classes" if classes else "thresholds"
-            how = f"{what} for each of {scores['n_parts']} parts of them tuned on the other parts"
-    low, high = scores["macro_f1_interval"]["low"], scores["macro_f1_interval"]["high"]
-    rows = metrics["rows_scored"]
-    where = f"out of fold on {rows} rows" if metrics["n_splits"] > 1 else f"on {rows} held-out rows"
-    name = "F1 of the positive class" if metrics["task"] == "binary" else "Macro-F1"
+            how = f"{what} for each of {scores.n_parts} parts of them tuned on the other parts"
+    low, high = scores.macro_f1_interval.low, scores.macro_f1_interval.high
+    rows = metrics.rows_scored
+    where = f"out of fold on {rows} rows" if metrics.n_splits > 1 else f"on {rows} held-out rows"
+    name = "F1 of the positive class" if metrics.task == "binary" else "Macro-F1"
     sentence = (
-        f"{name} {scores['macro_f1']:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
-        f"{how}; untuned {metrics['untuned']['macro_f1']:.4f}."
+        f"{name} {scores.macro_f1:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
+        f"{how}; untuned {metrics.untuned.macro_f1:.4f}."
     )
     if classes:
-        sentence += f" Accuracy {scores['accuracy']:.4f}, untuned {metrics['untuned']['accuracy']:.4f}."
-    finished, n_splits = len(metrics["folds_finished"]), metrics["n_splits"]
+        sentence += f" Accuracy {scores.accuracy:.4f}, untuned {metrics.untuned.accuracy:.4f}."
+    finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
-    if metrics.get("unparsable_answers"):
-        sentence += f" {metrics['unparsable_answers']} of {metrics['answers']} answers could not be read as labels."
-    if metrics["epochs_pending"]:
+    if metrics.unparsable_answers:
+        sentence += f" {metrics.unparsable_answers} of {metrics.answers} answers could not be read as labels."
+    if metrics.epochs_pending:
         sentence += " Of the last epoch so far: epochs are chosen when all folds are done."
-    if metrics["optimistic"]:
+    if metrics.optimistic:
         sentence += " OPTIMISTIC: the epoch was chosen on the rows that are scored (train.select: scored_fold)."
     return sentence
 
 
-def blend_ways(told: dict[str, Any]) -> tuple[list[str], Cells]:
+def blend_ways(about: BlendInfo) -> tuple[list[str], Cells]:
     """Header and rows: every way, its score and its paired gain over the best single run."""
     rows = [
         [
-            f"{way['how']}{' (written)' if way['how'] == told['how'] else ''}",
-            interval_text(way["macro_f1_interval"]),
-            interval_text(way["gain_over_best"], "+"),
-            _mark(way["gain_over_best"], "no gain shown"),
+            f"{way.how}{' (written)' if way.how == about.how else ''}",
+            interval_text(way.macro_f1_interval),
+            interval_text(way.gain_over_best, "+"),
+            _mark(way.gain_over_best, "no gain shown"),
         ]
-        for way in told["ways"]
+        for way in about.ways
     ]
-    return ["way", "macro-F1 (95 %)", f"gain over {told['best_single']} (95 %)", ""], rows
+    return ["way", "macro-F1 (95 %)", f"gain over {about.best_single} (95 %)", ""], rows
 
 
-def blend_runs(told: dict[str, Any]) -> tuple[list[str], Cells]:
+def blend_runs(about: BlendInfo) -> tuple[list[str], Cells]:
     """Header and rows: every run alone, and what the chosen blend has over the same blend without it."""
     rows = [
         [
-            run["name"],
-            f"{run['macro_f1']:.4f}",
-            interval_text(run["adds"], "+"),
-            _mark(run["adds"], "adds nothing that shows"),
+            run.name,
+            f"{run.macro_f1:.4f}",
+            interval_text(run.adds, "+"),
+            _mark(run.adds, "adds nothing that shows"),
         ]
-        for run in told["runs"]
+        for run in about.runs
     ]
-    return ["run", "macro-F1 alone", f"adds to {told['how']} (95 %)", ""], rows
+    return ["run", "macro-F1 alone", f"adds to {about.how} (95 %)", ""], rows
 
 
-def _mark(gain: dict[str, Any], within_chance: str) -> str:
-    return "" if gain["low"] > 0 else "worse" if gain["high"] < 0 else within_chance
+def _mark(gain: Interval, within_chance: str) -> str:
+    return "" if gain.low > 0 else "worse" if gain.high < 0 else within_chance
 
 
-def gain_sentence(told: dict[str, Any]) -> str:
+def gain_sentence(about: BlendInfo) -> str:
     """What the written way gains, with a warning where that is within chance."""
-    gain = next(way["gain_over_best"] for way in told["ways"] if way["how"] == told["how"])
+    gain = next(way.gain_over_best for way in about.ways if way.how == about.how)
     sentence = (
-        f"Blended by {told['how']}, {len(told['runs'])} runs gain {gain['estimate']:+.4f} macro-F1 over "
-        f"{told['best_single']} alone (95 % interval {gain['low']:+.4f} to {gain['high']:+.4f})."
+        f"Blended by {about.how}, {len(about.runs)} runs gain {gain.estimate:+.4f} macro-F1 over "
+        f"{about.best_single} alone (95 % interval {gain.low:+.4f} to {gain.high:+.4f})."
     )
-    if gain["high"] < 0:
+    if gain.high < 0:
         return f"{sentence} WARNING: the blend is worse than that run."
-    if gain["low"] <= 0:
+    if gain.low <= 0:
         return f"{sentence} WARNING: the interval includes zero: these rows show no gain."
     return sentence
 
 
-def interval_text(values: dict[str, Any], sign: str = "") -> str:
-    return f"{values['estimate']:{sign}.4f} [{values['low']:{sign}.4f}, {values['high']:{sign}.4f}]"
+def interval_text(values: Interval, sign: str = "") -> str:
+    return f"{values.estimate:{sign}.4f} [{values.low:{sign}.4f}, {values.high:{sign}.4f}]"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lora_cls.data import Columns, Dataset, TableLike, load_test, read_table
+from lora_cls.data import Dataset, TableLike, load_test, read_table
 from lora_cls.data.labels import parse_labels, parse_soft_labels
 from lora_cls.data.names import name_matrix, split_names
 from lora_cls.errors import DataError, shorten
 from lora_cls.runs.folder import RunFolder
+from lora_cls.runs.records import ScoredTable
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,8 @@ class Labelled:
         DataError
             If a column is missing, or a label is empty or unknown; names the rows.
         """
-        data, names = run.info["data"], run.label_names
-        columns = Columns(
-            id=data["id_column"], text=data["text_columns"], labels=data["label_columns"], how="as in training"
-        )
+        data, names = run.info.data, run.label_names
+        columns = data.columns()
         frame = read_table(table, name="the labelled DataFrame")
         rows = load_test(run.recipe.data, frame, train_columns=columns)
         column, config = run.label_column, run.recipe.data
@@ -60,5 +58,5 @@ class Labelled:
         return cls(Path(rows.source).name, rows, y_true.astype(np.int8))
 
     @property
-    def about(self) -> dict[str, Any]:
-        return {"scored": {"table": self.name, "rows": len(self.y_true)}}
+    def about(self) -> ScoredTable:
+        return ScoredTable(table=self.name, rows=len(self.y_true))

@@ -23,13 +23,13 @@ def training_data(run: RunFolder, train: TableLike | None = None, extra_train: T
     DataError
         If the table cannot be read.
     """
-    info = run.info
+    data = run.info.data
     path = _found_again(run, "train", train, "training data")
     extra = _found_again(run, "extra_train", extra_train, "data of extra rows")
     # Decided when the run was started, and not again without its test file.
     decided = {
-        "data.label_columns": info["data"]["label_columns"],
-        "data.text_columns": info["data"]["text_columns"],
+        "data.label_columns": data.label_columns,
+        "data.text_columns": data.text_columns,
         "data.test": None,
         "data.sample_submission": None,
         "data.extra_train": None,
@@ -37,14 +37,14 @@ def training_data(run: RunFolder, train: TableLike | None = None, extra_train: T
     tables = Tables(load_recipe(run.recipe, decided), path, extra=extra)
     found = tables.fingerprints()
     for key, table in (("train_sha256", path), ("extra_train_sha256", extra)):
-        if found[key] != info["data"].get(key):
+        if found[key] != getattr(data, key):
             raise RunError(f"{table_name(table)} is not the data that {run.path} was trained on.")
     return tables.train
 
 
 def _found_again(run: RunFolder, key: str, given: TableLike | None, what: str) -> TableLike | None:
     """A table of a run: the one given, or the file that the run was started with."""
-    path = given if given is not None else run.info["data"]["paths"].get(key)
+    path = given if given is not None else run.info.data.paths.get(key)
     if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
         raise RunError(f"The {what} of {run.path} was {path}: give it again with --{key.replace('_', '-')}.")
     return path

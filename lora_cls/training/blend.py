@@ -11,7 +11,7 @@ import numpy as np
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import apply_blend, decisions_for
 from lora_cls.recipe import Recipe
-from lora_cls.runs import FoldFolder, RunFolder, read_json
+from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.training.learner import FoldResult, Learner, make_learner
 from lora_cls.training.progress import Progress
 
@@ -68,8 +68,8 @@ class BlendLearner:
             self.notes = learner.notes
             self.predict_seconds += learner.predict_seconds
             if self.blend.how == "rank_mean":
-                reference.append(member.oof_proba()[1][:, labels])
-        fitted = read_json(folder.info)["blend"]
+                reference.append(member.out_of_fold().y_score[:, labels])
+        fitted = folder.info.blend or {}
         known = np.array(reference) if reference else None
         proba = apply_blend(self.blend.how, decisions, fitted, np.array(y_score), known)
         return decisions.logits(proba).astype(np.float32)
@@ -85,14 +85,14 @@ class BlendLearner:
             member = RunFolder((run / path).resolve())
             self._same_texts(run, member)
             learner = make_learner(
-                member.recipe, member.label_names, choices=member.info["choices"], progress=self.progress
+                member.recipe, member.label_names, choices=member.info.choices, progress=self.progress
             )
             members.append((member, learner))
         return members
 
     def _same_texts(self, run: Path, member: RunFolder) -> None:
-        ours, theirs = RunFolder(run).info["data"], member.info["data"]
-        same = ours["text_columns"] == theirs["text_columns"]
+        ours, theirs = RunFolder(run).info.data, member.info.data
+        same = ours.text_columns == theirs.text_columns
         if not same or self.recipe.data.text_template != member.recipe.data.text_template:
             raise RunError(
                 f"{member.path} makes its texts of other columns than the first run of {run}: predict with each run."

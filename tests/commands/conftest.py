@@ -62,7 +62,7 @@ def make_run(tmp_path):
                 write_array(folder.test_logits, test[k])
             fold_info = {"pos_weight": [1.0] * len(names), "train_rows": int((fold != number).sum())}
             fold_info |= {"seconds": {"train": 30.0, "predict": 1.5}, "trainable_parameters": 7}
-            write_json(folder.info, fold_info)
+            write_json(folder.info_file, fold_info)
         tune(run)
         return run
 

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 
-from lora_cls.commands.align import align
 from lora_cls.commands.blend import blend
 from lora_cls.commands.calibrate import calibrate
 from lora_cls.commands.compare import compare
@@ -14,7 +13,7 @@ from lora_cls.commands.tune import tune
 from lora_cls.errors import LoraClsError, RunError
 from lora_cls.evaluation import macro_f1
 from lora_cls.report.page import write_page
-from lora_cls.runs import RunFolder
+from lora_cls.runs import RunFolder, align
 
 
 @pytest.fixture
@@ -40,12 +39,12 @@ def test_order_of_rows_and_labels(make_run, problem):
         "other", values[order][:, ::-1], y_true[order][:, ::-1], fold[order], ids=[ids[i] for i in order],
         names=("joy", "anger"),
     )  # fmt: skip
-    rows, (a, b) = align([first.path, other.path])
-    assert rows.ids == ids
-    np.testing.assert_array_equal(a.y_score, b.y_score)
-    np.testing.assert_array_equal(a.logits, values.astype(np.float32))
-    np.testing.assert_array_equal(a.cross_fitted(rows), b.cross_fitted(rows))
-    np.testing.assert_array_equal(rows.y_true, y_true)
+    a, b = align([first.path, other.path])
+    assert a.oof.ids == b.oof.ids == ids
+    np.testing.assert_array_equal(a.oof.y_score, b.oof.y_score)
+    np.testing.assert_array_equal(a.oof.logits, values.astype(np.float32))
+    np.testing.assert_array_equal(a.y_pred, b.y_pred)
+    np.testing.assert_array_equal(b.oof.y_true, y_true)
 
 
 def test_other_rows(pair):
@@ -121,7 +120,7 @@ def test_names_differ(make_run, problem):
     """Folders of one name are told apart by their parents."""
     y_true, fold, logits = problem(30)
     a, b = (make_run(f"{part}/run", logits(1), y_true, fold) for part in ("x", "y"))
-    assert [member.name for member in align([a.path, b.path])[1]] == ["x/run", "y/run"]
+    assert [member.name for member in align([a.path, b.path])] == ["x/run", "y/run"]
 
 
 @pytest.fixture
@@ -145,12 +144,13 @@ def test_single_fold_and_extra_rows(make_run, problem):
     y_true, fold, logits = problem(300)
     fold = np.where(fold == 0, 0, -1)
     runs = [make_run(name, logits(noise), y_true, fold) for name, noise in (("a", 1), ("b", 2))]
-    rows, members = align([run.path for run in runs])
+    members = align([run.path for run in runs])
+    rows = members[0].oof
     assert rows.over == "parts"
     assert len(rows.ids) == 100
     assert np.unique(rows.part).tolist() == [0, 1, 2, 3, 4]
     score = json.loads((runs[0].path / "metrics.json").read_text())["cross_fitted"]["macro_f1"]
-    assert macro_f1(rows.y_true, members[0].cross_fitted(rows)) == score
+    assert macro_f1(rows.y_true, members[0].y_pred) == score
 
 
 @pytest.mark.parametrize("how", ["deleted", "{}", "[]", "empty", "half", "short"])

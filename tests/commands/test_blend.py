@@ -167,7 +167,7 @@ def test_a_fold_never_sees_its_own_labels(three, tmp_path, make_run):
     first = blend([one.path for one in three], tmp_path / "before", "stacking")
     y_true, fold = three[0].y_true.copy(), three[0].folds["fold"].to_numpy()
     y_true[fold == 1] = 1 - y_true[fold == 1]
-    turned = [make_run(f"turned/{one.path.name}", one.oof_logits()[1], y_true, fold) for one in three]
+    turned = [make_run(f"turned/{one.path.name}", one.out_of_fold().logits, y_true, fold) for one in three]
     second = blend([one.path for one in turned], tmp_path / "after", "stacking")
     assert first.fold(1).oof_logits.read_bytes() == second.fold(1).oof_logits.read_bytes()
     assert first.fold(0).oof_logits.read_bytes() != second.fold(0).oof_logits.read_bytes()

@@ -99,7 +99,7 @@ def test_run(make_run, problem, how):
     assert np.mean(scores["brier"]) == pytest.approx(found["after"]["brier"])
     # the map of a row's fold comes from the other folds
     inside = fold == 1
-    y_score = run.oof_proba()[1]
+    y_score = run.out_of_fold().y_score
     own = apply_calibration(
         how, LABELS, fit_calibration(how, LABELS, y_true[~inside], y_score[~inside]), y_score[inside]
     )

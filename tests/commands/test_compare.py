@@ -1,5 +1,6 @@
 """Comparisons: the runs' own scores, paired differences, seeds, cost, and files in which every name is inert."""
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -12,7 +13,6 @@ from lora_cls.commands.compare import compare
 from lora_cls.errors import RunError
 from lora_cls.evaluation import bootstrap_difference
 from lora_cls.report.comparison import markdown, write_comparison
-from lora_cls.runs import read_json
 
 HOSTILE = '<script>alert(1)</script> "$x$ |'
 
@@ -36,12 +36,12 @@ def test_scores_are_the_runs_own(runs):
     assert found.runs[0].difference is None
     for one in found.runs:
         run = next(run for run in runs if run.path.name == one.name)
-        metrics = read_json(run.path / "metrics.json")
+        metrics = json.loads((run.path / "metrics.json").read_text())
         assert vars(one.score) == metrics["cross_fitted"]["macro_f1_interval"]
         assert one.f1 == [row["f1"] for row in metrics["cross_fitted"]["per_label"]]
         assert one.untuned == metrics["untuned"]["macro_f1"]
     decided = {
-        run.path.name: run.decisions().cross_fit(run.y_true, run.oof_proba()[1], run.folds["fold"]).y_pred
+        run.path.name: run.decisions().cross_fit(run.y_true, run.out_of_fold().y_score, run.folds["fold"]).y_pred
         for run in runs
     }
     worst, best = (decided[found.runs[i].name] for i in (-1, 0))

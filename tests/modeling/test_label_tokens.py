@@ -200,7 +200,7 @@ def test_runs_and_reloads(lora, speaking, tiny_recipe, emotion_table, tmp_path):
     logits = TransformerLearner(recipe, LABELS).predict(FoldFolder(run.fold(0).path), list(test["text"]))
     np.testing.assert_allclose(logits, run.test_logits()[0], atol=1e-5)
     assert Classifier.load(run).predict_proba("a happy dog").shape == (3,)
-    assert "roc_auc_before_training" in run.info["choices"]
+    assert "roc_auc_before_training" in run.info.choices
 
 
 def test_a_resumed_run_is_the_same(speaking, tiny_recipe, emotion_table, tmp_path):

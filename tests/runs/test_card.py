@@ -55,7 +55,7 @@ def test_snippet_gives_the_same_logits(finished, snippet_logits, kind, tolerance
     from lora_cls.training.learner import make_learner
 
     run = finished(kind)
-    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
     ours = learner.predict(run.fold(0), TEXTS)
     difference = np.abs(snippet_logits[kind] - ours).max()
     print(f"largest difference of {kind}: {difference:.2e}")

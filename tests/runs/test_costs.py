@@ -15,7 +15,7 @@ PHASES = {"load", "tokenize", "prefix", "train", "score", "predict", "save", "tu
 
 
 def folds_of(run):
-    return [json.loads(run.fold(number).info.read_text()) for number in run.finished_folds]
+    return [json.loads(run.fold(number).info_file.read_text()) for number in run.finished_folds]
 
 
 def check_sums(run):
@@ -43,9 +43,9 @@ def check_sums(run):
 def test_sums_over_folds(finished, kind, train, test):
     """Every figure of run.json is that of all folds; each of them answered for its own and for the test rows."""
     run = finished(kind)
-    assert set(run.info["seconds"]) == PHASES
-    assert run.info["seconds"]["load"] > 0
-    assert run.info["seconds"]["score"] == 0
+    assert set(run.info.seconds) == PHASES
+    assert run.info.seconds["load"] > 0
+    assert run.info.seconds["score"] == 0
     check_sums(run)
     assert sum(fold["predict_pieces"] for fold in folds_of(run)) == len(train) + 2 * len(test)
 
@@ -67,11 +67,11 @@ def test_resumed_run_counts_all_starts(small_recipe, train, test, tmp_path, monk
     first = cross_validate(recipe, train, test, tmp_path / "run", folds=[0]).info
     run = cross_validate(recipe, train, test, tmp_path / "run", resume=True)
     check_sums(run)
-    assert run.info["seconds"]["score"] > 0
-    assert run.info["peak_memory_bytes"] == 2**40
-    assert run.info["seconds"]["load"] > first["seconds"]["load"] > 0
-    assert run.info["seconds"]["tune"] >= first["seconds"]["tune"]
-    assert run.info["reused"] == {"token_ids": len(train) + len(test)}
+    assert run.info.seconds["score"] > 0
+    assert run.info.peak_memory_bytes == 2**40
+    assert run.info.seconds["load"] > first["seconds"]["load"] > 0
+    assert run.info.seconds["tune"] >= first["seconds"]["tune"]
+    assert run.info.reused == {"token_ids": len(train) + len(test)}
     print_run(run)
     said = capsys.readouterr().out
     assert f"Reused: token ids of {len(train) + len(test)} texts." in said
@@ -91,7 +91,7 @@ def test_nothing_left_to_train(finished, copy_of, train, test):
     after = cross_validate(run.recipe, train, test, run.path, resume=True).info
     for key in ("train_rows_per_second", "predict_rows_per_second", "padding_share", "peak_memory_bytes"):
         assert after[key] == before[key]
-    assert RunFolder(run.path).info["seconds"]["train"] == before["seconds"]["train"]
+    assert RunFolder(run.path).info.seconds["train"] == before["seconds"]["train"]
 
 
 def test_prediction_says_its_speed(finished, test, tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_metrics_follow_from_the_files(finished, kind, train):
 def test_untuned_score(finished, kind, train):
     """The untuned score is logit > 0 on the saved logits, as notebooks report it."""
     run = finished(kind)
-    _, logits = run.oof_logits()
+    logits = run.out_of_fold().logits
     score = macro_f1(train[run.label_names].to_numpy(), (logits > 0).astype(int))
     assert read(run, "metrics.json")["untuned"]["macro_f1"] == pytest.approx(score, abs=1e-12)
 
@@ -239,7 +239,7 @@ def test_files_and_tables_are_the_same(finished, train, test, sample, tfidf_reci
     """DataFrames give the bytes that their files give."""
     run = cross_validate(tfidf_recipe(), train, test, tmp_path / "run", sample_submission=sample)
     assert results(run) == results(finished("tfidf"))
-    assert run.info["data"]["paths"]["train"] == "DataFrame"
+    assert run.info.data.paths["train"] == "DataFrame"
 
 
 def test_ids_stay_texts(tfidf_recipe, train, test, tmp_path):
@@ -277,7 +277,7 @@ def test_select(small_recipe, train, test, tmp_path, select):
     metrics, card = read(run, "metrics.json"), (run.path / "README.md").read_text()
     assert metrics["optimistic"] == (select == "scored_fold")
     assert ("OPTIMISTIC" in card) == (select == "scored_fold")
-    info = [json.loads(run.fold(number).info.read_text()) for number in run.fold_numbers]
+    info = [json.loads(run.fold(number).info_file.read_text()) for number in run.fold_numbers]
     curves = [
         [json.loads(line) for line in run.fold(number).metrics.read_text().splitlines()] for number in run.fold_numbers
     ]
@@ -316,7 +316,7 @@ def test_epoch_chosen_by_the_other_folds(small_recipe, train, test, tmp_path, mo
     run = cross_validate(recipe, train, test, tmp_path / "run")
     assert len(before) == 6
     for number in run.fold_numbers:
-        folder, info = run.fold(number), json.loads(run.fold(number).info.read_text())
+        folder, info = run.fold(number), json.loads(run.fold(number).info_file.read_text())
         scores = info["other_folds_macro_f1"]
         assert info["epoch"] == 1 + int(np.argmax(scores))
         weights = (folder.adapter / "adapter_model.safetensors").read_bytes()
@@ -347,7 +347,7 @@ def test_folds_do_not_leak_into_each_other(small_recipe, train, tmp_path, kind, 
     alone = cross_validate(recipe, train, out=tmp_path / "alone", folds=[1])
     logits = np.load(both.fold(1).oof_logits)
     np.testing.assert_array_equal(logits, np.load(alone.fold(1).oof_logits))
-    learner = make_learner(both.recipe, both.label_names, choices=both.info["choices"])
+    learner = make_learner(both.recipe, both.label_names, choices=both.info.choices)
     texts = train["text"][(both.folds["fold"] == 1).to_numpy()].tolist()
     learner.predict(both.fold(0), texts)
     np.testing.assert_allclose(learner.predict(both.fold(1), texts), logits, rtol=0, atol=1e-6)

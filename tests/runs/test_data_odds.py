@@ -267,7 +267,8 @@ def test_select_by(small_recipe, split_train, test, tmp_path, select, select_by)
     assert read(run, "fold-00/fold.json")["epoch"] == best_epoch(scores, recipe.train)
     assert read(run, "metrics.json")["optimistic"] == (select == "scored_fold")
     if select == "scored_fold":  # the logits written are those of the epoch chosen
-        rows, logits = run.oof_logits()
+        oof = run.out_of_fold()
+        rows, logits = oof.rows, oof.logits
         from lora_cls.evaluation import macro_f1
 
         chosen = scores[best_epoch(scores, recipe.train) - 1]

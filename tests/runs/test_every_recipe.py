@@ -133,7 +133,7 @@ def check_snippet(run, classifier, texts):
         return
     # as long as each other, so that both ways see the very same batch
     # over a base in 16 bits PEFT's own modules compute adapters in fp32, and ours in 16 bits
-    rounded = run.recipe.lora is not None and run.info["choices"]["dtype"] != "float32"
+    rounded = run.recipe.lora is not None and run.info.choices["dtype"] != "float32"
     np.testing.assert_allclose(names["logits"](texts).numpy(), expected, rtol=0, atol=2e-2 if rounded else 1e-5)
 
 

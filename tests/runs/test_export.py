@@ -17,7 +17,7 @@ from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.commands.refit import refit
 from lora_cls.errors import BackboneError, DataError, RecipeError, RunError
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs import RunFolder
 from lora_cls.training.learner import make_learner
 
 TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
@@ -75,7 +75,7 @@ def logits(folder, texts=TEXTS):
 
 def test_equals_the_dense_mean(lora_run, exports):
     """The adapter and the merged model answer as a base to which the mean of the dense updates was added by hand."""
-    learner = make_learner(lora_run.recipe, lora_run.label_names, choices=lora_run.info["choices"])
+    learner = make_learner(lora_run.recipe, lora_run.label_names, choices=lora_run.info.choices)
     per_fold, deltas, heads = [], {}, []
     for number in lora_run.finished_folds:
         per_fold.append(learner.predict(lora_run.fold(number), TEXTS))
@@ -130,7 +130,7 @@ def test_no_score_of_its_own(exports, kind, to):
     """README and export.json say that nothing was scored out of fold."""
     folder = exports(kind, to).path
     assert "**It has no out-of-fold score**: every training row was seen" in (folder / "README.md").read_text()
-    about = read_json(folder / "export.json")
+    about = json.loads((folder / "export.json").read_text())
     assert about["out_of_fold_score"] is None
     assert "no out-of-fold score" in about["note"]
 
@@ -206,7 +206,7 @@ def test_scores_on_the_command_line(lora_run, emotion_table, tmp_path, monkeypat
         cli.main()
     assert not done.value.code
     printed = capsys.readouterr().out
-    about = read_json(tmp_path / "out" / "export.json")
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
     assert [(row["model"], row["rank"]) for row in about["scores"]] == [
         ("the folds together", 4), ("exact mean", 8), ("compressed mean", 3), ("refit", 4)
     ]  # fmt: skip
@@ -236,7 +236,7 @@ def test_classes_in_one_column(small_recipe, emotion_table, tmp_path):
     )
     labelled = emotion_table(12, seed=3)[["id", "text"]].assign(mood=[names[i % 2] for i in range(12)])
     out = export(run, tmp_path / "out", score=labelled)
-    assert [row["model"] for row in read_json(out.path / "export.json")["scores"]] == [
+    assert [row["model"] for row in json.loads((out.path / "export.json").read_text())["scores"]] == [
         "the folds together", "exact mean"
     ]  # fmt: skip
     with pytest.raises(DataError, match="row"):
@@ -282,7 +282,7 @@ def test_runs_without_updates(finished, exports, copy_of, tmp_path):
         refit(exports("lora", "adapter"))
     run = copy_of(finished("llama"))
     for number in (0, 1):
-        run.fold(number).info.unlink()
+        run.fold(number).info_file.unlink()
     with pytest.raises(RunError, match="no fold is finished"):
         export(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()

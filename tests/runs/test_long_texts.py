@@ -57,7 +57,7 @@ def test_5000_words(kind, mode, short, documents, tmp_path):
     some = [1, 0, 5]
     again = Classifier.load(run).predict_proba([documents["text"][i] for i in some])
     np.testing.assert_allclose(again, scores[some], atol=1e-4)
-    chunked = "pieces_per_row" in run.info
+    chunked = run.info.pieces_per_row is not None
     assert chunked == (mode == "chunk")
 
 
@@ -128,9 +128,9 @@ def test_cost_is_named(chunked, short, documents, capsys):
 
     run, seen, learner = chunked
     per_fold = [len(pieces) for pieces in seen]
-    assert run.info["pieces_per_row"] == pytest.approx(sum(per_fold) / 20, abs=1e-3)  # 2 folds: 20 rows trained on
+    assert run.info.pieces_per_row == pytest.approx(sum(per_fold) / 20, abs=1e-3)  # 2 folds: 20 rows trained on
     print_run(run)
-    assert f"{run.info['pieces_per_row']:.2f} pieces per row" in (out := capsys.readouterr().out)
+    assert f"{run.info.pieces_per_row:.2f} pieces per row" in (out := capsys.readouterr().out)
     assert re.search(r"\d+ pieces/s", out)
     found = check(short("llama", "chunk", data__max_chunks=None, data__chunk_stride=4), documents)
     n, longer = len(learner.train_tokens.ids), int((learner.train_tokens.n_pieces > 1).sum())
@@ -163,7 +163,7 @@ def test_smoke_of_long_texts(short, documents, tmp_path):
     run = cross_validate(short("llama", "chunk", **overrides), documents, out=tmp_path / "run", smoke=True)
     data = run.recipe.data
     assert (data.max_length, data.chunk_stride, data.max_chunks) == (64, 16, 4)
-    assert 1 < run.info["pieces_per_row"] <= 4
+    assert 1 < run.info.pieces_per_row <= 4
 
 
 # The snippet of a run's README reads texts as the run does

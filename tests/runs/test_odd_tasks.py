@@ -207,7 +207,8 @@ def test_classes_of_a_transformer(small_recipe, odd, more, test, tmp_path):
         train__select="scored_fold", train__select_by="loss", train__num_train_epochs=2, train__learning_rate=2e-2,
     )  # fmt: skip
     run = cross_validate(recipe, moods, test, tmp_path / "run", extra_train=extra)
-    rows, logits = run.oof_logits()
+    oof = run.out_of_fold()
+    rows, logits = oof.rows, oof.logits
     truth, weight, fold = run.y_true, run.pos_weights()[0], run.folds["fold"].to_numpy()
     w = np.append(odd["w"], [1.0] * 20)[fold < 0]
     assert weight == pytest.approx(pos_weight(truth[fold < 0], recipe.loss, w, "single_label"))

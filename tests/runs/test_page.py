@@ -116,7 +116,8 @@ def test_texts_only_where_asked_for(finished, copy_of, train):
 def test_every_slider_stop_is_scikit_learns(finished):
     """F1, precision and recall follow from the page's counts at every threshold, as scikit-learn computes them."""
     run = finished("tfidf")
-    rows, y_score = run.oof_proba()
+    oof = run.out_of_fold()
+    rows, y_score = oof.rows, oof.y_score
     y_true, shipped = run.y_true[rows], json.loads((run.path / "thresholds.json").read_text())["shipped"]
     for j, label in enumerate(page(run).figures["labels"]):
         assert label["name"] == run.label_names[j]
@@ -220,7 +221,8 @@ def test_single_label(emotion_table, tfidf_recipe, tmp_path):
     assert matrix.sum(axis=1).tolist() == run.y_true.sum(axis=0).tolist()
     order = [pair["rows"] for pair in content["pairs"]["shown"]]
     assert sorted(order, reverse=True) == order == sorted(matrix[~np.eye(3, dtype=bool)], reverse=True)[: len(order)]
-    rows, y_score = run.oof_proba()
+    oof = run.out_of_fold()
+    rows, y_score = oof.rows, oof.y_score
     kept = json.loads((run.path / "thresholds.json").read_text())["folds"]
     fold = run.folds["fold"].to_numpy()[rows]
     weights = np.array([[kept[str(k)][name] for name in run.label_names] for k in fold])
@@ -288,7 +290,7 @@ def folder_of(path, names, y_true, logits):
         folder.path.mkdir()
         write_array(folder.oof_logits, logits[fold == number].astype(np.float32))
         seconds = {"train": 1.0, "predict": 1.0}
-        write_json(folder.info, {"pos_weight": [1.0] * len(names), "train_rows": n // 2, "seconds": seconds})
+        write_json(folder.info_file, {"pos_weight": [1.0] * len(names), "train_rows": n // 2, "seconds": seconds})
     tune(run)
     return run
 

@@ -77,7 +77,8 @@ def test_sliders(opened, finished):
     """At the ends, in the middle and at every tenth stop: F1, precision, recall and the mean F1 are scikit-learn's."""
     run = finished("tfidf")
     page = opened(run.path / "report.html")
-    rows, y_score = run.oof_proba()
+    oof = run.out_of_fold()
+    rows, y_score = oof.rows, oof.y_score
     y_true = run.y_true[rows]
     shipped = json.loads((run.path / "thresholds.json").read_text())["shipped"]
     now = [shipped[name] for name in run.label_names]

@@ -104,14 +104,14 @@ def test_refit(finished, copy_of, train, test, kind, tmp_path):
         Classifier.load(run, models="refit")
     before = (run.path / "oof_proba.csv").read_bytes()
     folder = refit(run, train)
-    assert json.loads(folder.info.read_text())["train_rows"] == len(train)
+    assert json.loads(folder.info_file.read_text())["train_rows"] == len(train)
     out = predict_file(run, test, models="refit")
     assert out == run.path / "predictions" / "table-refit"
     folds = Classifier.load(run).predict_proba(list(test["text"]))
     assert not np.allclose(proba(out)[run.label_names], folds, atol=1e-6)
     assert (run.path / "oof_proba.csv").read_bytes() == before
     assert run.finished_folds == run.fold_numbers
-    stamp = folder.info.stat().st_mtime_ns
+    stamp = folder.info_file.stat().st_mtime_ns
     assert refit(run, train).info.stat().st_mtime_ns == stamp, "trained again"
 
 
@@ -136,7 +136,7 @@ def test_refit_knows_the_columns(tfidf_recipe, train, test, tmp_path):
     noted = train.assign(note=[f"written by annotator {i % 4}" for i in range(len(train))])
     noted = noted.rename(columns={"text": "words"})
     run = cross_validate(tfidf_recipe(), noted, test.rename(columns={"text": "words"}), tmp_path / "run")
-    assert run.info["data"]["text_columns"] == ["words"]
+    assert run.info.data.text_columns == ["words"]
     assert refit(run, noted).finished
 
 
@@ -204,6 +204,6 @@ def test_sample_of_another_table(finished, sample, test, tmp_path):
 def test_partial_run(finished, copy_of, test, tmp_path):
     """A run with some folds finished predicts with those."""
     run = copy_of(finished("tfidf"))
-    run.fold(2).info.unlink()
+    run.fold(2).info_file.unlink()
     predict_file(run, test, tmp_path / "a", sample_submission=run.sample_submission)
     assert not np.allclose(proba(tmp_path / "a")[LABELS], proba(run.path)[LABELS])

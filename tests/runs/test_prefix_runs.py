@@ -142,7 +142,7 @@ def test_fewer_layers(case, small_recipe, train, test, tmp_path, own_cache, monk
         depth["layer_types"] = ["sliding_attention"]
     if "longformer" in case:
         depth["attention_window"] = [16]
-    assert run.info["choices"]["depth"] == depth
+    assert run.info.choices["depth"] == depth
     options = ", ".join(f"{key}={value!r}" for key, value in depth.items())
     if recipe.lora:
         assert options in code

@@ -71,10 +71,10 @@ def test_killed(finished, results, command, files, tmp_path):
     stopped = RunFolder(tmp_path / "run")
     assert stopped.finished_folds == [0]
     assert stopped.fold(1).state.is_file()
-    first = stopped.fold(0).info.stat().st_mtime_ns
+    first = stopped.fold(0).info_file.stat().st_mtime_ns
     run = cross_validate(files / "recipe.yaml", files / "train.csv", files / "test.csv", tmp_path / "run", resume=True)
     assert results(run) == results(finished("llama"))
-    assert run.fold(0).info.stat().st_mtime_ns == first, "a finished fold was trained again"
+    assert run.fold(0).info_file.stat().st_mtime_ns == first, "a finished fold was trained again"
     assert not run.fold(1).state.exists()
     epochs = [json.loads(line)["epoch"] for line in run.fold(1).metrics.read_text().splitlines()]
     assert epochs == [1, 2]
@@ -133,7 +133,7 @@ def test_choices_are_kept_before_training(small_recipe, train, tmp_path, monkeyp
     monkeypatch.setattr(loop, "save_state", stop)
     with pytest.raises(Stopped):
         cross_validate(recipe, train, out=tmp_path / "run")
-    assert RunFolder(tmp_path / "run").info["choices"]["attn_implementation"] in ("sdpa", "eager")
+    assert RunFolder(tmp_path / "run").info.choices["attn_implementation"] in ("sdpa", "eager")
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
@@ -174,7 +174,7 @@ def test_one_fold_of_chosen_epochs_again(small_recipe, train, test, tmp_path, re
     damage(run.fold(0).oof_logits)
     with pytest.raises(RunError, match=r"Remove .*fold-00/fold\.json and run again with --resume"):
         cross_validate(recipe, train, test, tmp_path / "run", resume=True)
-    run.fold(0).info.unlink()
+    run.fold(0).info_file.unlink()
     assert results(cross_validate(recipe, train, test, tmp_path / "run", resume=True)) == before
 
 
@@ -254,7 +254,7 @@ def test_damaged_fold(finished, train, test, sample, copy_of, damage, name):
 def test_fold_json_of_another_shape(finished, train, test, sample, copy_of, content):
     """A fold.json that holds something else is named, too."""
     run = copy_of(finished("tfidf"))
-    run.fold(1).info.write_bytes(content)
+    run.fold(1).info_file.write_bytes(content)
     with pytest.raises(RunError, match=r"fold-01.fold\.json"):
         cross_validate(run.recipe, train, test, run.path, sample_submission=sample, resume=True)
 
@@ -280,7 +280,7 @@ def test_damaged_run(finished, train, test, sample, copy_of, damage, name):
 def test_damaged_state(finished, train, test, copy_of, damage):
     """A damaged training state is named, with what to do; it is not silently trained over."""
     run = copy_of(finished("llama"))
-    run.fold(1).info.unlink()
+    run.fold(1).info_file.unlink()
     run.fold(1).state.write_bytes((run.fold(1).adapter / "adapter_model.safetensors").read_bytes())
     with pytest.raises(RunError, match=r"fold-01.state\.safetensors is damaged or belongs to another model"):
         cross_validate(run.recipe, train, test, run.path, resume=True)
@@ -293,7 +293,7 @@ def test_fold_trained_again(finished, train, test, copy_of, results, damage):
     """Removing fold.json, as messages advise, trains that fold again to the same bytes."""
     run = copy_of(finished("llama"))
     damage(run.fold(1).oof_logits)
-    run.fold(1).info.unlink()
+    run.fold(1).info_file.unlink()
     assert results(cross_validate(run.recipe, train, test, run.path, resume=True)) == results(finished("llama"))
 
 
@@ -337,4 +337,4 @@ def test_two_processes_in_one_run(finished, copy_of):
         process.stdin.flush()
     errors = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
-    assert run.info["i"] == 399
+    assert run.info.i == 399

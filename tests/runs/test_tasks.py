@@ -77,7 +77,7 @@ def test_scores_follow_from_the_files(one_class, moods):
     truth, limits = moods["mood"].to_numpy(), read(one_class, "thresholds.json")
     scores = pd.read_csv(one_class.path / "oof_proba.csv")[CLASSES].to_numpy()
     cut = np.array([[limits["folds"][str(k)][name] for name in CLASSES] for k in fold])
-    _, logits = one_class.oof_logits()
+    logits = one_class.out_of_fold().logits
     for key, values in (("cross_fitted", scores / cut), ("untuned", logits)):
         chosen = np.array(CLASSES)[values.argmax(axis=1)]
         expected = f1_score(truth, chosen, average="macro", labels=CLASSES, zero_division=0)
@@ -167,7 +167,7 @@ def test_epochs_are_chosen_by_classes(small_recipe, moods, test, tmp_path, selec
     recipe = small_recipe("llama", train__select=select, train__inner_fraction=0.3)
     run = cross_validate(recipe, moods, test, tmp_path / "run")
     for number in run.fold_numbers:
-        info = json.loads(run.fold(number).info.read_text())
+        info = json.loads(run.fold(number).info_file.read_text())
         lines = run.fold(number).metrics.read_text().splitlines()
         scores = info.get("other_folds_macro_f1") or [json.loads(line)["selection_macro_f1"] for line in lines]
         assert info["epoch"] == 1 + int(np.argmax(scores))
@@ -182,7 +182,7 @@ def test_chunks_of_classes(small_recipe, moods, test, tmp_path, monkeypatch, com
     """Documents in several chunks get one class each; a reloaded run and the README's snippet answer the same."""
     recipe = small_recipe("bert", data__max_length=12, data__long_text="chunk", data__chunk_combine=combine)
     run = cross_validate(recipe, moods, test, tmp_path / "run")
-    _, proba = run.oof_proba()
+    proba = run.out_of_fold().y_score
     assert proba.shape == (len(moods), len(CLASSES))
     assert np.allclose(proba.sum(axis=1), 1)
     np.testing.assert_allclose(
@@ -196,7 +196,7 @@ def test_chunks_of_classes(small_recipe, moods, test, tmp_path, monkeypatch, com
     exec(code, names)
     texts = [text for text in test["text"] if text]
     logits, weight = names["logits"](texts).detach().numpy().astype(float), run.pos_weights()[0]
-    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
     ours = learner.predict(run.fold(0), texts)
     np.testing.assert_allclose(
         softmax(logits - np.log(weight), axis=1), softmax(ours - np.log(weight), axis=1), atol=1e-5
@@ -208,7 +208,7 @@ def test_focal_loss_of_classes(small_recipe, moods, tmp_path):
     loss = {"name": "focal", "label_smoothing": 0.1, "pos_weight": [1, 2, 3, 4]}
     run = cross_validate(small_recipe("llama", loss=loss, data__label_columns=["mood"]), moods, out=tmp_path / "run")
     assert run.pos_weights().tolist() == [[1, 2, 3, 4]] * 2
-    assert np.isfinite(run.oof_logits()[1]).all()
+    assert np.isfinite(run.out_of_fold().logits).all()
 
 
 def test_strategies_of_tune(one_class, copy_of, monkeypatch, capsys):

@@ -96,7 +96,7 @@ def test_no_fold_yet(finished, copy_of):
     """A run without a finished fold has nothing to tune and says how to go on."""
     run = copy_of(finished("tfidf"))
     for number in run.fold_numbers:
-        run.fold(number).info.unlink()
+        run.fold(number).info_file.unlink()
     with pytest.raises(RunError, match=r"no fold is finished yet\. Continue the run with --resume"):
         tune(run)
 

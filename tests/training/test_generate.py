@@ -16,7 +16,7 @@ from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.evaluation import macro_f1
 from lora_cls.modeling.loading import load_tokenizer
 from lora_cls.recipe import Head, load_recipe
-from lora_cls.runs import read_csv, read_json
+from lora_cls.runs import read_csv
 from lora_cls.text.answers import LabelAnswers
 from lora_cls.text.chat import render_chat
 from lora_cls.text.prompts import label_words
@@ -339,7 +339,7 @@ def test_batches_do_not_matter(tiny_recipe, emotion_table):
 
 def test_what_was_noted_while_writing(run):
     """Probabilities noted while an answer is written are those of a pass over prompt and answer; and they suffice."""
-    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
     learner.predict(run.fold(0), ["happy"])
     model, tokens = learner._built(), learner.encode(["happy lovely day", "scared", "a train", "furious and worried"])
     written = model.write(tokens.ids, learner.answers.longest, learner.end_ids, learner.answers.columns, 0)
@@ -383,12 +383,13 @@ def test_learns(tiny_recipe, emotion_table, tmp_path):
     """Keywords decide the labels: after training, answers for unseen rows are readable and mostly right."""
     recipe = tiny_recipe("chat", train__num_train_epochs=20, train__learning_rate=3e-3, lora=None)
     run = cross_validate(recipe, emotion_table(160), None, tmp_path / "run", folds=[0])
-    rows, logits = run.oof_logits()
+    oof = run.out_of_fold()
+    rows, logits = oof.rows, oof.logits
     assert macro_f1(run.y_true[rows], (logits > 0).astype(np.int8)) > 0.7  # measured: 0.82; untrained: 0.1 to 0.3
-    metrics = read_json(run.path / "metrics.json")
+    metrics = json.loads((run.path / "metrics.json").read_text())
     assert metrics["answers"] == len(rows)
     assert metrics["unparsable_answers"] <= 3
-    assert read_json(run.fold(0).info)["pos_weight"] == [1.0, 1.0, 1.0]
+    assert run.fold(0).info.pos_weight == [1.0, 1.0, 1.0]
 
 
 def test_answers_are_kept(run):
@@ -407,7 +408,7 @@ def test_unparsable_answers_are_counted(tiny_recipe, table, tmp_path):
 
     recipe = tiny_recipe("chat", train__num_train_epochs=1, train__learning_rate=1e-9)
     run = cross_validate(recipe, *table, tmp_path / "run")
-    info, metrics = read_json(run.fold(0).info), read_json(run.path / "metrics.json")
+    info, metrics = run.fold(0).info, json.loads((run.path / "metrics.json").read_text())
     assert info["answers"] > 30
     assert info["unparsable_answers"] > 0.9 * info["answers"]
     assert f"{metrics['unparsable_answers']} of {metrics['answers']} answers could not" in score_sentence(metrics)
@@ -418,7 +419,7 @@ def test_unparsable_answers_are_counted(tiny_recipe, table, tmp_path):
 
 def test_reload_gives_the_same_scores(run, table):
     _, test = table
-    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
     for number in run.fold_numbers:
         saved = np.load(run.fold(number).test_logits)
         assert np.array_equal(learner.predict(run.fold(number), list(test["text"])), saved)
@@ -436,7 +437,7 @@ def test_opens_in_plain_peft(run, tiny_model):
         warnings.filterwarnings("error", message=".*missing.*")
         plain = PeftModel.from_pretrained(base, run.fold(0).adapter).eval()
     assert plain.peft_config["default"].task_type == "CAUSAL_LM"
-    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
     learner.predict(run.fold(0), ["happy"])
     ids = torch.tensor([[5, 9, 30, 31]])
     with torch.no_grad():
@@ -484,10 +485,10 @@ def test_every_way_to_train(tiny_recipe, table, tmp_path, overrides):
     """Runs, and answers the same after it is loaded again."""
     train, test = table
     run = cross_validate(tiny_recipe("chat", **overrides), train[:30], test, tmp_path / "run")
-    learner = make_learner(run.recipe, run.label_names, choices=run.info["choices"])
+    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
     saved = np.load(run.fold(1).test_logits)
     assert np.abs(learner.predict(run.fold(1), list(test["text"])) - saved).max() < 1e-5
-    assert len(read_csv(run.fold(1).answers)) == read_json(run.fold(1).info)["answers"]
+    assert len(read_csv(run.fold(1).answers)) == run.fold(1).info.answers
     losses = [json.loads(line)["loss"] for line in run.fold(1).metrics.read_text().splitlines()]
     assert losses[-1] < losses[0]
 

@@ -1,80 +1,55 @@
-"""Several run folders as one table: the same rows, folds and labels, in one order."""
+"""Several run folders as one: the same rows, folds and labels, in the order of the first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError, shorten
 from lora_cls.evaluation import Decisions
-from lora_cls.recipe import Prediction, Thresholds
-from lora_cls.runs import RunFolder, read_json
+from lora_cls.runs.folder import RunFolder
+from lora_cls.runs.out_of_fold import OutOfFold
+from lora_cls.runs.records import Decision
 
 
 @dataclass(frozen=True, eq=False)
 class AlignedRun:
-    """What one run says about the shared rows and labels, in their order.
+    """What one run says about the rows and labels that all share, in the order of the first run.
 
     Attributes
     ----------
     name : short, and different for each run
-    logits, y_score : ndarray of shape (n_samples, n_labels), out of fold; `y_score` are corrected probabilities
-    weights : ndarray of shape (n_folds, n_labels), positive or class weights
-    thresholds : of each fold, as the run's own score uses them, in the order of the shared labels; None where a single
-        fold was scored, whose parts depend on the order of rows
-    labels : ndarray of int of shape (n_labels,), where each shared label stands in the run's own order
-    decisions, at_least_one : how the run decides, as its `thresholds.json` was last written
+    oof : the shared rows; ids, labels, folds, parts and groups are those of the first run
+    y_pred : ndarray of shape (n_samples, n_labels), int8
+        The decisions that the run's own score is of.
+    labels : ndarray of shape (n_labels,), int64
+        Where each shared label stands in the run's own order.
+    decision, decisions : how the run decides, as its `thresholds.json` was last written
     """
 
     run: RunFolder
     name: str
-    logits: np.ndarray
-    y_score: np.ndarray
-    weights: np.ndarray
-    thresholds: dict[int, np.ndarray] | None
+    oof: OutOfFold
+    y_pred: np.ndarray
     labels: np.ndarray
+    decision: Decision
     decisions: Decisions
-    at_least_one: bool
 
-    def cross_fitted(self, rows: Rows) -> np.ndarray:
-        """Decisions by thresholds of the other folds or parts, ndarray of shape (n_samples, n_labels), int8."""
-        if self.thresholds is None:
-            return self.decisions.cross_fit(rows.y_true, self.y_score, rows.part, self.at_least_one).y_pred
-        y_pred = np.empty(rows.y_true.shape, dtype=np.int8)
-        for number, limits in self.thresholds.items():
-            inside = rows.fold == number
-            y_pred[inside] = self.decisions.apply(self.y_score[inside], limits, self.at_least_one)
-        return y_pred
+    @property
+    def at_least_one(self) -> bool:
+        return self.decision.prediction.at_least_one
+
+    def test_scores(self) -> np.ndarray | None:
+        """`RunFolder.test_scores`, of the shared labels."""
+        scores = self.run.test_scores()
+        return None if scores is None else scores[..., self.labels]
 
 
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The rows that all runs scored, in the order of the first run.
-
-    Attributes
-    ----------
-    y_true : ndarray of shape (n_samples, n_labels), int8
-    fold, part, groups : ndarray of shape (n_samples,), int64
-        `part` is what thresholds, and whatever else is fitted to labels, are cross-fitted over: the folds, or parts of
-        a single one.
-    over : "folds" or "parts"
-    """
-
-    ids: list[str]
-    y_true: np.ndarray
-    fold: np.ndarray
-    part: np.ndarray
-    groups: np.ndarray
-    over: str
-    label_names: list[str]
-
-
-def align(paths: Sequence[str | Path]) -> tuple[Rows, list[AlignedRun]]:
+def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
     """Read runs and bring their rows and labels into the order of the first.
 
     Raises
@@ -83,7 +58,7 @@ def align(paths: Sequence[str | Path]) -> tuple[Rows, list[AlignedRun]]:
         With everything that differs, one line each: task, labels, rows, their labels, folds, unfinished folds; or
         if a path is no run folder, is given twice, or holds a damaged file.
     """
-    runs = [RunFolder(path) for path in paths]
+    runs = [path if isinstance(path, RunFolder) else RunFolder(path) for path in paths]
     if len(runs) < 2:
         raise RunError(f"At least two runs are needed. Got {len(runs)} instead.")
     places = [run.path.resolve() for run in runs]
@@ -92,7 +67,6 @@ def align(paths: Sequence[str | Path]) -> tuple[Rows, list[AlignedRun]]:
         raise RunError(f"{twice} is given twice.")
     problems: list[str] = []
     first, table = runs[0], _table(runs[0])
-    names = first.label_names
     for run in runs:
         unfinished = len(run.fold_numbers) - len(run.finished_folds)
         if unfinished:
@@ -103,15 +77,8 @@ def align(paths: Sequence[str | Path]) -> tuple[Rows, list[AlignedRun]]:
         raise RunError(
             "These runs have no common rows and folds to be scored on:\n" + "\n".join(f"  {line}" for line in problems)
         )
-    y_true, fold = table[names].to_numpy(np.int8), table["fold"].to_numpy(np.int64)
-    groups = first.folds.set_index("id").loc[table.index, "group"].to_numpy(np.int64)
-    if len(np.unique(groups)) < 2:
-        raise RunError(
-            f"{first.path}: the held-out rows are one row, or stay together as one; scores need two at least."
-        )
-    over, part = held_apart(fold, y_true, groups, first.recipe)
-    rows = Rows(list(table.index), y_true, fold, part, groups, over, names)
-    return rows, [_aligned(run, name, rows) for run, name in zip(runs, _short_names(runs), strict=True)]
+    own = [run.out_of_fold() for run in runs]
+    return [_aligned(*of_run, own[0]) for of_run in zip(runs, _short_names(runs), own, strict=True)]
 
 
 def _table(run: RunFolder) -> pd.DataFrame:
@@ -159,29 +126,16 @@ def _differences(run: RunFolder, table: pd.DataFrame, first: RunFolder, expected
     return problems
 
 
-def _aligned(run: RunFolder, name: str, rows: Rows) -> AlignedRun:
-    ids = run.folds["id"].tolist()
-    found, logits = run.oof_logits()
-    y_score = run.oof_proba()[1]
-    place = {ids[row]: i for i, row in enumerate(found)}
-    order = np.array([place[row] for row in rows.ids])
-    labels = np.array([run.label_names.index(label) for label in rows.label_names])
-    kept = read_json(run.path / "thresholds.json")
-    thresholds = None
-    if rows.over == "folds":
-        by_fold = {number: kept["folds"][str(number)] for number in run.fold_numbers}
-        thresholds = {k: np.array([of[name] for name in rows.label_names], float) for k, of in by_fold.items()}
-    return AlignedRun(
-        run=run,
-        name=name,
-        logits=logits[np.ix_(order, labels)],
-        y_score=y_score[np.ix_(order, labels)],
-        weights=run.pos_weights()[:, labels],
-        thresholds=thresholds,
-        labels=labels,
-        decisions=run.decisions(Thresholds(**kept["settings"])),
-        at_least_one=Prediction(**kept["prediction"]).at_least_one,
-    )
+def _aligned(run: RunFolder, name: str, oof: OutOfFold, shared: OutOfFold) -> AlignedRun:
+    decision = Decision.read(run.files.decision)
+    decisions = run.decisions(decision.settings)
+    place = {row: i for i, row in enumerate(oof.ids)}
+    order = np.array([place[row] for row in shared.ids])
+    labels = np.array([oof.label_names.index(label) for label in shared.label_names])
+    of_run = oof.take(order, labels)
+    y_pred = oof.decide(decisions, decision)[np.ix_(order, labels)]
+    aligned = replace(shared, logits=of_run.logits, y_score=of_run.y_score, fitted_score=None)
+    return AlignedRun(run, name, aligned, y_pred, labels, decision, decisions)
 
 
 def _short_names(runs: Sequence[RunFolder]) -> list[str]:

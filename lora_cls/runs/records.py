@@ -1,0 +1,365 @@
+"""What the JSON files of a run folder say: one frozen record per file, with one reader and one writer.
+
+Fields stand in the order in which the files hold them. What a run has not (test rows, answers, a rate) is left out of
+its file, and None here.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lora_cls.data import Columns
+from lora_cls.errors import RunError
+from lora_cls.evaluation import Interval
+from lora_cls.files import write_json
+from lora_cls.recipe import Prediction, Task, Thresholds
+from lora_cls.runs.io import read_bytes
+
+R = TypeVar("R", bound="Record")
+Over = Literal["folds", "parts"]
+
+
+class Part(BaseModel):
+    """An object within a record."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Record(Part):
+    """All that one JSON file holds."""
+
+    remedy: ClassVar[str] = ""
+    """What mends a damaged file."""
+
+    @classmethod
+    def read(cls: type[R], file: Path) -> R:
+        """Raises RunError if the file is missing or damaged, or a field is missing or of another type; names it."""
+        try:
+            return cls.model_validate_json(read_bytes(file), strict=True)
+        except ValidationError as error:
+            found = error.errors()
+            lacking = [_path(problem["loc"]) for problem in found if problem["type"] == "missing"]
+            others = [f"{_path(problem['loc'])} {problem['msg']}".strip() for problem in found][:3]
+            what = f"lacks {', '.join(map(repr, lacking[:3]))}: it is damaged" if lacking else "is damaged"
+            why = "" if lacking else f" ({'; '.join(others)})"
+            raise RunError(f"{file} {what}{why}, or was written by another version of lora_cls.{cls.remedy}") from None
+
+    def write(self, file: Path) -> None:
+        """Write what is set; the file appears whole."""
+        write_json(file, self.model_dump(mode="json", exclude_unset=True))
+
+
+def _path(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place))
+
+
+class LabelsInfo(Record):
+    """`labels.json`."""
+
+    task: Task | None
+    labels: list[str]
+    column: str | None = None
+    """The one column that held the labels' names; None where each label had a 0/1 column."""
+
+
+class Machine(Part):
+    """Where a run was started."""
+
+    platform: str
+    processor: str
+    gpu: str | None = None
+
+
+class DataInfo(Part):
+    """Which tables a run read, and how."""
+
+    paths: dict[str, str | None]
+    """By `train`, `test`, `sample_submission`, `extra_train`; "DataFrame" for one that was no file."""
+    id_column: str | None
+    test_id_column: str | None
+    text_columns: list[str] | None
+    label_columns: list[str]
+    train_rows: int
+    extra_rows: int = 0
+    test_rows: int | None
+    lengths: dict[str, Any] | None = None
+    train_sha256: str
+    extra_train_sha256: str | None = None
+    test_sha256: str | None = None
+    sample_submission_sha256: str | None = None
+
+    def columns(self) -> Columns:
+        """The roles of columns, for a further table."""
+        return Columns(id=self.id_column, text=self.text_columns or [], labels=self.label_columns, how="as in training")
+
+
+class RunInfo(Record):
+    """`run.json`: what a run was made with, and what it took."""
+
+    started: str
+    versions: dict[str, str]
+    machine: Machine
+    data: DataInfo
+    choices: dict[str, Any]
+    """What was measured or found at the start, and is not to change: device, precision, attention, base."""
+    backbone_path: str | None = None
+    seconds: dict[str, float] = {}
+    """By phase, over all folds and starts."""
+    reused: dict[str, int] = {}
+    """Texts found in caches, by cache."""
+    peak_memory_bytes: int | None = None
+    pieces_per_row: float | None = None
+    """Where long texts are read in pieces; what is a row in rows per second is then a piece."""
+    predict_rows_per_second: float | None = None
+    train_rows_per_second: float | None = None
+    train_tokens_per_second: float | None = None
+    padding_share: float | None = None
+    last_session_seconds: float | None = None
+
+
+class Processed(Part):
+    """What went through a model in training; `padded_tokens` counts tokens and padding."""
+
+    rows: int
+    tokens: int
+    padded_tokens: int
+
+
+class FoldInfo(Record):
+    """`fold.json`: written last, it makes a fold a finished one."""
+
+    remedy: ClassVar[str] = " Remove it and run again with --resume."
+
+    pos_weight: list[float]
+    """Positive or class weights of the fold's training rows, one per label."""
+    blend: dict[str, Any] | None = None
+    """Of a blend: what was fitted on the other folds' rows."""
+    epoch: int | None = None
+    """The epoch that was kept."""
+    train_rows: int | None = None
+    train_pieces: int | None = None
+    processed: Processed | None = None
+    predict_pieces: int | None = None
+    seconds: dict[str, float] = {}
+    trainable_parameters: int | None = None
+    predict_rows_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    answers: int | None = None
+    unparsable_answers: int | None = None
+    other_folds_macro_f1: list[float] | None = None
+    """With `select: cross_fitted`, of every epoch: on the other folds' rows."""
+
+
+class Decision(Record):
+    """`thresholds.json`: how a run decides. Thresholds by label."""
+
+    remedy: ClassVar[str] = " Write it again with: lora-cls tune RUN."
+
+    settings: Thresholds
+    prediction: Prediction
+    shipped: dict[str, float]
+    """Tuned on all rows; for rows that no fold saw."""
+    folds: dict[int, dict[str, float]] | None = None
+    """Of each fold, tuned on the others."""
+    parts: dict[int, dict[str, float]] | None = None
+    """The same for the parts of a single fold's rows."""
+
+    @property
+    def fitted(self) -> dict[int, dict[str, float]]:
+        """`folds` or `parts`, whichever the run has."""
+        return self.folds if self.folds is not None else self.parts or {}
+
+
+class LabelScores(Part):
+    """One label in a table of scores."""
+
+    label: str
+    support: int
+    prevalence: float
+    threshold: float | None
+    precision: float
+    recall: float
+    f1: float
+    roc_auc: float | None
+    average_precision: float | None
+
+
+class ScoreSet(Part):
+    """Scores of one way to decide the same rows."""
+
+    optimistic: bool
+    """The epoch was chosen on the rows that are scored."""
+    over: Over | None = None
+    """What thresholds were cross-fitted over."""
+    n_parts: int | None = None
+    macro_f1: float
+    micro_f1: float
+    exact_match: float
+    macro_roc_auc: float | None
+    macro_average_precision: float | None
+    per_label: list[LabelScores]
+    accuracy: float | None = None
+    """Of classes."""
+    macro_f1_interval: Interval
+
+
+class TestRows(Part):
+    """What was decided for the test rows."""
+
+    rows: int
+    combine: str
+    positives: dict[str, int]
+
+
+class Scores(Record):
+    """`metrics.json`."""
+
+    remedy: ClassVar[str] = " Write it again with: lora-cls tune RUN."
+
+    task: Task | None
+    strategy: str
+    optimistic: bool
+    epochs_pending: bool
+    """With `select: cross_fitted`, epochs are chosen when all folds are done."""
+    folds_finished: list[int]
+    n_splits: int
+    rows_scored: int
+    rows: int
+    cross_fitted: ScoreSet
+    untuned: ScoreSet
+    note: str
+    answers: int | None = None
+    unparsable_answers: int | None = None
+    test: TestRows | None = None
+
+    def per_label(self) -> pd.DataFrame:
+        """A row per label: the cross-fitted scores, and the shipped threshold."""
+        return pd.DataFrame([row.model_dump() for row in self.cross_fitted.per_label])
+
+    def __repr__(self) -> str:
+        found, rows = self.cross_fitted, f"{self.rows_scored} of {self.rows} rows"
+        optimistic = ", OPTIMISTIC" if self.optimistic else ""
+        return f"Scores(macro_f1={found.macro_f1:.4f}, untuned={self.untuned.macro_f1:.4f}, {rows}{optimistic})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the headline, and the table per label."""
+        return f"<p>{escape(repr(self))}</p>" + self.per_label().to_html(index=False, float_format="{:.3f}".format)
+
+
+class BlendedRun(Part):
+    """One run of a blend: its own score, and what the blend has over the same blend without it."""
+
+    name: str
+    macro_f1: float
+    adds: Interval
+
+
+class BlendWay(Part):
+    """One way of blending."""
+
+    how: str
+    macro_f1_interval: Interval
+    gain_over_best: Interval
+
+
+class BlendInfo(Record):
+    """`blend.json`: what each way and each run gains."""
+
+    how: str
+    best_single: str
+    runs: list[BlendedRun]
+    ways: list[BlendWay]
+    note: str
+
+
+class Compression(Part):
+    """How much of an exact mean of adapters is left at a lower rank."""
+
+    rank: int
+    """Of every module."""
+    share: float
+    """Of the squared Frobenius norm of all updates together."""
+    lowest_module: str
+    """The module that keeps the least."""
+    lowest_share: float
+
+
+class ScoredTable(Part):
+    """A labelled table that an export was scored on."""
+
+    table: str
+    rows: int
+
+
+class ExportScore(Part):
+    """One way to answer, scored on a labelled table."""
+
+    model: str
+    rank: int | None
+    macro_f1: Interval
+    difference: Interval
+    """Macro-F1 minus that of the folds together, paired."""
+    seconds: float
+    rows_per_second: float
+
+
+class ExportInfo(Record):
+    """`export.json`: one model made of a run's folds."""
+
+    kind: Literal["adapter", "merged"]
+    run: str
+    folds: list[int]
+    rank: int | None
+    exact_rank: int | None
+    compression: Compression | None
+    out_of_fold_score: None
+    note: str
+    pos_weight: list[float]
+    scored: ScoredTable | None = None
+    scores: list[ExportScore] | None = None
+
+    @property
+    def name(self) -> str:
+        """What an export is called in tables."""
+        if self.kind == "merged":
+            return "merged"
+        return "exact mean" if self.compression is None else "compressed mean"
+
+
+class CalibrationScores(Part):
+    """Means over the labels."""
+
+    brier: float
+    expected_calibration_error: float
+    macro_f1: float
+
+
+class LabelCalibration(Part):
+    """One label, before and after."""
+
+    label: str
+    brier_before: float
+    expected_calibration_error_before: float
+    brier_after: float
+    expected_calibration_error_after: float
+
+
+class CalibrationInfo(Record):
+    """`calibration.json`."""
+
+    how: str
+    bins: int
+    before: CalibrationScores
+    after: CalibrationScores
+    per_label: list[LabelCalibration]
+    thresholds: dict[str, float]
+    shipped: dict[str, Any]
+    """The map of all rows."""
+    folds: dict[int, dict[str, Any]] | None = None
+    parts: dict[int, dict[str, Any]] | None = None
+    test_combine: str | None = None
