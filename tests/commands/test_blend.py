@@ -16,6 +16,7 @@ from lora_cls.evaluation.blending import MAX_WEIGHT_ROWS
 from lora_cls.evaluation.decisions import LabelDecisions
 from lora_cls.recipe import Thresholds
 from lora_cls.report.sentences import gain_sentence
+from lora_cls.runs.records import BlendInfo
 
 LABELS = decisions_for("multi_label", Thresholds(min_positives=1))
 CLASSES = decisions_for("single_label", Thresholds(min_positives=1))
@@ -107,7 +108,7 @@ def test_blend_is_a_run_folder(three, tmp_path):
     way = next(way for way in told["ways"] if way["how"] == "mean_logit")
     assert way["macro_f1_interval"] == metrics["cross_fitted"]["macro_f1_interval"]
     assert way["gain_over_best"]["low"] > 0
-    assert "WARNING" not in gain_sentence(told)
+    assert "WARNING" not in gain_sentence(BlendInfo.read(run.files.blend))
     proba = pd.read_csv(run.path / "oof_proba.csv").set_index("id")
     members = [pd.read_csv(one.path / "oof_proba.csv").set_index("id") for one in three[:2]]
     expected = expit(sum(logit(member) for member in members) / 2)
@@ -142,8 +143,8 @@ def test_noise_adds_nothing_and_is_marked(three, tmp_path):
     assert adds["good0"]["low"] > 0
     for how in ("mean_logit", "weights", "stacking"):
         pair = blend([three[0].path, three[2].path], tmp_path / how, how)
-        told = json.loads((pair.path / "blend.json").read_text())
-        assert told["best_single"] == "good0"
+        told = BlendInfo.read(pair.files.blend)
+        assert told.best_single == "good0"
         assert "WARNING" in gain_sentence(told)
 
 
@@ -237,7 +238,7 @@ def test_refusals(three, tmp_path):
     with pytest.raises(RunError, match="exists already"):
         blend(paths, paths[0])
     run = blend(paths, tmp_path / "blend")
-    for attempt in (lambda: refit(run), lambda: cross_validate(run.recipe_file, out=run.path, resume=True)):
+    for attempt in (lambda: refit(run), lambda: cross_validate(run.files.recipe, out=run.path, resume=True)):
         with pytest.raises(RecipeError, match="nothing to train"):
             attempt()
 

@@ -1,7 +1,5 @@
 """Calibration: maps by hand, cross-fitted, and decisions that stay."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +15,7 @@ from lora_cls.evaluation import (
     fit_calibration,
 )
 from lora_cls.recipe import Thresholds
+from lora_cls.runs.records import CalibrationInfo
 
 LABELS = decisions_for("multi_label", Thresholds(min_positives=1))
 CLASSES = decisions_for("single_label", Thresholds(min_positives=1))
@@ -88,15 +87,15 @@ def test_run(make_run, problem, how):
     run = make_run("run", 4 * logits(1), y_true, fold, test=np.random.default_rng(0).normal(size=(3, 9, 2)))
     before = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     found = calibrate(run, how)
-    assert found == json.loads((run.path / "calibration.json").read_text()) | {"folds": found["folds"]}
+    assert found == CalibrationInfo.read(run.path / "calibration.json")
     for key in ("brier", "expected_calibration_error"):
-        assert found["after"][key] < found["before"][key]
+        assert getattr(found.after, key) < getattr(found.before, key)
     now = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     assert {name: now[name] for name in before} == before
     assert set(now) - set(before) == {"calibration.json", "oof_proba_calibrated.csv", "test_proba_calibrated.csv"}
     table = pd.read_csv(run.path / "oof_proba_calibrated.csv").set_index("id")
     scores = calibration_scores(y_true, table.to_numpy())
-    assert np.mean(scores["brier"]) == pytest.approx(found["after"]["brier"])
+    assert np.mean(scores["brier"]) == pytest.approx(found.after.brier)
     # the map of a row's fold comes from the other folds
     inside = fold == 1
     y_score = run.out_of_fold().y_score
@@ -107,7 +106,7 @@ def test_run(make_run, problem, how):
     if how == "temperature":
         test = pd.read_csv(run.path / "test_proba_calibrated.csv").set_index("id")
         submission = pd.read_csv(run.path / "submission.csv").set_index("id")
-        assert ((test >= pd.Series(found["thresholds"])).astype(int) == submission).all().all()
+        assert ((test >= pd.Series(found.thresholds)).astype(int) == submission).all().all()
 
 
 def test_single_fold(make_run, problem):
@@ -116,8 +115,8 @@ def test_single_fold(make_run, problem):
     values = 5 * logits(1)
     one = make_run("one", values, y_true, np.where(fold == 1, 0, -1))
     found = calibrate(one)
-    assert len(found["parts"]) == 5
-    assert found["after"]["expected_calibration_error"] < found["before"]["expected_calibration_error"]
+    assert len(found.parts) == 5
+    assert found.after.expected_calibration_error < found.before.expected_calibration_error
     assert len(pd.read_csv(one.path / "oof_proba_calibrated.csv")) == 400
 
 
@@ -129,6 +128,6 @@ def test_refusals(make_run, problem):
     with pytest.raises(RunError, match="Use --how temperature"):
         calibrate(run, "isotonic")
     found = calibrate(run)
-    assert len(found["shipped"]["temperature"]) == 1
+    assert len(found.shipped["temperature"]) == 1
     table = pd.read_csv(run.path / "oof_proba_calibrated.csv").set_index("id")
     np.testing.assert_allclose(table.sum(axis=1), 1)

@@ -88,7 +88,7 @@ def test_card_says_the_score(finished, kind):
     run = finished(kind)
     metrics = json.loads((run.path / "metrics.json").read_text())
     text = (run.path / "README.md").read_text()
-    assert score_sentence(metrics) in text
+    assert score_sentence(run.results().scores) in text
     assert f"Macro-F1 {metrics['cross_fitted']['macro_f1']:.4f} (95 % interval" in text
     assert "leave out the variance of training" in text
     for row in metrics["cross_fitted"]["per_label"]:

@@ -26,14 +26,14 @@ def check_sums(run):
         return sum(fold[of][key] for fold in folds)
 
     for phase in ("train", "score", "predict", "save"):
-        assert info["seconds"][phase] == pytest.approx(total(phase, "seconds"), abs=0.002)
-    assert info["peak_memory_bytes"] == max(fold["peak_memory_bytes"] for fold in folds) > 2**27
+        assert info.seconds[phase] == pytest.approx(total(phase, "seconds"), abs=0.002)
+    assert info.peak_memory_bytes == max(fold["peak_memory_bytes"] for fold in folds) > 2**27
     rows, tokens, padded = (total(key, "processed") for key in ("rows", "tokens", "padded_tokens"))
-    assert info["train_rows_per_second"] == pytest.approx(rows / total("train", "seconds"), rel=0.01)
-    assert info["train_tokens_per_second"] == pytest.approx(tokens / total("train", "seconds"), rel=0.01)
-    assert info["padding_share"] == pytest.approx(1 - tokens / padded, abs=1e-4)
+    assert info.train_rows_per_second == pytest.approx(rows / total("train", "seconds"), rel=0.01)
+    assert info.train_tokens_per_second == pytest.approx(tokens / total("train", "seconds"), rel=0.01)
+    assert info.padding_share == pytest.approx(1 - tokens / padded, abs=1e-4)
     predicted = sum(fold["predict_pieces"] for fold in folds)
-    assert info["predict_rows_per_second"] == pytest.approx(predicted / total("predict", "seconds"), rel=0.01)
+    assert info.predict_rows_per_second == pytest.approx(predicted / total("predict", "seconds"), rel=0.01)
     for fold in folds:
         rate = fold["predict_pieces"] / fold["seconds"]["predict"]
         assert fold["predict_rows_per_second"] == pytest.approx(rate, rel=0.02)
@@ -53,9 +53,9 @@ def test_sums_over_folds(finished, kind, train, test):
 def test_classical_baseline(finished, train, test):
     """It has rows per second of prediction, and no tokens."""
     info = finished("tfidf").info
-    assert set(info["seconds"]) == {"load", "train", "predict", "tune"}
-    assert info["predict_rows_per_second"] > 0
-    assert "train_tokens_per_second" not in info
+    assert set(info.seconds) == {"load", "train", "predict", "tune"}
+    assert info.predict_rows_per_second > 0
+    assert info.train_tokens_per_second is None
 
 
 def test_resumed_run_counts_all_starts(small_recipe, train, test, tmp_path, monkeypatch, capsys):
@@ -69,8 +69,8 @@ def test_resumed_run_counts_all_starts(small_recipe, train, test, tmp_path, monk
     check_sums(run)
     assert run.info.seconds["score"] > 0
     assert run.info.peak_memory_bytes == 2**40
-    assert run.info.seconds["load"] > first["seconds"]["load"] > 0
-    assert run.info.seconds["tune"] >= first["seconds"]["tune"]
+    assert run.info.seconds["load"] > first.seconds["load"] > 0
+    assert run.info.seconds["tune"] >= first.seconds["tune"]
     assert run.info.reused == {"token_ids": len(train) + len(test)}
     print_run(run)
     said = capsys.readouterr().out
@@ -90,8 +90,8 @@ def test_nothing_left_to_train(finished, copy_of, train, test):
     before = run.info
     after = cross_validate(run.recipe, train, test, run.path, resume=True).info
     for key in ("train_rows_per_second", "predict_rows_per_second", "padding_share", "peak_memory_bytes"):
-        assert after[key] == before[key]
-    assert RunFolder(run.path).info.seconds["train"] == before["seconds"]["train"]
+        assert getattr(after, key) == getattr(before, key)
+    assert RunFolder(run.path).info.seconds["train"] == before.seconds["train"]
 
 
 def test_prediction_says_its_speed(finished, test, tmp_path, capsys):

@@ -20,7 +20,7 @@ from lora_cls.errors import RunError
 from lora_cls.report.content import page_content
 from lora_cls.report.page import render, write_page
 from lora_cls.report.sentences import score_sentence
-from lora_cls.runs import RunFolder, training_data
+from lora_cls.runs import FoldInfo, RunFolder, RunInfo, training_data
 
 HOSTILE = [
     "<script>window.harmed = 1</script>",
@@ -90,8 +90,8 @@ def hostile_run(tmp_path_factory, hostile_table, tfidf_recipe):
 def test_written_at_the_end_of_a_run(finished, kind):
     """The page stands in the run folder and holds the score sentence, every label, and no text of the data."""
     run = finished(kind)
-    found, metrics = page(run), json.loads((run.path / "metrics.json").read_text())
-    assert score_sentence(metrics) in found.text
+    found = page(run)
+    assert score_sentence(run.results().scores) in found.text
     assert f"{metrics['cross_fitted']['macro_f1']:.4f}" in found.text
     for name in run.label_names:
         assert name in found.texts
@@ -271,7 +271,7 @@ def folder_of(path, names, y_true, logits):
     """A finished run folder of two folds with the given out-of-fold logits, without any training."""
     from lora_cls.commands.tune import tune
     from lora_cls.data.dataset import Dataset
-    from lora_cls.files import write_array, write_json
+    from lora_cls.files import write_array
     from lora_cls.recipe import load_recipe
 
     n = len(y_true)
@@ -279,18 +279,19 @@ def folder_of(path, names, y_true, logits):
     data = Dataset(ids, [f"text {i}" for i in range(n)], y_true, names, np.arange(n))
     recipe = load_recipe({"tfidf": {}, "cv": {"n_splits": 2}, "task": "multi_label"})
     fold = np.arange(n) % 2
+    columns = {"id_column": "id", "test_id_column": "id", "text_columns": ["text"], "label_columns": names}
+    table = columns | {"paths": {}, "train_rows": n, "test_rows": None, "train_sha256": data.fingerprint()}
     info = {
-        "started": "", "versions": {}, "machine": {"processor": "", "platform": ""},
-        "seconds": {"train": 1, "predict": 1},
-        "peak_memory_bytes": 0, "data": {"train_rows": n, "test_rows": None, "train_sha256": data.fingerprint()},
+        "started": "", "versions": {}, "machine": {"processor": "", "platform": ""}, "data": table, "choices": {},
+        "seconds": {"train": 1.0, "predict": 1.0}, "peak_memory_bytes": 0,
     }  # fmt: skip
-    run = RunFolder.create(path, recipe, data, fold, info)
+    run = RunFolder.create(path, recipe, data, fold, RunInfo.model_validate(info))
     for number in (0, 1):
         folder = run.fold(number)
         folder.path.mkdir()
         write_array(folder.oof_logits, logits[fold == number].astype(np.float32))
         seconds = {"train": 1.0, "predict": 1.0}
-        write_json(folder.info_file, {"pos_weight": [1.0] * len(names), "train_rows": n // 2, "seconds": seconds})
+        folder.write_info(FoldInfo(pos_weight=[1.0] * len(names), train_rows=n // 2, seconds=seconds))
     tune(run)
     return run
 
@@ -365,8 +366,7 @@ def test_card_names_a_base_of_the_hub(finished, copy_of):
     file = run.path / "recipe.yaml"
     file.write_text(re.sub(r"name_or_path: .*", "name_or_path: google/gemma-2-2b", file.read_text()))
     run.update_info(backbone_path="google/gemma-2-2b")
-    metrics = json.loads((run.path / "metrics.json").read_text())
-    assert card_data(run, metrics).base_model == "google/gemma-2-2b"
+    assert card_data(run, run.results().scores).base_model == "google/gemma-2-2b"
 
 
 def test_same_page_from_the_same_run(finished):
@@ -395,7 +395,7 @@ def test_a_report_that_fails_costs_no_run(tfidf_recipe, train, tmp_path, monkeyp
         assert isinstance(CliRunner().invoke(app, ["report", str(run.path)]).exception, ZeroDivisionError)
     assert CliRunner().invoke(app, ["report", str(run.path)]).exit_code == 0
     assert (run.path / "README.md").is_file()
-    assert score_sentence(json.loads((run.path / "metrics.json").read_text())) in page(run).text
+    assert score_sentence(run.results().scores) in page(run).text
 
 
 def test_an_old_page_does_not_outlive_its_scores(finished, copy_of, monkeypatch):

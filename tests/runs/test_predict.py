@@ -112,7 +112,7 @@ def test_refit(finished, copy_of, train, test, kind, tmp_path):
     assert (run.path / "oof_proba.csv").read_bytes() == before
     assert run.finished_folds == run.fold_numbers
     stamp = folder.info_file.stat().st_mtime_ns
-    assert refit(run, train).info.stat().st_mtime_ns == stamp, "trained again"
+    assert refit(run, train).info_file.stat().st_mtime_ns == stamp, "trained again"
 
 
 def test_refit_finds_the_training_file(finished, copy_of):

@@ -11,6 +11,7 @@ import pytest
 from lora_cls.commands.tune import recipe_settings, tune
 from lora_cls.errors import RunError
 from lora_cls.recipe import Prediction, Thresholds
+from lora_cls.runs import Scores
 
 LABELS = ["joy", "anger", "fear"]
 
@@ -40,9 +41,9 @@ def test_defaults_restore_the_bytes(finished, copy_of, results, kind):
     run = copy_of(finished(kind))
     tune(run, Thresholds(strategy="fixed", default=0.3), Prediction(combine="vote", at_least_one=True))
     assert results(run) != results(finished(kind))
-    metrics = tune(run)
+    scores = tune(run)
     assert results(run) == results(finished(kind))
-    assert metrics == json.loads((run.path / "metrics.json").read_text())
+    assert scores == Scores.read(run.path / "metrics.json")
 
 
 def test_strategies(finished, copy_of):
