@@ -90,9 +90,9 @@ def hostile_run(tmp_path_factory, hostile_table, tfidf_recipe):
 def test_written_at_the_end_of_a_run(finished, kind):
     """The page stands in the run folder and holds the score sentence, every label, and no text of the data."""
     run = finished(kind)
-    found = page(run)
-    assert score_sentence(run.results().scores) in found.text
-    assert f"{metrics['cross_fitted']['macro_f1']:.4f}" in found.text
+    found, scores = page(run), run.results().scores
+    assert score_sentence(scores) in found.text
+    assert f"{scores.cross_fitted.macro_f1:.4f}" in found.text
     for name in run.label_names:
         assert name in found.texts
     assert "texts stay out" in found.text
