@@ -75,9 +75,9 @@ def train_all(
 def report(runs: Sequence[Path], train: Path, failed: Sequence[str], picture: str, labels: Path | None) -> str:
     """The result file: what was measured where, the comparison, and scores on the test rows."""
     infos = [RunFolder(path).info for path in runs]
-    versions = infos[0]["versions"]
-    gpus = sorted({str(info["machine"].get("gpu")) for info in infos if info["machine"].get("gpu")})
-    started = sorted(str(info["started"])[:10] for info in infos)
+    versions = infos[0].versions
+    gpus = sorted({info.machine.gpu for info in infos if info.machine.gpu})
+    started = sorted(info.started[:10] for info in infos)
     days = started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"
     lines = [
         f"# Encoders, decoders and the classical floor on {train.stem}",

@@ -85,22 +85,22 @@ def row(name: str, run: RunFolder, of: dict[str, Decided], reference: str) -> st
     mine, info = of[name], run.info
     test = mine.on_test("mean_logit")
     cells = [
-        f"{macro_f1(mine.y_true, mine.fitted):.4f}",
-        f"{macro_f1(mine.y_true, mine.untuned):.4f}",
+        f"{macro_f1(mine.oof.y_true, mine.y_pred):.4f}",
+        f"{macro_f1(mine.oof.y_true, mine.untuned):.4f}",
         f"{macro_f1(mine.y_test, test):.4f}",
     ]
     if reference in of:
         other = of[reference]
         cells += [
             reference,
-            _cell(bootstrap_difference(mine.y_true, mine.fitted, other.fitted, mine.groups)),
-            _cell(bootstrap_difference(mine.y_true, mine.untuned, other.untuned, mine.groups)),
+            _cell(bootstrap_difference(mine.oof.y_true, mine.y_pred, other.y_pred, mine.oof.groups)),
+            _cell(bootstrap_difference(mine.oof.y_true, mine.untuned, other.untuned, mine.oof.groups)),
             _cell(bootstrap_difference(mine.y_test, test, other.on_test("mean_logit"), np.arange(len(test)))),
         ]
     else:
         cells += ["-"] * 4
-    minutes = sum(info["seconds"].values()) / 60
-    cells += [f"{minutes:.1f}", f"{info['peak_memory_bytes'] / 2**30:.1f}"]
+    minutes = sum(info.seconds.values()) / 60
+    cells += [f"{minutes:.1f}", f"{(info.peak_memory_bytes or 0) / 2**30:.1f}"]
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

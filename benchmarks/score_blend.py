@@ -9,11 +9,10 @@ single run that is best out of fold is the one that blends are compared with, on
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -22,16 +21,17 @@ from lora_cls.commands.blend import blend
 from lora_cls.commands.tune import tune
 from lora_cls.data import read_table
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
-from lora_cls.files import write_array, write_json
-from lora_cls.recipe import BlendHow, Prediction, Thresholds, load_recipe
+from lora_cls.files import write_array
+from lora_cls.recipe import BlendHow, load_recipe
 from lora_cls.report.sentences import blend_runs
-from lora_cls.runs import RunFolder
+from lora_cls.runs import Decision, FoldInfo, RunFolder
+from lora_cls.runs.records import BlendInfo
 
 
 def noise_run(like: RunFolder, out: Path) -> RunFolder:
     """A finished run on the rows of another, whose logits are drawn from a normal distribution."""
     recipe = load_recipe({"tfidf": {}, "task": like.recipe.task, "data": like.recipe.data.model_dump()})
-    run = RunFolder.create_like(out, recipe, like.info | {"choices": {}, "backbone_path": None}, like)
+    run = RunFolder.create_like(out, recipe, like.info.model_copy(update={"choices": {}, "backbone_path": None}), like)
     rng, n_labels = np.random.default_rng(0), len(like.label_names)
     for number in run.fold_numbers:
         folder, rows = run.fold(number), int((run.folds["fold"] == number).sum())
@@ -40,8 +40,8 @@ def noise_run(like: RunFolder, out: Path) -> RunFolder:
         if run.test_ids is not None:
             write_array(folder.test_logits, rng.normal(size=(len(run.test_ids), n_labels)).astype(np.float32))
         seconds = {"train": 0.0, "predict": 0.0}
-        info = {"pos_weight": [1.0] * n_labels, "train_rows": 0, "seconds": seconds, "trainable_parameters": 0}
-        write_json(folder.info_file, info)
+        weight = [1.0] * n_labels
+        folder.write_info(FoldInfo(pos_weight=weight, train_rows=0, seconds=seconds, trainable_parameters=0))
     tune(run)
     return run
 
@@ -51,14 +51,12 @@ def decided(run: RunFolder, ids: Sequence[str], names: Sequence[str]) -> np.ndar
 
     Every run's folds are combined by `mean_logit`, whatever a run was told, so that no gain comes from that.
     """
-    kept, logits, found = json.loads((run.path / "thresholds.json").read_text()), run.test_logits(), run.test_ids
-    assert logits is not None and found is not None
-    decisions = run.decisions(Thresholds(**kept["settings"]))
-    thresholds = np.array([kept["shipped"][name] for name in run.label_names])
-    prediction = Prediction(**kept["prediction"]).model_copy(update={"combine": "mean_logit"})
-    per_fold = decisions.probabilities(logits, run.pos_weights()[:, None, :])
-    y_pred = decisions.together(per_fold, thresholds, prediction)[1]
-    table = pd.DataFrame(y_pred, index=found, columns=run.label_names)
+    decision, per_fold, test_ids = Decision.read(run.files.decision), run.test_scores(), run.test_ids
+    assert per_fold is not None and test_ids is not None
+    thresholds = np.array([decision.shipped[name] for name in run.label_names])
+    prediction = decision.prediction.model_copy(update={"combine": "mean_logit"})
+    y_pred = run.decisions(decision.settings).together(per_fold, thresholds, prediction)[1]
+    table = pd.DataFrame(y_pred, index=test_ids, columns=run.label_names)
     return table.loc[list(ids), list(names)].to_numpy(np.int8)
 
 
@@ -69,30 +67,29 @@ def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
     assert ids is not None
     table = read_table(labels).set_index(runs[0].info.data.test_id_column or "id").loc[ids]
     y_test, groups = table[runs[0].label_names].to_numpy(np.int8), np.arange(len(ids))
-    told: dict[str, Any] = {}
+    about: dict[str, BlendInfo] = {}
     lines: list[str] = []
     for how in get_args(BlendHow):
         run = blend(paths, scratch / how, how)
-        told[how] = json.loads((run.path / "blend.json").read_text())
-        best = next(
-            one for one, row in zip(runs, told[how]["runs"], strict=True) if row["name"] == told[how]["best_single"]
-        )
+        about[how] = BlendInfo.read(run.files.blend)
+        names = [row.name for row in about[how].runs]
+        best = runs[names.index(about[how].best_single)]
         alone, y_pred = (decided(one, ids, runs[0].label_names) for one in (best, run))
         if not lines:
-            own = json.loads((best.path / "metrics.json").read_text())["cross_fitted"]["macro_f1_interval"]
+            own = best.results().scores.cross_fitted.macro_f1_interval
             lines = [
                 "| way | cross-fitted macro-F1 | gain over the best single run | test macro-F1 | gain on test rows |",
                 "|---|---|---|---|---|",
-                f"| best single: {told[how]['best_single']} | {_cell(Interval(**own))} | | "
+                f"| best single: {about[how].best_single} | {_cell(own)} | | "
                 f"{_cell(bootstrap_macro_f1(y_test, alone, groups))} | |",
             ]
-        way = next(way for way in told[how]["ways"] if way["how"] == how)
+        way = next(way for way in about[how].ways if way.how == how)
         lines.append(
-            f"| {how} | {_cell(Interval(**way['macro_f1_interval']))} | {_gain(Interval(**way['gain_over_best']))} | "
+            f"| {how} | {_cell(way.macro_f1_interval)} | {_gain(way.gain_over_best)} | "
             f"{_cell(bootstrap_macro_f1(y_test, y_pred, groups))} | "
             f"{_gain(bootstrap_difference(y_test, y_pred, alone, groups))} |"
         )
-    header, rows = blend_runs(told["mean_logit"])
+    header, rows = blend_runs(about["mean_logit"])
     lines += ["", f"| {' | '.join(header)} |", "|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows), ""]
     return lines
 

@@ -10,7 +10,6 @@ cross-fitted macro-F1, the test macro-F1 under each way of combining, their diff
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,74 +21,71 @@ from lora_cls.data import read_table
 from lora_cls.data.names import name_matrix, split_names
 from lora_cls.evaluation import Interval, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
 from lora_cls.evaluation.decisions import Decisions
-from lora_cls.recipe import Prediction, Thresholds
-from lora_cls.runs import RunFolder
+from lora_cls.recipe import Prediction
+from lora_cls.runs import OutOfFold, RunFolder
 
 WAYS = ("mean_proba", "mean_logit", "vote", "each fold alone")
 
 
 @dataclass
 class Decided:
-    """What a run decides: `fitted` by cross-fitted thresholds and `untuned` by none, out of fold; and on the test rows.
+    """What a run decides: `y_pred` out of fold, as its own score has it; and on the test rows.
 
-    `y_test` and `probabilities` (n_folds, n_test, n_labels) hold the test rows; all others (n_samples, n_labels).
+    `y_test` and `per_fold` (n_folds, n_test, n_labels) hold the test rows.
     """
 
-    y_true: np.ndarray
-    groups: np.ndarray
-    fitted: np.ndarray
-    untuned: np.ndarray
+    oof: OutOfFold
+    y_pred: np.ndarray
     y_test: np.ndarray
-    probabilities: np.ndarray
+    per_fold: np.ndarray
     thresholds: np.ndarray
     decisions: Decisions
 
+    @property
+    def untuned(self) -> np.ndarray:
+        """Out-of-fold decisions without tuning."""
+        return self.decisions.untuned(self.oof.logits)
+
     def on_test(self, way: Literal["mean_proba", "mean_logit", "vote"]) -> np.ndarray:
         """Decisions on the test rows by all folds together, array of shape (n_test, n_labels)."""
-        return self.decisions.together(self.probabilities, self.thresholds, Prediction(combine=way))[1]
+        return self.decisions.together(self.per_fold, self.thresholds, Prediction(combine=way))[1]
 
 
 def decide(run: RunFolder, labels: Path) -> Decided:
     """All decisions of a run; `labels` holds the truth of its test rows."""
-    names = run.label_names
+    names, results = run.label_names, run.results()
     table = read_table(labels).set_index(run.info.data.test_id_column or "id").loc[run.test_ids]
     column, delimiter = run.label_column, run.recipe.data.label_delimiter
     if column is None:
         y_test = table[names].astype(float).to_numpy(np.int8)
     else:
         y_test = np.maximum(name_matrix(split_names(table[column], delimiter), names), 0)  # an empty cell is no label
-    oof = run.out_of_fold()
-    rows, y_score = oof.rows, oof.y_score
-    fold, weights = run.folds["fold"].to_numpy()[rows], run.pos_weights()
-    y_true, groups = run.y_true[rows], run.folds["group"].to_numpy()[rows]
-    decisions = run.decisions(Thresholds(**json.loads((run.path / "thresholds.json").read_text())["settings"]))
-    untuned = decisions.untuned(run.out_of_fold().logits)
-    test_logits = run.test_logits()
-    assert test_logits is not None
-    return Decided(
-        y_true, groups, decisions.cross_fit(y_true, y_score, fold).y_pred, untuned, y_test,
-        decisions.probabilities(test_logits, weights[:, None, :]), decisions.tune(y_true, y_score), decisions,
-    )  # fmt: skip
+    decisions, per_fold = run.decisions(results.decision.settings), run.test_scores()
+    assert per_fold is not None
+    thresholds = np.array([results.decision.shipped[name] for name in names])
+    y_pred = results.oof.decide(decisions, results.decision)
+    return Decided(results.oof, y_pred, y_test, per_fold, thresholds, decisions)
 
 
 def score(run: RunFolder, labels: Path, ways: Sequence[str] = WAYS) -> list[str]:
     """Rows of the table for one run."""
     of = decide(run, labels)
-    own = bootstrap_macro_f1(of.y_true, of.fitted, of.groups)
+    own = bootstrap_macro_f1(of.oof.y_true, of.y_pred, of.oof.groups)
     info = run.info
-    minutes = sum(info["seconds"].values()) / 60
-    memory = info["peak_memory_bytes"] / 2**30
+    minutes = sum(info.seconds.values()) / 60
+    memory = (info.peak_memory_bytes or 0) / 2**30
     lines = []
     for way in ways:
         if way == "each fold alone":
             # What the cross-fitted score describes: one fold's model; averaged here over the folds.
-            scores = [macro_f1(of.y_test, of.decisions.apply(alone, of.thresholds)) for alone in of.probabilities]
+            scores = [macro_f1(of.y_test, of.decisions.apply(alone, of.thresholds)) for alone in of.per_fold]
             test, gap = f"{np.mean(scores):.4f} (sd {np.std(scores):.4f})", f"{np.mean(scores) - own.estimate:+.4f}"
         else:
             y_pred, test_groups = of.on_test(way), np.arange(len(of.y_test))
             test = _cell(bootstrap_macro_f1(of.y_test, y_pred, test_groups))
             gap = _cell(
-                bootstrap_unpaired_difference(of.y_test, y_pred, test_groups, of.y_true, of.fitted, of.groups), "+"
+                bootstrap_unpaired_difference(of.y_test, y_pred, test_groups, of.oof.y_true, of.y_pred, of.oof.groups),
+                "+",
             )
         start = f"| {run.path.name} ({len(run.finished_folds)} folds) | {_cell(own)}"
         lines.append(f"{start} | {way} | {test} | {gap} | {minutes:.1f} | {memory:.2f} |")
