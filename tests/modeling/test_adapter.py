@@ -20,6 +20,7 @@ from lora_cls.modeling.classifier import pool
 from lora_cls.modeling.loading import load_tokenizer
 from lora_cls.recipe import Lora, Loss
 from lora_cls.report.card import snippet
+from lora_cls.runs import RunInfo
 from lora_cls.text.tokens import pad
 from lora_cls.training.checkpoint import trainable
 from lora_cls.training.losses import training_loss
@@ -108,7 +109,7 @@ def test_opens_without_lora_cls(
     save_model(model, folder / ("adapter" if recipe.lora else "model"))
     dtype = recipe.backbone.dtype
     choices = {"dtype": dtype, "device": "cpu", "attn_implementation": "sdpa"}
-    code = snippet(recipe, {"choices": choices}, ["a", "b", "c"], "fold-00")
+    code = snippet(recipe, RunInfo.model_construct(choices=choices, backbone_path=None), ["a", "b", "c"], "fold-00")
     monkeypatch.chdir(tmp_path)
     plain = {}
     with warnings.catch_warnings(record=True) as caught:

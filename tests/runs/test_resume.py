@@ -95,8 +95,8 @@ def test_ctrl_c(command, tmp_path):
         ("training.loop", "save_state", 1),  # the first epoch of fold 0 was lost
         ("training.loop", "save_state", 4),  # the last epoch of fold 1 was lost
         ("training.transformer", "predict_logits", 1),  # all epochs of fold 0 done, its answers not
-        ("commands.cross_validation", "write_json", 1),  # answers of fold 0 written, fold.json not
-        ("commands.cross_validation", "tune", 1),  # all folds done, no score
+        ("commands.cross_validation", "peak_memory", 1),  # answers of fold 0 written, fold.json not
+        ("commands.cross_validation", "score", 1),  # all folds done, no score
     ],
 )
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -305,14 +305,14 @@ def test_resume_of_nothing(finished, train, test, sample, tmp_path, results):
 
 def test_stopped_while_the_folder_was_made(finished, train, test, sample, tmp_path, results, monkeypatch):
     """Stopped before the folder was complete, the same command with --resume goes on."""
-    import lora_cls.runs as runs
+    import lora_cls.runs.folder as folder
 
-    def stop(file, values):
+    def stop(file, *values):
         raise Stopped
 
     recipe = finished("tfidf").recipe
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "write_json", stop)
+        patch.setattr(folder, "write_recipe", stop)
         with pytest.raises(Stopped):
             cross_validate(recipe, train, test, tmp_path / "run", sample_submission=sample)
     run = cross_validate(recipe, train, test, tmp_path / "run", sample_submission=sample, resume=True)

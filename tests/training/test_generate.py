@@ -408,10 +408,10 @@ def test_unparsable_answers_are_counted(tiny_recipe, table, tmp_path):
 
     recipe = tiny_recipe("chat", train__num_train_epochs=1, train__learning_rate=1e-9)
     run = cross_validate(recipe, *table, tmp_path / "run")
-    info, metrics = run.fold(0).info, json.loads((run.path / "metrics.json").read_text())
-    assert info["answers"] > 30
-    assert info["unparsable_answers"] > 0.9 * info["answers"]
-    assert f"{metrics['unparsable_answers']} of {metrics['answers']} answers could not" in score_sentence(metrics)
+    info, scores = run.fold(0).info, run.results().scores
+    assert info.answers > 30
+    assert info.unparsable_answers > 0.9 * info.answers
+    assert f"{scores.unparsable_answers} of {scores.answers} answers could not" in score_sentence(scores)
     classifier = Classifier.load(run)
     classifier.predict_proba(["a text"])
     assert classifier._learner.notes == ["1 of 1 answers could not be read as labels"]

@@ -552,7 +552,7 @@ def test_inner_selection_never_sees_the_scored_rows(tiny_recipe, emotion_table, 
         data = load_train(recipe.data, table)
         learner = TransformerLearner(recipe, data.label_names, data)
         result = learner.fit_fold(0, rows[:18], rows[18:], FoldFolder(tmp_path / name))
-        assert 8 <= result.info.train_rows < 18
+        assert 8 <= result.info["train_rows"] < 18
         logits.append(result.oof_logits)
         table.loc[18:, ["joy", "anger", "fear"]] = 1 - table.loc[18:, ["joy", "anger", "fear"]]
     np.testing.assert_array_equal(*logits)
@@ -641,7 +641,7 @@ def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp
     monkeypatch.setattr(module, "validation_loss", watch)
     extra = np.flatnonzero(data.extra)
     result = learner.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
-    assert [len(targets) for targets in seen] == [result.info.train_rows * -1 + 12 + len(extra)]
+    assert [len(targets) for targets in seen] == [result.info["train_rows"] * -1 + 12 + len(extra)]
     assert len(seen[0]) <= 12
 
 
