@@ -14,18 +14,15 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
 
 from lora_cls.data import Dataset
 from lora_cls.errors import RunError
 from lora_cls.files import write_bytes
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
+from lora_cls.report.templating import fill, resource
 from lora_cls.runs import RunFolder
 
 LIBRARIES = ("d3", "plot")
@@ -86,8 +83,9 @@ def render(content: dict[str, Any]) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
     )
     epochs = [epoch for fold in figures["folds"] for epoch in fold["epochs"]]
-    return _template().render(
-        content,
+    return fill(
+        "page.html.j2",
+        **content,
         noun="class" if content["classes"] else "label",
         nouns="classes" if content["classes"] else "labels",
         has_epochs=bool(epochs),
@@ -101,13 +99,6 @@ def render(content: dict[str, Any]) -> str:
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["markup"] = Markup
-    return environment.from_string(_asset("page.html"))
-
-
-@cache
 def _scripts() -> list[str]:
     """The page's scripts; those of others with their licences, which must go where they go."""
     libraries = [f"/*\n{_asset(f'vendor/{name}.LICENSE')}*/\n{_asset(f'vendor/{name}.min.js')}" for name in LIBRARIES]
@@ -115,7 +106,7 @@ def _scripts() -> list[str]:
 
 
 def _asset(name: str) -> str:
-    return resources.files("lora_cls.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+    return resource(f"assets/{name}")
 
 
 def _digest(script: str) -> str:

@@ -29,6 +29,12 @@ COMBINE = {
     "vote": "by vote",
 }
 
+NO_SCORE = (
+    "It has no out-of-fold score: every training row was seen by one of the models that it is made of. The score of "
+    "the run is that of its folds' models, and no promise for this one."
+)
+NO_SCORE_OF_ONE = "It has no score of its own: that of the run is its one fold's model's, before it was made into this."
+
 
 def base_name(recipe: Recipe) -> str:
     """What a run's models stand on, in words."""
@@ -90,6 +96,16 @@ def score_sentence(metrics: dict[str, Any]) -> str:
     if metrics["optimistic"]:
         sentence += " OPTIMISTIC: the epoch was chosen on the rows that are scored (train.select: scored_fold)."
     return sentence
+
+
+def probabilities_phrase(task: Task | None) -> str:
+    """How probabilities and decisions come of logits."""
+    if task == "single_label":
+        return (
+            "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
+            "with the greatest probability / threshold"
+        )
+    return "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
 
 
 def blend_ways(told: dict[str, Any]) -> tuple[list[str], Cells]:
