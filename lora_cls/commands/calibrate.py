@@ -28,9 +28,9 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> dict[str, Any
     """Calibrate the out-of-fold probabilities of the finished folds, and those of the test rows.
 
     The rows of a fold are calibrated by the map of the other folds' rows (of a single fold, part by part, as `tune`
-    decides them); `calibration.json` also keeps the map of all
-    rows, with thresholds for it, for test rows and whatever comes later. Writes `calibration.json`,
-    `oof_proba_calibrated.csv` and, for a run with test rows, `test_proba_calibrated.csv`.
+    decides them); `calibration.json` also keeps the map of all rows, with thresholds for it, for test rows and whatever
+    comes later. Writes `calibration.json`, `oof_proba_calibrated.csv` and, for a run with test rows,
+    `test_proba_calibrated.csv`.
 
     Returns
     -------
