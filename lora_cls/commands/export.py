@@ -18,7 +18,7 @@ import yaml
 
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import TableLike
-from lora_cls.errors import RecipeError, RunError
+from lora_cls.errors import RecipeError, RunError, no_fold_finished, unwritable
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
 from lora_cls.files import whole_folder, write_bytes, write_json
 from lora_cls.modeling.merging import average_weights, merge_adapters
@@ -86,7 +86,7 @@ def export(
         with whole_folder(out) as scratch:
             about = _write(run, scratch, to, rank, share, backbone)
     except OSError as error:
-        raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
+        raise unwritable(out, error) from error
     exported = RunFolder(out)
     if labelled is not None:
         scores = score_export(run, exported, labelled, backbone=backbone, show=show)
@@ -126,7 +126,7 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
     if share is not None and not 0 < share <= 1:
         raise RecipeError(f"--share must lie above 0 and be at most 1. Got {share:g} instead.")
     if not run.finished_folds:
-        raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+        raise no_fold_finished(run.path)
     if recipe.lora is not None:
         from lora_cls.modeling.updates import check_plain, is_grouped
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lora_cls.data import read_sample_submission, write_submission
 from lora_cls.data.folds import held_apart
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, no_fold_finished
 from lora_cls.evaluation import CrossFit, Decisions, bootstrap_macro_f1, summary
 from lora_cls.files import write_csv, write_json
 from lora_cls.recipe import Prediction, Recipe, Task, Thresholds, load_recipe
@@ -52,7 +52,7 @@ def tune(run: RunFolder, thresholds: Thresholds | None = None, prediction: Predi
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
     finished, names = run.finished_folds, run.label_names
     if not finished:
-        raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+        raise no_fold_finished(run.path)
     (rows, logits), (_, y_score) = run.oof_logits(), run.oof_proba()
     folds, weights = run.folds.iloc[rows], run.pos_weights()
     fold, groups = folds["fold"].to_numpy(), folds["group"].to_numpy()

@@ -113,6 +113,8 @@ def export_card(run: RunFolder, exported: RunFolder, about: dict[str, Any]) -> s
     return fill(
         "export.md.j2",
         about=about,
+        scores=about.get("scores"),
+        scored=about.get("scored"),
         run=run.path.name,
         base=recipe.backbone.name_or_path,
         full=run.recipe.lora is None,

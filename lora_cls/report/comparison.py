@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, unwritable
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.report.sentences import Cells, interval_text
@@ -39,7 +39,7 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out} cannot be made ({error.strerror}): choose another folder with --out.") from error
+        raise unwritable(out, error) from error
     picture = figure(found)
     write_bytes(out / "compare.md", markdown(found).encode())
     write_csv(out / "compare.csv", csv_table(found))

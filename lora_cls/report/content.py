@@ -26,7 +26,9 @@ from lora_cls.report.sentences import (
     base_name,
     blend_runs,
     blend_ways,
+    decided_by,
     gain_sentence,
+    lengths_sentence,
     score_sentence,
 )
 from lora_cls.runs import RunFolder, read_json
@@ -117,6 +119,7 @@ def page_content(run: RunFolder, train: Dataset | None = None) -> dict[str, Any]
         "optimistic": metrics["optimistic"],
         "at_least_one": at_least_one,
         "over": scores["over"],
+        "decided_by": decided_by(recipe.task),
         "blend": _blend(run),
         "tiles": _tiles(metrics, at_shipped),
         "labels": [row | {"index": j} for j, row in enumerate(scores["per_label"])],
@@ -156,8 +159,9 @@ def _predictions(run: RunFolder, decisions: Decisions, kept: dict[str, Any], tra
 
 def _tiles(metrics: dict[str, Any], at_shipped: float) -> list[dict[str, Any]]:
     tiles = []
-    what = "class weights" if metrics["task"] == "single_label" else "thresholds"
-    names = {"cross_fitted": f"cross-fitted: {what} from the other {metrics['cross_fitted']['over']}"}
+    names = {
+        "cross_fitted": f"cross-fitted: {decided_by(metrics['task'])} from the other {metrics['cross_fitted']['over']}"
+    }
     for key, name in (names | {"untuned": "untuned"}).items():
         interval = metrics[key]["macro_f1_interval"]
         between = f"95 % {interval['low']:.3f} to {interval['high']:.3f}"
@@ -170,7 +174,7 @@ def _ships(run: RunFolder, metrics: dict[str, Any], kept: dict[str, Any], at_shi
     n, combine = len(metrics["folds_finished"]), COMBINE[kept["prediction"]["combine"]]
     one = "the one model" if metrics["n_splits"] == 1 else "the one finished fold's model"
     models = f"the {n} folds' models together ({combine})" if n > 1 else one
-    what = "class weights" if metrics["task"] == "single_label" else "thresholds"
+    what = decided_by(metrics["task"])
     said = (
         f"What ships is {models}, at {what} tuned on all {metrics['rows_scored']} rows: there they give "
         f"{at_shipped:.4f}, which flatters, as they were tuned on these rows."
@@ -339,10 +343,7 @@ def _data(table: np.ndarray, groups: np.ndarray, info: dict[str, Any], train: Da
         )
     lengths = length_summary(train.texts) if train is not None else info["data"].get("lengths")
     if lengths:
-        said.append(
-            f"Words per text: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to "
-            f"{lengths['p95']:.0f}, longest {lengths['max']}."
-        )
+        said.append(lengths_sentence("Words per text", lengths))
     tokens = info.get("choices", {}).get("tokens")
     if tokens:
         said.append(

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from lora_cls.data import Dataset
-from lora_cls.errors import RunError
+from lora_cls.errors import unwritable
 from lora_cls.files import write_bytes
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
+from lora_cls.report.sentences import OPTIMISTIC
 from lora_cls.report.templating import fill, resource
 from lora_cls.runs import RunFolder
 
@@ -53,7 +54,7 @@ def write_page(run: RunFolder, train: Dataset | None = None, out: Path | None = 
     try:
         write_bytes(file, page)
     except OSError as error:
-        raise RunError(f"{file} cannot be written ({error.strerror}): choose another file with --out.") from error
+        raise unwritable(file, error, "file") from error
     return file
 
 
@@ -91,6 +92,7 @@ def render(content: dict[str, Any]) -> str:
         has_epochs=bool(epochs),
         has_selection=any("selection_macro_f1" in epoch for epoch in epochs),
         text_length=TEXT_LENGTH,
+        optimistic_sentence=f"{OPTIMISTIC}.",
         policy=policy,
         style=_asset("page.css"),
         scripts=scripts,
