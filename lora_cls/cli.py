@@ -107,10 +107,10 @@ def refit(
     """Train one model on all rows of a run, for those who ship one."""
     from lora_cls.commands.refit import refit as refit_run
     from lora_cls.runs import RunFolder
+    from lora_cls.terminal import print_refit
 
     folder = refit_run(RunFolder(run), train, extra_train=extra_train, show=True)
-    print(f"Model of all rows: {folder.path}\nIt has no out-of-fold score of its own. Use it with:")
-    print(f"lora-cls predict {run} --models refit --input FILE")
+    print_refit(run, folder)
 
 
 @app.command()

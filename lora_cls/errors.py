@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
 
 
 class LoraClsError(Exception):
@@ -41,3 +43,14 @@ def shorten(values: Iterable[object], at_most: int = 10) -> str:
     texts = [str(value) for value in values]
     more = len(texts) - at_most
     return ", ".join(texts[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def unwritable(place: Path, error: OSError, kind: Literal["folder", "file"] = "folder") -> RunError:
+    """What is said of a place given by `--out` where nothing can be written."""
+    done = "made" if kind == "folder" else "written"
+    return RunError(f"{place} cannot be {done} ({error.strerror}): choose another {kind} with --out.")
+
+
+def no_fold_finished(run: Path) -> RunError:
+    """What is said of a run that has no model yet."""
+    return RunError(f"{run}: no fold is finished yet. Continue the run with --resume.")

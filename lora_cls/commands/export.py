@@ -16,23 +16,19 @@ import numpy as np
 
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import TableLike
-from lora_cls.errors import RecipeError, RunError
+from lora_cls.errors import RecipeError, RunError, no_fold_finished, unwritable
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
 from lora_cls.files import whole_folder, write_bytes
 from lora_cls.modeling.merging import average_weights, merge_adapters
 from lora_cls.recipe import Recipe, load_recipe
-from lora_cls.report.card import snippet
+from lora_cls.report.card import export_card
+from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import Decision, FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
 from lora_cls.runs.folder import write_recipe
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
 
 To = Literal["adapter", "merged"]
 FOLDS = "the folds together"
-NO_SCORE = (
-    "It has no out-of-fold score: every training row was seen by one of the models that it is made of. The score of "
-    "the run is that of its folds' models, and no promise for this one."
-)
-NO_SCORE_OF_ONE = "It has no score of its own: that of the run is its one fold's model's, before it was made into this."
 
 
 def export(
@@ -90,13 +86,13 @@ def export(
         with whole_folder(out) as scratch:
             about = _write(run, scratch, to, rank, share, backbone)
     except OSError as error:
-        raise RunError(f"{out} cannot be made ({error.strerror}): choose another with --out.") from error
+        raise unwritable(out, error) from error
     exported = RunFolder(out)
     if labelled is not None:
         scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
         about = about.model_copy(update={"scored": labelled.about, "scores": scores})
         about.write(exported.files.export)
-        write_bytes(exported.files.card, _card(run, exported, about, labelled).encode())
+        write_bytes(exported.files.card, export_card(run, exported, about).encode())
     return exported
 
 
@@ -130,7 +126,7 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
     if share is not None and not 0 < share <= 1:
         raise RecipeError(f"--share must lie above 0 and be at most 1. Got {share:g} instead.")
     if not run.finished_folds:
-        raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+        raise no_fold_finished(run.path)
     if recipe.lora is not None:
         from lora_cls.modeling.updates import check_plain, is_grouped
 
@@ -181,7 +177,7 @@ def _write(
     FoldFolder(folder).write_info(FoldInfo(pos_weight=weight))
     write_recipe(files.recipe, recipe)
     about.write(files.export)
-    write_bytes(files.card, _card(run, RunFolder(folder), about).encode())
+    write_bytes(files.card, export_card(run, RunFolder(folder), about).encode())
     return about
 
 
@@ -242,95 +238,3 @@ def compare(answered: Sequence[tuple[str, int | None, np.ndarray, float]], label
         )
         for name, rank, y_pred, seconds in answered
     ]
-
-
-def score_table(scores: Sequence[ExportScore]) -> list[str]:
-    """A Markdown table."""
-    lines = [
-        "| model | rank | macro-F1 (95 %) | minus the folds together (95 %) | seconds | rows/s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for i, found in enumerate(scores):
-        f1, less = found.macro_f1, found.difference
-        lines.append(
-            f"| {found.model} | {'' if found.rank is None else found.rank} "
-            f"| {f1.estimate:.4f} ({f1.low:.4f} to {f1.high:.4f}) "
-            f"| {f'{less.estimate:+.4f} ({less.low:+.4f} to {less.high:+.4f})' if i else ''} "
-            f"| {found.seconds:.1f} | {found.rows_per_second:.0f} |"
-        )
-    return lines
-
-
-def _card(
-    run: RunFolder,
-    exported: RunFolder,
-    about: ExportInfo,
-    labelled: Labelled | None = None,
-) -> str:
-    """The README of an export, with a snippet that loads it without lora_cls."""
-    recipe, names, folds = exported.recipe, run.label_names, len(about.folds)
-    assert recipe.backbone is not None
-    base = recipe.backbone.name_or_path
-    quantized = run.recipe.quantization is not None
-    if about.kind == "adapter":
-        what = f"a PEFT adapter of rank {about.rank} for {base}, head included: the exact mean of the updates"
-        if found := about.compression:
-            what += (
-                f", of rank {about.exact_rank}, cut to {found.share:.2%} of its squared Frobenius norm "
-                f"(least in {found.lowest_module}: {found.lowest_share:.2%})"
-            )
-    elif run.recipe.lora is None:
-        what = f"the mean of the weights of {base}, fine-tuned {folds} times, and of the heads"
-    else:
-        what = f"{base} with the exact mean of the updates added to its weights, and the mean of the heads"
-        if quantized:
-            what += ". The updates were trained on quantized weights, and these are not quantized"
-    if recipe.task == "single_label":
-        meaning = (
-            "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
-            "with the greatest probability / threshold"
-        )
-    else:
-        meaning = "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
-    no_score, _, why = about.note.partition(":")
-    lines = [
-        f"# {run.path.name}: {'one adapter' if about.kind == 'adapter' else 'one merged model'} of {folds} folds",
-        "",
-        f"This is {what}. Made with lora_cls. Labels: {', '.join(names)}.",
-        "",
-        f"**{no_score}**:{why} Thresholds are the run's, tuned on the folds' models; `pos_weight` is the geometric "
-        "mean of the folds'.",
-        "",
-    ]
-    if labelled is not None:
-        lines += [
-            f"Macro-F1 on {len(labelled.y_true)} labelled rows of {labelled.name} (intervals over groups of identical "
-            "texts, models held fixed):",
-            "",
-            *score_table(about.scores or []),
-            "",
-            "Seconds are those of all rows on the machine that made this, the base loaded before.",
-            "",
-        ]
-    return "\n".join(
-        [
-            *lines,
-            "## Use it without lora_cls",
-            "",
-            f"Run this in this folder. It gives logits; {meaning} "
-            "(`pos_weight` is in `fold.json`, thresholds are in `thresholds.json`).",
-            "",
-            "```python",
-            snippet(recipe, exported.info, names, "."),
-            "```",
-            "",
-            "## Use it with lora_cls",
-            "",
-            "```python",
-            "from lora_cls import Classifier",
-            "",
-            'print(Classifier.load(".").predict_labels(["a text"]))',
-            "```",
-            "",
-        ]
-    )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, no_fold_finished, unwritable
 from lora_cls.recipe import Prediction
 from lora_cls.runs import Decision, FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
@@ -78,7 +78,7 @@ class Classifier:
         else:
             folders = [run.fold(number) for number in run.finished_folds]
             if not folders:
-                raise RunError(f"{run.path}: no fold is finished yet. Continue the run with --resume.")
+                raise no_fold_finished(run.path)
         decision = Decision.read(run.files.decision)
         shipped = np.array([decision.shipped[name] for name in run.label_names])
         return cls(run, folders, shipped, decision.prediction, backbone, show)
@@ -179,7 +179,7 @@ def predict_file(
     try:
         folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
     except OSError as error:
-        raise RunError(f"{folder} cannot be made ({error.strerror}): choose another with --out.") from error
+        raise unwritable(folder, error) from error
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
     y_score, y_pred = classifier._decide(test.texts)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, unwritable
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import write_bytes, write_csv
-from lora_cls.report.sentences import interval_text
+from lora_cls.report.sentences import Cells, interval_text
+from lora_cls.report.templating import fill
 
-Cells = list[list[str]]
 HEADER = (
     "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
     "s per 1,000 texts", "peak GiB", "trained parameters",
@@ -25,23 +24,6 @@ COSTS = ("train_minutes", "train_rows_per_second", "seconds_per_1000_texts", "pe
 SCORES, COST = (0, 1, 3, 4, 5), (0, 1, 2, 6, 7, 8, 9, 10)  # columns of two tables, so that neither is too wide
 INK = "#1b1f24"
 MARKERS = "osD^v"
-STYLE = """
-:root { color-scheme: light dark; --line: #8886; --best: #2a7f3f33; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; } .wide { overflow-x: auto; }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; white-space: nowrap; }
-td { font-variant-numeric: tabular-nums; } td.words { white-space: normal; min-width: 12rem; }
-th:first-child, td:first-child, .name, .words { text-align: left; }
-td.best { background: var(--best); font-weight: 600; } svg { max-width: 100%; min-width: 34rem; height: auto; }
-.muted { opacity: .75; }
-@media print {
-  .wide { overflow: visible; } table { font-size: 8pt; } th, td { padding: .15rem .3rem; }
-  tr, svg { break-inside: avoid; }
-}
-@media (max-width: 520px) {
-  body { margin: 1rem auto; padding: 0 .6rem; } th, td { padding: .25rem .4rem; font-size: 13px; }
-}
-"""
 
 
 def write_comparison(found: Comparison, out: Path) -> list[Path]:
@@ -57,7 +39,7 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out} cannot be made ({error.strerror}): choose another folder with --out.") from error
+        raise unwritable(out, error) from error
     picture = figure(found)
     write_bytes(out / "compare.md", markdown(found).encode())
     write_csv(out / "compare.csv", csv_table(found))
@@ -68,18 +50,27 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
 
 def markdown(found: Comparison, picture: str = "compare.svg") -> str:
     """The comparison as Markdown; `picture` is the path of the figure, seen from the file."""
-    lines = [f"{where_scored(found)}, {len(found.label_names)} labels.", ""]
-    lines += _markdown_table(HEADER, [[_escaped(cell) for cell in row] for row in comparison_cells(found)])
-    lines += ["", *(_escaped(seeds_sentence(seeds)) for seeds in found.seeds)]
-    lines += [""] if found.seeds else []
-    cells = []
-    for j, label in enumerate(found.label_names):
-        winners = found.winners(j)
-        values = [f"**{run.f1[j]:.3f}**" if run.name in winners else f"{run.f1[j]:.3f}" for run in found.runs]
-        cells.append([_escaped(label), *values])
-    lines += _markdown_table(["F1 of", *_numbered(found)], cells)
-    lines += ["", f"![Macro-F1 against minutes of training]({picture})", "", NOTE, "", COST_NOTE, ""]
-    return "\n".join(lines)
+    return fill("compare.md.j2", **_shown(found), names=_numbered(found), picture=picture)
+
+
+def html(found: Comparison, picture: str) -> str:
+    """One page without any other file: tables and the figure."""
+    # drawn in the ink of the page, on its ground
+    svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
+    return fill("compare.html.j2", **_shown(found), score_columns=SCORES, cost_columns=COST, picture=svg)
+
+
+def _shown(found: Comparison) -> dict[str, Any]:
+    """What both templates say."""
+    return {
+        "where": where_scored(found),
+        "header": HEADER,
+        "cells": comparison_cells(found),
+        "labels": label_cells(found),
+        "seeds": [seeds_sentence(seeds) for seeds in found.seeds],
+        "note": NOTE,
+        "cost_note": COST_NOTE,
+    }
 
 
 def csv_table(found: Comparison) -> pd.DataFrame:
@@ -97,39 +88,6 @@ def csv_table(found: Comparison) -> pd.DataFrame:
         row |= run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(found.label_names)}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def html(found: Comparison, picture: str) -> str:
-    """One page without any other file: tables and the figure."""
-    cells = comparison_cells(found)
-    per_label = []
-    for j, label in enumerate(found.label_names):
-        winners = found.winners(j)
-        per_label.append(
-            [(label, "name"), *((f"{run.f1[j]:.3f}", "best" * (run.name in winners)) for run in found.runs)]
-        )
-    # drawn in the ink of the page, on its ground
-    svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
-    body = [
-        "<h1>Runs compared</h1>",
-        f"<p>{where_scored(found)}, {len(found.label_names)} labels.</p>",
-        _html_table([HEADER[i] for i in SCORES], [[(row[i], "name" * (i == 1)) for i in SCORES] for row in cells]),
-        *(f"<p>{escape(seeds_sentence(seeds))}</p>" for seeds in found.seeds),
-        f'<div class="wide">{svg}</div>',
-        "<h2>Cost</h2>",
-        _html_table(
-            [HEADER[i] for i in COST],
-            [[(row[i], ("", "name", "words")[min(i, 2)] * (i < 3)) for i in COST] for row in cells],
-        ),
-        "<h2>F1 of each label, by the number of the run</h2>",
-        _html_table(["label", *(row[0] for row in cells)], per_label),
-        f'<p class="muted">{escape(NOTE)}</p><p class="muted">{escape(COST_NOTE)}</p>',
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Runs compared</title>'
-        f"<style>{STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
 
 
 def figure(found: Comparison) -> str:
@@ -242,6 +200,15 @@ def comparison_cells(found: Comparison) -> Cells:
     return rows
 
 
+def label_cells(found: Comparison) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """Of each label its name, and of each run F1 and whether none has more."""
+    rows = []
+    for j, label in enumerate(found.label_names):
+        winners = found.winners(j)
+        rows.append((label, [(f"{run.f1[j]:.3f}", run.name in winners) for run in found.runs]))
+    return rows
+
+
 def _numbered(found: Comparison) -> list[str]:
     return [f"{number} {run.name}" for number, run in enumerate(found.runs, start=1)]
 
@@ -262,26 +229,3 @@ def seeds_sentence(seeds: Seeds) -> str:
         f"{len(seeds.names)} seeds of one recipe ({', '.join(seeds.names)}): mean {seeds.mean:.4f}, standard deviation "
         f"{seeds.sd:.4f}, from {seeds.low:.4f} to {seeds.high:.4f}."
     )
-
-
-def _markdown_table(header: Sequence[str], rows: Cells) -> list[str]:
-    lines = [" | ".join(_escaped(cell) for cell in header), "|".join(["---"] * len(header))]
-    lines += [" | ".join(row) for row in rows]
-    return [f"| {lines[0]} |", f"|{lines[1]}|", *(f"| {line} |" for line in lines[2:])]
-
-
-def _escaped(cell: str) -> str:
-    """Text that stays text in a Markdown table."""
-    return escape(cell, quote=False).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
-
-
-def _html_table(header: Sequence[str], rows: list[list[tuple[str, str]]]) -> str:
-    """Cells are texts, each with a class of `STYLE` or none; a heading has that of the cells below it."""
-    kinds = [kind if kind in ("name", "words") else "" for _, kind in rows[0]]
-
-    def cell(tag: str, text: str, kind: str) -> str:
-        return f"<{tag}{f' class={kind}' if kind else ''}>{escape(text)}</{tag}>"
-
-    head = "".join(cell("th", text, kind) for text, kind in zip(header, kinds, strict=True))
-    body = "".join("<tr>" + "".join(cell("td", *one) for one in row) + "</tr>\n" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

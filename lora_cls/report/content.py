@@ -25,7 +25,9 @@ from lora_cls.report.sentences import (
     base_name,
     blend_runs,
     blend_ways,
+    decided_by,
     gain_sentence,
+    lengths_sentence,
     score_sentence,
 )
 from lora_cls.runs import Decision, FoldFolder, OutOfFold, Results, RunFolder, RunInfo, Scores
@@ -120,6 +122,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "optimistic": scores.optimistic,
         "at_least_one": at_least_one,
         "over": scores.cross_fitted.over,
+        "decided_by": decided_by(recipe.task),
         "blend": _blend(run),
         "tiles": _tiles(scores, at_shipped),
         "labels": [row.model_dump() | {"index": j} for j, row in enumerate(per_label)],
@@ -143,8 +146,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
 
 
 def _tiles(scores: Scores, at_shipped: float) -> list[dict[str, Any]]:
-    what = "class weights" if scores.task == "single_label" else "thresholds"
-    tiles = []
+    what, tiles = decided_by(scores.task), []
     for name, of_way in (
         (f"cross-fitted: {what} from the other {scores.cross_fitted.over}", scores.cross_fitted),
         ("untuned", scores.untuned),
@@ -160,7 +162,7 @@ def _ships(run: RunFolder, scores: Scores, decision: Decision, at_shipped: float
     n, combine = len(scores.folds_finished), COMBINE[decision.prediction.combine]
     one = "the one model" if scores.n_splits == 1 else "the one finished fold's model"
     models = f"the {n} folds' models together ({combine})" if n > 1 else one
-    what = "class weights" if scores.task == "single_label" else "thresholds"
+    what = decided_by(scores.task)
     ships = (
         f"What ships is {models}, at {what} tuned on all {scores.rows_scored} rows: there they give "
         f"{at_shipped:.4f}, which flatters, as they were tuned on these rows."
@@ -332,10 +334,7 @@ def _data(run: RunFolder, lengths: dict[str, Any] | None) -> list[str]:
             "labels that differ."
         )
     if lengths:
-        said.append(
-            f"Words per text: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to "
-            f"{lengths['p95']:.0f}, longest {lengths['max']}."
-        )
+        said.append(lengths_sentence("Words per text", lengths))
     tokens = info.choices.get("tokens")
     if tokens:
         said.append(

@@ -14,18 +14,16 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
-
 from lora_cls.data import Dataset
-from lora_cls.errors import RunError
+from lora_cls.errors import unwritable
 from lora_cls.files import write_bytes
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
+from lora_cls.report.sentences import OPTIMISTIC
+from lora_cls.report.templating import fill, resource
 from lora_cls.runs import Results, RunFolder
 
 LIBRARIES = ("d3", "plot")
@@ -59,7 +57,7 @@ def write_page(
     try:
         write_bytes(file, page)
     except OSError as error:
-        raise RunError(f"{file} cannot be written ({error.strerror}): choose another file with --out.") from error
+        raise unwritable(file, error, "file") from error
     return file
 
 
@@ -92,25 +90,20 @@ def render(content: dict[str, Any]) -> str:
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
     )
     epochs = [epoch for fold in figures["folds"] for epoch in fold["epochs"]]
-    return _template().render(
-        content,
+    return fill(
+        "page.html.j2",
+        **content,
         noun="class" if content["classes"] else "label",
         nouns="classes" if content["classes"] else "labels",
         has_epochs=bool(epochs),
         has_selection=any("selection_macro_f1" in epoch for epoch in epochs),
         text_length=TEXT_LENGTH,
+        optimistic_sentence=f"{OPTIMISTIC}.",
         policy=policy,
         style=_asset("page.css"),
         scripts=scripts,
         payload=_json(figures),
     )
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["markup"] = Markup
-    return environment.from_string(_asset("page.html"))
 
 
 @cache
@@ -121,7 +114,7 @@ def _scripts() -> list[str]:
 
 
 def _asset(name: str) -> str:
-    return resources.files("lora_cls.report").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
+    return resource(f"assets/{name}")
 
 
 def _digest(script: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from lora_cls.evaluation import Interval
 from lora_cls.recipe import Recipe, Task
-from lora_cls.runs import Scores
+from lora_cls.runs import RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
+
+if TYPE_CHECKING:
+    from lora_cls.training.estimate import Estimate
 
 Cells = list[list[str]]
 KINDS: dict[Task, str] = {
@@ -24,11 +29,19 @@ PHASES = {
     "tune": "thresholds and scores",
 }
 REUSED = {"token_ids": "token ids of {} texts", "hidden_states": "lower layers' hidden states of {} texts"}
+OPTIMISTIC = "OPTIMISTIC: the epoch was chosen on the rows that are scored"
 COMBINE = {
     "mean_proba": "the mean of their probabilities",
     "mean_logit": "the mean of their log-odds",
     "vote": "by vote",
 }
+
+NO_SCORE = (
+    "It has no out-of-fold score: every training row was seen by one of the models that it is made of. The score of "
+    "the run is that of its folds' models, and no promise for this one."
+)
+NO_SCORE_OF_ALL_ROWS = "It has no out-of-fold score of its own."
+NO_SCORE_OF_ONE = "It has no score of its own: that of the run is its one fold's model's, before it was made into this."
 
 
 def base_name(recipe: Recipe) -> str:
@@ -89,8 +102,84 @@ def score_sentence(metrics: Scores) -> str:
     if metrics.epochs_pending:
         sentence += " Of the last epoch so far: epochs are chosen when all folds are done."
     if metrics.optimistic:
-        sentence += " OPTIMISTIC: the epoch was chosen on the rows that are scored (train.select: scored_fold)."
+        sentence += f" {OPTIMISTIC} (train.select: scored_fold)."
     return sentence
+
+
+def decided_by(task: Task | None) -> str:
+    """What is tuned to decide by probabilities."""
+    return "class weights" if task == "single_label" else "thresholds"
+
+
+def probabilities_phrase(task: Task | None) -> str:
+    """How probabilities and decisions come of logits."""
+    if task == "single_label":
+        return (
+            "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
+            "with the greatest probability / threshold"
+        )
+    return "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
+
+
+def cost_sentence(info: RunInfo) -> str:
+    """What a run took: phases, memory, speed."""
+    sentence = ", ".join(
+        f"{PHASES[phase]} {value / 60:.1f} min"
+        for phase, value in sorted(info.seconds.items(), key=lambda phase: -phase[1])
+        if value >= 3 or phase in ("train", "predict")
+    )
+    sentence = f"{sentence[:1].upper()}{sentence[1:]}, peak memory {(info.peak_memory_bytes or 0) / 2**30:.2f} GiB"
+    unit = "rows"
+    if info.train_rows_per_second is not None:
+        per_row = info.pieces_per_row
+        if per_row is not None:
+            sentence += f", {per_row:.2f} pieces per row"
+            unit = "pieces"
+        sentence += (
+            f", trained {info.train_rows_per_second:.0f} {unit}/s, {info.train_tokens_per_second:.0f} tokens/s, "
+            f"{info.padding_share:.0%} padding"
+        )
+    if info.predict_rows_per_second is not None:
+        sentence += f", predicted {info.predict_rows_per_second:.0f} {unit}/s"
+    return f"{sentence}."
+
+
+def reused_sentence(reused: dict[str, int]) -> str:
+    """What was found in the cache, and of how many texts."""
+    return "Reused: " + ", ".join(REUSED[name].format(number) for name, number in reused.items()) + "."
+
+
+def lengths_sentence(what: str, lengths: dict[str, Any]) -> str:
+    """Mean, median, 95th percentile and maximum of something counted per text."""
+    return (
+        f"{what}: mean {lengths['mean']:.1f}, median {lengths['median']:.0f}, 95 % up to {lengths['p95']:.0f}, "
+        f"longest {lengths['max']}."
+    )
+
+
+def memory_sentence(memory: dict[str, Any], rows: int) -> str:
+    """The estimate of memory in one sentence, with its parts."""
+    gib = {key: f"{value / 2**30:.2f}" for key, value in memory.items() if isinstance(value, int)}
+    where = {"cpu": "on this CPU", "cuda": "on this GPU"}.get(memory["device"], f"on this machine ({memory['device']})")
+    return (
+        f"Training takes about {gib['total']} GiB {where}, estimated: base {gib['base']}, adapters and head "
+        f"{gib['adapters']}, gradients and optimizer {gib['optimizer']}, activations of {rows} texts of "
+        f"{memory['length']} tokens {gib['activations']}, libraries {gib['libraries']}."
+    )
+
+
+def time_sentence(found: Estimate) -> str:
+    """The estimate of minutes by phase, and what was measured for it."""
+    phases = ", ".join(f"{PHASES[name]} {value / 60:.1f}" for name, value in found.seconds.items() if value >= 1)
+    folds, epochs = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((found.folds, "fold"), (found.epochs, "epoch")))
+    lengths = f"{found.lengths[0]} to {found.lengths[-1]}" if len(found.lengths) > 1 else str(found.lengths[0])
+    return (
+        f"The run takes about {found.total / 60:.1f} minutes here ({folds} of {epochs}): {phases}. Measured in "
+        f"{found.measuring_seconds:.0f} s: {found.steps} training steps on batches of {lengths} tokens "
+        f"({found.train_rows_per_second:.0f} rows/s over all batches), {found.predictions} batches predicted "
+        f"({found.predict_rows_per_second:.0f} rows/s); they took {found.peak_memory_bytes / 2**30:.2f} GiB at their "
+        "peak. Thresholds and scores come on top."
+    )
 
 
 def blend_ways(about: BlendInfo) -> tuple[list[str], Cells]:

@@ -29,7 +29,7 @@ import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, no_fold_finished
 from lora_cls.evaluation import Decisions, decisions_for
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
@@ -254,7 +254,7 @@ class RunFolder:
         """
         finished, names = self.finished_folds, self.label_names
         if not finished:
-            raise RunError(f"{self.path}: no fold is finished yet. Continue the run with --resume.")
+            raise no_fold_finished(self.path)
         fold = self.folds["fold"].to_numpy()
         rows = np.flatnonzero(np.isin(fold, finished))
         fold, groups, y_true = fold[rows], self.folds["group"].to_numpy()[rows], self.y_true[rows]

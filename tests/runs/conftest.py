@@ -1,9 +1,31 @@
 """Finished runs that the tests read (and copy before they change them), made once a session."""
 
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
+RUN_SNIPPETS = """
+import contextlib, json, os, sys
+sys.modules["lora_cls"] = None  # any import of it fails
+
+import torch
+torch.set_num_threads(1)
+snippets, texts = json.loads(sys.stdin.read())
+answers = {}
+with contextlib.redirect_stdout(sys.stderr):
+    for name, (folder, code) in snippets.items():
+        os.chdir(folder)
+        names = {}
+        exec(code, names)
+        answers[name] = names["logits"](texts).tolist()
+print(json.dumps(answers))
+"""
 RESULTS = ("oof_proba.csv", "thresholds.json", "metrics.json", "test_proba.csv", "submission.csv")
 
 
@@ -79,6 +101,28 @@ def finished(tmp_path_factory, train, test, sample, tfidf_recipe, small_recipe):
         return made[kind]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def blocks():
+    """Function that gives the Python blocks of a folder's README."""
+    return lambda folder: re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def snippet_answers(blocks):
+    """Function `answers({name: folder}, texts)`: logits by each README's snippet, run where lora_cls is not."""
+
+    def answers(folders, texts):
+        snippets = {name: (str(folder), blocks(folder)[0]) for name, folder in folders.items()}
+        done = subprocess.run(
+            [sys.executable, "-c", RUN_SNIPPETS], input=json.dumps([snippets, texts]), capture_output=True, text=True,
+            env=os.environ.copy(),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return {name: np.array(found) for name, found in json.loads(done.stdout.splitlines()[-1]).items()}
+
+    return answers
 
 
 @pytest.fixture

@@ -1,51 +1,24 @@
 """The README of a run: its snippet loads a fold with transformers and PEFT alone, and answers as we do."""
 
+import ast
 import json
-import os
-import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from lora_cls.recipe import load_recipe
+from lora_cls.report.card import snippet
 from lora_cls.report.sentences import score_sentence
+from lora_cls.runs import RunInfo
 
 TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
 KINDS = ["bert", "llama", "gemma3"]
 
-RUN_SNIPPETS = """
-import contextlib, json, os, sys
-sys.modules["lora_cls"] = None  # any import of it fails
-
-import torch
-torch.set_num_threads(1)
-answers = {}
-with contextlib.redirect_stdout(sys.stderr):
-    for kind, (folder, code) in json.loads(sys.stdin.read()).items():
-        os.chdir(folder)
-        names = {}
-        exec(code, names)
-        answers[kind] = names["logits"](TEXTS).tolist()
-print(json.dumps(answers))
-"""
-
-
-def blocks(run):
-    """The Python blocks of a run's README."""
-    return re.findall(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL)
-
 
 @pytest.fixture(scope="module")
-def snippet_logits(finished):
+def snippet_logits(finished, snippet_answers):
     """Logits of two texts by each README's snippet, run in a process that cannot import lora_cls."""
-    tasks = {kind: (str(finished(kind).path), blocks(finished(kind))[0]) for kind in KINDS}
-    code = RUN_SNIPPETS.replace("TEXTS", repr(TEXTS))
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(tasks), capture_output=True, text=True, env=os.environ.copy()
-    )
-    assert done.returncode == 0, done.stderr
-    return {kind: np.array(answer) for kind, answer in json.loads(done.stdout.splitlines()[-1]).items()}
+    return snippet_answers({kind: finished(kind).path for kind in KINDS}, TEXTS)
 
 
 # fp32, but llama's base is bf16: there PEFT's own modules compute adapters in fp32, and ours in bf16.
@@ -63,23 +36,37 @@ def test_snippet_gives_the_same_logits(finished, snippet_logits, kind, tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_snippet_prints(finished, kind):
+def test_snippet_prints(finished, blocks, kind):
     """Every Python block of a README compiles, and none of the first needs lora_cls."""
-    first, second = blocks(finished(kind))
+    first, second = blocks(finished(kind).path)
     compile(second, "README.md", "exec")
     assert "lora_cls" not in first
     assert "from lora_cls import Classifier" in second
 
 
-def test_second_snippet(finished, monkeypatch, capsys):
+def test_second_snippet(finished, blocks, monkeypatch, capsys):
     """The README's lines with Classifier run in the run folder as printed."""
     run = finished("tfidf")
     monkeypatch.chdir(run.path)
-    (code,) = blocks(run)
+    (code,) = blocks(run.path)
     exec(code, {})
     proba, labels = capsys.readouterr().out.splitlines()
     assert len(proba.strip("[] ").split()) == 3
     assert labels.startswith("[[")
+
+
+@pytest.mark.parametrize("revision", ["v1.0-é", 'v1"\n, x=\\"', "refs/'1'"])
+def test_no_value_ends_its_string(revision):
+    """Whatever stands in a recipe stays a string in the code: the base is opened at that revision, and nothing else."""
+    recipe = load_recipe({"backbone": {"name_or_path": "base", "revision": revision}, "lora": {"r": 4}})
+    choices = {"dtype": "float32", "attn_implementation": "sdpa"}
+    code = snippet(recipe, RunInfo.model_construct(choices=choices, backbone_path=None), ["joy"], "fold-00")
+    given = [
+        {option.arg: option.value.value for option in call.keywords if isinstance(option.value, ast.Constant)}
+        for call in ast.walk(ast.parse(code))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "from_pretrained" and call.keywords
+    ]
+    assert given == [{"revision": revision}, {"revision": revision, "attn_implementation": "sdpa"}]
 
 
 @pytest.mark.parametrize("kind", ["tfidf", *KINDS])

@@ -1,10 +1,8 @@
 """One model of the folds' models: what it answers, that it opens anywhere, and what is refused."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -22,22 +20,6 @@ from lora_cls.training.learner import make_learner
 
 TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
 LABELS = ["joy", "anger", "fear"]
-
-RUN_SNIPPETS = """
-import contextlib, json, os, sys
-sys.modules["lora_cls"] = None  # any import of it fails
-
-import torch
-torch.set_num_threads(1)
-answers = {}
-with contextlib.redirect_stdout(sys.stderr):
-    for kind, (folder, code) in json.loads(sys.stdin.read()).items():
-        os.chdir(folder)
-        names = {}
-        exec(code, names)
-        answers[kind] = names["logits"](TEXTS).tolist()
-print(json.dumps(answers))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -103,19 +85,9 @@ def test_equals_the_dense_mean(lora_run, exports):
 
 
 @pytest.fixture(scope="module")
-def snippet_logits(exports):
+def snippet_logits(exports, snippet_answers):
     """Logits of two texts by each README's snippet, run in a process that cannot import lora_cls."""
-    tasks = {}
-    for kind, to in ALL:
-        folder = exports(kind, to).path
-        code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0]
-        tasks[f"{kind}-{to}"] = (str(folder), code)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN_SNIPPETS.replace("TEXTS", repr(TEXTS))],
-        input=json.dumps(tasks), capture_output=True, text=True, env=os.environ.copy(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return {kind: np.array(answer) for kind, answer in json.loads(done.stdout.splitlines()[-1]).items()}
+    return snippet_answers({f"{kind}-{to}": exports(kind, to).path for kind, to in ALL}, TEXTS)
 
 
 @pytest.mark.parametrize(("kind", "to"), ALL)

@@ -1,10 +1,6 @@
 """Texts far longer than the model reads, through whole runs: each counts once, and no part of it is in two folds."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -186,7 +182,7 @@ SNIPPETS = {
 }
 
 
-def test_snippet_reads_the_same(short, documents, tiny_model, tmp_path):
+def test_snippet_reads_the_same(short, documents, tiny_model, snippet_answers, tmp_path):
     """Logits of long, short and empty texts by each README's snippet, without lora_cls, are the run's own."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -194,41 +190,20 @@ def test_snippet_reads_the_same(short, documents, tiny_model, tmp_path):
     AutoModelForCausalLM.from_pretrained(tiny_model("llama")).save_pretrained(speaking)
     AutoTokenizer.from_pretrained(tiny_model("llama")).save_pretrained(speaking)
     texts = [*documents["text"][:6], "the dog", ""]
-    tasks, ours = {}, {}
+    folders, ours = {}, {}
     for i, (name, (kind, overrides)) in enumerate(SNIPPETS.items()):
         if "head__kind" in overrides:
             overrides = {"backbone__name_or_path": speaking} | overrides
         run = cross_validate(short(kind, "truncate", **overrides), documents, out=tmp_path / str(i), folds=[0])
-        code = re.search(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL).group(1)
-        tasks[name] = (str(run.path), code)
+        folders[name] = run.path
         ours[name] = Classifier.load(run)._learner.predict(run.fold(0), texts)
-    program = """
-import contextlib, json, os, sys
-sys.modules["lora_cls"] = None
-import torch
-torch.set_num_threads(1)
-tasks, texts = json.loads(sys.stdin.read())
-answers = {}
-with contextlib.redirect_stdout(sys.stderr):
-    for name, (folder, code) in tasks.items():
-        os.chdir(folder)
-        names = {}
-        exec(code, names)
-        answers[name] = names["logits"](texts).tolist()
-print(json.dumps(answers))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps([tasks, texts]), capture_output=True, text=True,
-        env=os.environ.copy(),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = snippet_answers(folders, texts)
     assert found.keys() == SNIPPETS.keys()
     for name, answer in found.items():
-        np.testing.assert_allclose(np.array(answer), ours[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(answer, ours[name], atol=1e-4, err_msg=name)
 
 
-def test_snippet_of_a_longformer(small_recipe, documents, tiny_model, tmp_path):
+def test_snippet_of_a_longformer(small_recipe, documents, tiny_model, blocks, tmp_path):
     """Global attention on the first token, in the run and in its README's snippet."""
     import torch
     from transformers import AutoModel, AutoTokenizer, LongformerConfig
@@ -248,7 +223,7 @@ def test_snippet_of_a_longformer(small_recipe, documents, tiny_model, tmp_path):
     }
     recipe = small_recipe("roberta", backbone__name_or_path=str(tmp_path / "model"), **overrides)
     run = cross_validate(recipe, documents, out=tmp_path / "run", folds=[0])
-    code = re.search(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL).group(1)
+    code = blocks(run.path)[0]
     texts = [*documents["text"][:4], "the dog"]
     ours = Classifier.load(run)._learner.predict(run.fold(0), texts)
     names = {}

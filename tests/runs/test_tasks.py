@@ -1,7 +1,6 @@
 """Every task from the table to the submission: classes from a column of names, delimited labels, one 0/1 column."""
 
 import json
-import re
 
 import numpy as np
 import pandas as pd
@@ -178,7 +177,7 @@ def test_epochs_are_chosen_by_classes(small_recipe, moods, test, tmp_path, selec
 
 
 @pytest.mark.parametrize("combine", ["mean_logit", "mean_proba", "max"])
-def test_chunks_of_classes(small_recipe, moods, test, tmp_path, monkeypatch, combine):
+def test_chunks_of_classes(small_recipe, moods, test, blocks, tmp_path, monkeypatch, combine):
     """Documents in several chunks get one class each; a reloaded run and the README's snippet answer the same."""
     recipe = small_recipe("bert", data__max_length=12, data__long_text="chunk", data__chunk_combine=combine)
     run = cross_validate(recipe, moods, test, tmp_path / "run")
@@ -190,7 +189,7 @@ def test_chunks_of_classes(small_recipe, moods, test, tmp_path, monkeypatch, com
         pd.read_csv(run.path / "test_proba.csv")[CLASSES],
         atol=1e-5,
     )
-    code = re.search(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL).group(1)
+    code = blocks(run.path)[0]
     names: dict = {}
     monkeypatch.chdir(run.path)
     exec(code, names)
