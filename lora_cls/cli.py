@@ -106,10 +106,9 @@ def refit(
 ) -> None:
     """Train one model on all rows of a run, for those who ship one."""
     from lora_cls.commands.refit import refit as refit_run
-    from lora_cls.runs import RunFolder
     from lora_cls.terminal import print_refit
 
-    folder = refit_run(RunFolder(run), train, extra_train=extra_train, show=True)
+    folder = refit_run(run, train, extra_train=extra_train, show=True)
     print_refit(run, folder)
 
 
@@ -214,10 +213,9 @@ def calibrate(
 ) -> None:
     """Write calibrated probabilities beside those of a run, which stay as they are. Loads no model."""
     from lora_cls.commands.calibrate import calibrate as calibrate_run
-    from lora_cls.runs import RunFolder
     from lora_cls.terminal import print_calibration
 
-    print_calibration(calibrate_run(RunFolder(run), how))
+    print_calibration(calibrate_run(run, how))
     print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from lora_cls.runs.io import write_values
 from lora_cls.runs.records import CalibrationInfo
 
 
-def calibrate(run: RunFolder, how: Calibration = "temperature") -> CalibrationInfo:
+def calibrate(run: str | Path | RunFolder, how: Calibration = "temperature") -> CalibrationInfo:
     """Calibrate the out-of-fold probabilities of the finished folds, and those of the test rows.
 
     The rows of a fold are calibrated by the map of the other folds' rows (of a single fold, part by part, as `tune`
@@ -39,6 +40,7 @@ def calibrate(run: RunFolder, how: Calibration = "temperature") -> CalibrationIn
     RunError
         If no fold is finished, or the way does not fit the task.
     """
+    run = RunFolder.of(run)
     if how == "isotonic" and run.recipe.task == "single_label":
         raise RunError(
             f"{run.path}: isotonic calibrates labels one by one, and a row's classes would no longer sum to 1. "

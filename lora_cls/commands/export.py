@@ -78,7 +78,7 @@ def export(
     RunError
         If the folder exists, or the run has nothing to export in this way; nothing is left behind.
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    run = RunFolder.of(run)
     out = Path(out)
     _check(run, out, to, rank, share)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
-from lora_cls.errors import RunError, no_fold_finished, unwritable
+from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
 from lora_cls.runs import Decision, FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
@@ -66,7 +66,7 @@ class Classifier:
         BackboneError
             If the base model cannot be found; at the first prediction, if it cannot be opened or is another one.
         """
-        run = run if isinstance(run, RunFolder) else RunFolder(run)
+        run = RunFolder.of(run)
         if models == "refit":
             if not run.refit.finished:
                 raise RunError(f"{run.path} has no model of all rows. Train it with: lora-cls refit {run.path}")
@@ -83,6 +83,10 @@ class Classifier:
         shipped = np.array([decision.shipped[name] for name in run.label_names])
         return cls(run, folders, shipped, decision.prediction, backbone, show)
 
+    def __repr__(self) -> str:
+        models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
+        return f"Classifier({str(self.run.path)!r}, {models}, labels: {shorten(self.label_names)})"
+
     def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
         """Probabilities (with `prediction.combine: vote` shares of votes), float64.
 
@@ -94,12 +98,12 @@ class Classifier:
         -------
         ndarray of shape (n_texts, n_labels); (n_labels,) for a single text
         """
-        y_score = self._decide(texts)[0]
+        y_score = self.answer(texts)[0]
         return y_score[0] if isinstance(texts, str) else y_score
 
     def predict(self, texts: str | Sequence[str]) -> np.ndarray:
         """Decisions at the run's thresholds, 0 or 1, int8; shapes as in `predict_proba`."""
-        y_pred = self._decide(texts)[1]
+        y_pred = self.answer(texts)[1]
         return y_pred[0] if isinstance(texts, str) else y_pred
 
     def predict_labels(self, texts: str | Sequence[str]) -> Any:
@@ -110,13 +114,14 @@ class Classifier:
         list, one entry per text; the entry itself for a single text
             With `task: single_label` the class, str; else the labels, list of str.
         """
-        rows = self._decide(texts)[1]
+        rows = self.answer(texts)[1]
         named: list[Any] = [[self.label_names[j] for j in np.flatnonzero(row)] for row in rows]
         if self.recipe.task == "single_label":
             named = [labels[0] for labels in named]
         return named[0] if isinstance(texts, str) else named
 
-    def _decide(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def answer(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
         seconds = 0.0
@@ -159,7 +164,7 @@ def predict_file(
     LoraClsError
         If the folder holds predictions already, or for anything wrong with the table, the run or the base model.
     """
-    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    run = RunFolder.of(run)
     name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
@@ -181,7 +186,7 @@ def predict_file(
     except OSError as error:
         raise unwritable(folder, error) from error
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
-    y_score, y_pred = classifier._decide(test.texts)
+    y_score, y_pred = classifier.answer(test.texts)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -15,7 +16,11 @@ from lora_cls.training.progress import Progress
 
 
 def refit(
-    run: RunFolder, train: TableLike | None = None, *, extra_train: TableLike | None = None, show: bool = False
+    run: str | Path | RunFolder,
+    train: TableLike | None = None,
+    *,
+    extra_train: TableLike | None = None,
+    show: bool = False,
 ) -> FoldFolder:
     """Train one model on all rows, for those who ship one. It has no out-of-fold score of its own.
 
@@ -28,6 +33,7 @@ def refit(
     RunError
         If the data is not the run's.
     """
+    run = RunFolder.of(run)
     if run.exported:
         raise RunError(f"{run.path} is an export: refit the run that it was made from.")
     refuse_blend(run.recipe)

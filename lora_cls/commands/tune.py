@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ ONE_MODEL = "The score and the submission are those of the one model that was tr
 
 
 def tune(
-    run: RunFolder,
+    run: str | Path | RunFolder,
     thresholds: Thresholds | None = None,
     prediction: Prediction | None = None,
     *,
@@ -54,6 +55,7 @@ def tune(
     RunError
         If no fold is finished, or those finished hold out a single group of rows.
     """
+    run = RunFolder.of(run)
     results = score(run, thresholds, prediction)
     write_reports(run, say, results)
     return results.scores

@@ -58,7 +58,7 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
         With everything that differs, one line each: task, labels, rows, their labels, folds, unfinished folds; or
         if a path is no run folder, is given twice, or holds a damaged file.
     """
-    runs = [path if isinstance(path, RunFolder) else RunFolder(path) for path in paths]
+    runs = [RunFolder.of(path) for path in paths]
     if len(runs) < 2:
         raise RunError(f"At least two runs are needed. Got {len(runs)} instead.")
     places = [run.path.resolve() for run in runs]

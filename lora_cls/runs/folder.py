@@ -94,6 +94,11 @@ class RunFolder:
         self._folds: dict[int, FoldFolder] = {}
         self._info: RunInfo | None = None
 
+    @classmethod
+    def of(cls, run: str | Path | RunFolder) -> RunFolder:
+        """A run folder, whichever way it is given."""
+        return run if isinstance(run, RunFolder) else cls(run)
+
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 

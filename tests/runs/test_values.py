@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_cls import RunFolder, blend, tune
+from lora_cls import Classifier, RunFolder, blend, calibrate, tune
 from lora_cls.errors import RunError
 from lora_cls.recipe import Prediction, Thresholds
 from lora_cls.runs import FoldInfo, RunInfo, Scores
@@ -120,3 +120,11 @@ def test_shown_in_a_notebook(finished):
         update={"cross_fitted": scores.cross_fitted.model_copy(update={"per_label": [hostile]})}
     )
     assert "<script>" not in changed._repr_html_()
+
+
+def test_paths_and_runs_alike(finished, copy_of):
+    """Whatever takes a run takes its path, too; a classifier says what it holds."""
+    run = copy_of(finished("tfidf"))
+    assert tune(str(run.path)) == run.results().scores
+    assert calibrate(run.path) == calibrate(run)
+    assert repr(Classifier.load(run)) == f"Classifier({str(run.path)!r}, 3 models, labels: joy, anger, fear)"
