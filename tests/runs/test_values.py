@@ -127,4 +127,4 @@ def test_paths_and_runs_alike(finished, copy_of):
     run = copy_of(finished("tfidf"))
     assert tune(str(run.path)) == run.results().scores
     assert calibrate(run.path) == calibrate(run)
-    assert repr(Classifier.load(run)) == f"Classifier({str(run.path)!r}, 3 models, labels: joy, anger, fear)"
+    assert repr(Classifier.load(run)) == f"Classifier({str(run.path)!r}, 3 models, labels: fear, joy, anger)"
