@@ -554,7 +554,15 @@ def find_recipe(name_or_path: str | Path) -> Path:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML, but marks alone (`,` or `|`) as they are."""
+    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML, but marks alone (`,` or `|`) as they are.
+
+    Examples
+    --------
+    >>> parse_override("train.learning_rate=1e-4")
+    ('train.learning_rate', 0.0001)
+    >>> parse_override("data.text_columns=[title, body]")
+    ('data.text_columns', ['title', 'body'])
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got '{text}' instead.")
@@ -606,6 +614,16 @@ def load_recipe(
     ------
     RecipeError
         If the file cannot be read, or with every mistake in it, one line each.
+
+    Examples
+    --------
+    >>> load_recipe("tfidf-logreg", ["cv.n_splits=5"]).cv.n_splits
+    5
+    >>> load_recipe({"tfidf": {}, "cv": {"n_split": 5}, "loss": {"name": "bec"}})
+    Traceback (most recent call last):
+    lora_cls.errors.RecipeError: recipe: 2 mistakes
+      loss.name: Input should be 'bce', 'focal' or 'asymmetric'. Got 'bec' instead.
+      cv.n_split: no such field. Did you mean 'n_splits'?
     """
     where = "recipe"
     if isinstance(recipe, Recipe):

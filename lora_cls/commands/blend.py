@@ -53,6 +53,13 @@ def blend(
         If the runs have no common rows and folds, or other test rows, or `out` exists; names every difference.
     RecipeError
         If the way has no meaning for the task.
+
+    Examples
+    --------
+    >>> run = blend(["runs/tfidf", "runs/lora"], "runs/both", how="mean_proba")
+    >>> proba = [RunFolder(path).out_of_fold().y_score for path in ("runs/tfidf", "runs/lora")]
+    >>> np.allclose(run.out_of_fold().y_score, np.mean(proba, axis=0))
+    True
     """
     out = Path(out)
     members = align(paths)

@@ -27,6 +27,16 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
     ------
     RunError
         If rows, labels, folds or tasks differ, or folds are unfinished; names every difference.
+
+    Examples
+    --------
+    The best run comes first; the others have a paired difference from it.
+
+    >>> best, other = compare(["runs/lora", "runs/tfidf"]).runs
+    >>> best.name, other.name, best.difference
+    ('tfidf', 'lora', None)
+    >>> other.difference.estimate < 0
+    True
     """
     members = align(paths)
     rows, y_pred = members[0].oof, [member.y_pred for member in members]

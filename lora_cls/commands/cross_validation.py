@@ -92,6 +92,14 @@ def cross_validate(
     ------
     LoraClsError
         For anything the user can mend: the recipe, the data, the backbone, the folder.
+
+    Examples
+    --------
+    >>> run = cross_validate("tfidf-logreg", train_df, test_df, "runs/new", overrides=["cv.n_splits=3"])
+    >>> run, run.finished_folds
+    (RunFolder('runs/new'), [0, 1, 2])
+    >>> run.results().scores.rows_scored == len(train_df)  # each row by the model that did not train on it
+    True
     """
     started = time.monotonic()
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"

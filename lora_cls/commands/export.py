@@ -77,6 +77,14 @@ def export(
     ------
     RunError
         If the folder exists, or the run has nothing to export in this way; nothing is left behind.
+
+    Examples
+    --------
+    >>> exported = export("runs/lora", "shipped", rank=4)
+    >>> sorted(path.name for path in (exported.path / "adapter").iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
+    >>> Classifier.load("shipped").predict_proba(["happy and delighted, a lovely day"]).shape
+    (1, 3)
     """
     run = RunFolder.of(run)
     out = Path(out)

@@ -24,6 +24,14 @@ class Classifier:
     """The models of a run folder, ready for texts.
 
     Use `Classifier.load`. Answers are those of all finished folds together, or of the model trained on all rows.
+
+    Examples
+    --------
+    >>> classifier = Classifier.load("runs/tfidf")
+    >>> classifier.predict_labels(["happy and delighted, a lovely day", "furious and angry, I hate it"])
+    [['joy'], ['anger']]
+    >>> classifier.predict_proba("happy and delighted, a lovely day").shape  # one text, three labels
+    (3,)
     """
 
     def __init__(
@@ -163,6 +171,12 @@ def predict_file(
     ------
     LoraClsError
         If the folder holds predictions already, or for anything wrong with the table, the run or the base model.
+
+    Examples
+    --------
+    >>> folder = predict_file("runs/tfidf", test_df, "predictions")
+    >>> sorted(file.name for file in folder.iterdir())
+    ['submission.csv', 'test_proba.csv']
     """
     run = RunFolder.of(run)
     name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]

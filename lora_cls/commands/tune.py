@@ -54,6 +54,14 @@ def tune(
     ------
     RunError
         If no fold is finished, or those finished hold out a single group of rows.
+
+    Examples
+    --------
+    >>> scores = tune("runs/tfidf", Thresholds(strategy="global"))
+    >>> scores.strategy
+    'global'
+    >>> len(set(RunFolder("runs/tfidf").results().decision.shipped.values()))  # one threshold for all three labels
+    1
     """
     run = RunFolder.of(run)
     results = score(run, thresholds, prediction)

@@ -45,6 +45,17 @@ def stratified_folds(
     ------
     DataError
         If there are fewer groups than folds, or if the shapes do not agree.
+
+    Examples
+    --------
+    The first three rows have the same text, one group: they are held out together. Each fold gets half of every label.
+
+    >>> labels = np.array([[1, 0], [0, 1]] * 6)
+    >>> fold = stratified_folds(labels, groups=np.array([0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), n_splits=2)
+    >>> len(set(fold[:3].tolist()))
+    1
+    >>> [labels[fold == number].sum(axis=0).tolist() for number in (0, 1)]
+    [[3, 3], [3, 3]]
     """
     labels, groups = np.asarray(labels), np.asarray(groups)
     if labels.ndim != 2 or groups.shape != labels.shape[:1]:

@@ -119,6 +119,18 @@ def write_submission(
     DataError
         If shapes do not agree, if a value is neither 0 nor 1, if the sample does not fit, or if a row has no or several
         names and no delimiter.
+
+    Examples
+    --------
+    Columns and rows in the order of a sample submission.
+
+    >>> sample = (["id", "joy", "anger"], ["t2", "t1"])
+    >>> y_pred = np.array([[1, 0], [0, 1]])
+    >>> path = write_submission("submission.csv", ["t1", "t2"], y_pred, ["anger", "joy"], sample=sample)
+    >>> print(path.read_text(), end="")
+    id,joy,anger
+    t2,1,0
+    t1,0,1
     """
     y_pred = np.asarray(y_pred)
     expected = (len(ids), len(label_names))

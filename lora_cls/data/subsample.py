@@ -31,6 +31,15 @@ def stratified_subsample(labels: np.ndarray, groups: np.ndarray, n_rows: int, ra
     ------
     DataError
         If not even one group is as small as `n_rows`.
+
+    Examples
+    --------
+    A tenth of the rows; of the label with 20 positives in 200 rows there are ten, not two.
+
+    >>> labels = (np.arange(200) < 20).astype(int)[:, None]
+    >>> rows = stratified_subsample(labels, np.arange(200), n_rows=20, random_state=0)
+    >>> len(rows), int(labels[rows].sum())
+    (20, 10)
     """
     labels = np.asarray(labels)
     if n_rows >= len(labels):

@@ -58,6 +58,14 @@ def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFram
     DataError
         If the file is missing, empty, without rows, not UTF-8, damaged or of an unknown suffix, if a line has too many
         or too few fields, or if two columns share a name.
+
+    Examples
+    --------
+    The id keeps its zeros, and the word "NA" is a word.
+
+    >>> pd.DataFrame({"id": ["007"], "text": ["NA"]}).to_csv("table.csv", index=False)
+    >>> read_table("table.csv").to_dict("records")
+    [{'id': '007', 'text': 'NA'}]
     """
     if isinstance(source, pd.DataFrame):
         where = str(source.attrs.get("source", name))

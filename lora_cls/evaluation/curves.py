@@ -50,6 +50,14 @@ def threshold_counts(
     ------
     ValueError
         For shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+
+    Examples
+    --------
+    >>> counts = threshold_counts([0, 1, 0, 1], [0.2, 0.6, 0.6, 0.9])
+    >>> counts.thresholds.tolist(), counts.complete
+    ([0.2, 0.6, 0.9], True)
+    >>> (counts.true_positives / counts.predicted).round(2).tolist()  # precision at each
+    [0.5, 0.67, 1.0]
     """
     truth, scores = as_binary(y_true, "y_true", ndim=1), as_scores(y_score, "y_score", ndim=1)
     same_shape(truth, "y_true", scores, "y_score")

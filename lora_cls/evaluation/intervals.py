@@ -69,6 +69,17 @@ def bootstrap_macro_f1(
     ValueError
         For shapes that do not fit, values other than 0 and 1, fewer than two groups, fewer than one resample, and a
         `confidence` outside (0, 1).
+
+    Examples
+    --------
+    Twenty texts that stand four times each. Drawn singly, the copies pass for 80 texts, and the interval is too narrow.
+
+    >>> y_true, y_pred = np.repeat([[1], [0], [1], [0]] * 5, 4, axis=0), np.repeat([[1], [0], [0], [0]] * 5, 4, axis=0)
+    >>> for groups in (np.arange(80), np.arange(80) // 4):
+    ...     found = bootstrap_macro_f1(y_true, y_pred, groups)
+    ...     print(f"{found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}, {found.n_groups} groups")
+    0.67, from 0.51 to 0.79, 80 groups
+    0.67, from 0.33 to 0.91, 20 groups
     """
     _check_settings(n_resamples, confidence)
     counts = _group_counts(y_true, y_pred, groups)
@@ -98,6 +109,17 @@ def bootstrap_difference(
     Returns
     -------
     Interval
+
+    Examples
+    --------
+    Each resample scores both, so what both get right or wrong cancels out.
+
+    >>> y_true = np.array([[1], [0]] * 20)
+    >>> a, b = y_true.copy(), y_true.copy()
+    >>> a[:8], b[:16] = 0, 0  # a misses four positives, b the same four and four more
+    >>> found = bootstrap_difference(y_true, a, b, np.arange(40))
+    >>> print(f"{found.estimate:.2f}, from {found.low:.2f} to {found.high:.2f}")
+    0.14, from 0.03 to 0.29
     """
     _check_settings(n_resamples, confidence)
     a, b = _group_counts(y_true, y_pred_a, groups, "y_pred_a"), _group_counts(y_true, y_pred_b, groups, "y_pred_b")

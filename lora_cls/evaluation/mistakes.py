@@ -54,6 +54,14 @@ def taken_for(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> IntArray:
     Returns
     -------
     ndarray of int64 of shape (n_labels, n_labels)
+
+    Examples
+    --------
+    Anger (the first) was taken for fear (the second) twice, joy (the third) for fear once.
+
+    >>> y_true = [[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1]]
+    >>> taken_for(y_true, [[0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]]).tolist()
+    [[0, 2, 0], [0, 0, 0], [0, 1, 0]]
     """
     truth, decided = as_binary(y_true, "y_true"), as_binary(y_pred, "y_pred")
     same_shape(truth, "y_true", decided, "y_pred")
@@ -91,6 +99,14 @@ def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_samples, n_labels)
         Probabilities by models that did not train on the row.
+
+    Examples
+    --------
+    Row 1 is labelled, but scores as the rows without the label do.
+
+    >>> doubts = label_doubts([[1], [1], [0], [0]], [[0.9], [0.1], [0.2], [0.1]])
+    >>> doubts.rows.tolist(), doubts.labels.tolist()
+    ([1], [0])
     """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")

@@ -58,6 +58,15 @@ def best_f1_threshold(
     ------
     ValueError
         For shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+
+    Examples
+    --------
+    The two rows that score 0.5 stay together: no threshold takes the positive one alone.
+
+    >>> best_f1_threshold([0, 1, 0, 1], [0.25, 0.5, 0.5, 0.75], min_positives=1)
+    0.375
+    >>> best_f1_threshold([0, 1, 0, 1], [0.25, 0.5, 0.5, 0.75])  # two positives, of five that it takes
+    0.5
     """
     truth, scores = as_binary(y_true, "y_true", ndim=1), as_scores(y_score, "y_score", ndim=1)
     same_shape(truth, "y_true", scores, "y_score")
@@ -95,6 +104,15 @@ def tune_thresholds(
     ------
     ValueError
         For an unknown strategy, shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+
+    Examples
+    --------
+    The second label has one positive row, too few to tune on: it keeps the default.
+
+    >>> y_true = [[1, 0], [1, 0], [0, 1], [0, 0]]
+    >>> y_score = [[0.5, 0.1], [0.375, 0.2], [0.125, 0.3], [0.25, 0.1]]
+    >>> tune_thresholds(y_true, y_score, min_positives=2)
+    array([0.3125, 0.5   ])
     """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
@@ -130,6 +148,14 @@ def apply_thresholds(
     ------
     ValueError
         For shapes that do not fit, and NaN or infinite scores or thresholds.
+
+    Examples
+    --------
+    >>> y_score = [[0.5, 0.375], [0.25, 0.125]]
+    >>> apply_thresholds(y_score, [0.5, 0.25]).tolist()  # 0.5 reaches 0.5
+    [[1, 1], [0, 0]]
+    >>> apply_thresholds(y_score, [0.5, 0.25], at_least_one=True).tolist()  # 0.125 is nearer to 0.25 than 0.25 to 0.5
+    [[1, 1], [0, 1]]
     """
     # Both sides in float64: a threshold rounded to float32 may fall on the score just below it.
     scores = as_scores(y_score, "y_score")
@@ -178,6 +204,17 @@ def cross_fit_thresholds(
     ------
     ValueError
         For fewer than two folds, and for whatever `tune_thresholds` refuses.
+
+    Examples
+    --------
+    The best threshold of each fold's own rows would make no mistake there; that of the other fold's rows makes one.
+
+    >>> y_true, y_score, fold = [[0], [1], [0], [1]], [[0.125], [0.375], [0.5], [0.75]], [0, 0, 1, 1]
+    >>> fitted = cross_fit_thresholds(y_true, y_score, fold, min_positives=1)
+    >>> fitted.thresholds
+    {0: array([0.625]), 1: array([0.25])}
+    >>> fitted.y_pred.ravel().tolist()
+    [0, 0, 1, 1]
     """
     return cross_fit(
         y_true,

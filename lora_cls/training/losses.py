@@ -41,6 +41,16 @@ def pos_weight(
     ------
     RecipeError
         If a given list does not hold one positive number per label.
+
+    Examples
+    --------
+    Three rows with the label and nine without: weighed three times, the positives count as much as the negatives.
+
+    >>> labels = np.array([[1]] * 3 + [[0]] * 9)
+    >>> pos_weight(labels, Loss(pos_weight="balanced")).tolist()
+    [3.0]
+    >>> pos_weight(labels, Loss(pos_weight="sqrt")).round(3).tolist()
+    [1.732]
     """
     n_labels = labels.shape[1]
     if isinstance(loss.pos_weight, list):
