@@ -193,16 +193,15 @@ def work_with_recipe(way: str, given: argparse.Namespace) -> None:
     overrides += [f"data.label_columns=[{', '.join(given.labels)}]", f"data.text_columns=[{given.text}]"]
     recipe = load_recipe(given.model, overrides)
     data = load_train(recipe.data, read_table(given.data).head(given.rows))
-    learner = TransformerLearner(recipe, data.label_names, data)
-    model = learner._fresh_model(0)
+    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
+    session, training = trainer.session, trainer.rows
+    model = session.fresh_model(0)
     cache_seconds = 0.0
-    assert learner.train_tokens is not None
-    if (cache := learner.open_prefix_cache(learner.train_tokens)) is not None:
-        cache.fill(learner.train_tokens)
+    if (cache := session.prefix_cache(training.tokens)) is not None:
+        cache.fill(training.tokens)
         used = cache.used
         cache_seconds = used.seconds / used.computed if used.computed else float("nan")
-    rows = np.arange(len(data))
-    objective = learner._objective(rows, learner._weight(rows))
+    objective = session.head.objective(training, session.head.weight(training))
     optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()

@@ -38,7 +38,7 @@ def estimate(recipe: Recipe, device: str, dtype: str) -> Any:
     """A recipe's estimate by `benchmarks.configurations`."""
     import torch
 
-    from lora_cls.modeling.memory import estimate_memory
+    from lora_cls.training.memory import estimate_memory
 
     assert recipe.backbone is not None
     config = configuration(recipe.backbone.name_or_path)
@@ -119,10 +119,10 @@ def measure(recipe: Recipe) -> int:
         table[f"label{j}"] = (np.arange(n) + j) % 2
     names = [f"label{j}" for j in range(N_LABELS)]
     data = load_train(recipe.data.model_copy(update={"label_columns": names}), table)
-    learner = TransformerLearner(recipe, names, data)
-    learner.prepare()
+    trainer = TransformerLearner(recipe, names).prepare(data)
+    trainer.measure()
     with tempfile.TemporaryDirectory() as folder:
-        learner.fit_fold(0, np.arange(n), np.arange(n)[:8], FoldFolder(Path(folder) / "fold"))
+        trainer.fit_fold(0, np.arange(n), np.arange(n)[:8], FoldFolder(Path(folder) / "fold"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -24,6 +24,9 @@ if not SHIPPED.is_dir():
 
 Task = Literal["multi_label", "single_label", "binary"]
 BlendHow = Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"]
+HeadKind = Literal["linear", "label_tokens", "generate"]
+# naming the labels before made their scores worse: they are copied
+DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
 
 
 class Section(BaseModel):
@@ -79,7 +82,7 @@ class Quantization(Section):
 class Head(Section):
     """How hidden states become scores."""
 
-    kind: Literal["linear", "label_tokens", "generate"] = "linear"
+    kind: HeadKind = "linear"
     """`linear`: a fresh linear layer in fp32 over a pooled hidden state. `label_tokens`: the same layer at the end of a
     prompt, each label's row started from the output embedding of the label's own tokens. `generate`: an
     instruction-tuned decoder learns to write the labels, and is asked how probable each one was."""
@@ -113,6 +116,12 @@ class Head(Section):
         if problems:
             raise ValueError(" ".join(problems))
         return self
+
+    @property
+    def default_prompt(self) -> str | None:
+        """What stands for `prompt: null`; None where the text stands alone, and for `generate`, which words it by the
+        task."""
+        return DEFAULT_PROMPTS.get(self.kind)
 
     def _changed(self) -> list[str]:
         return [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]

@@ -16,13 +16,13 @@ from lora_cls.data.folds import chosen_folds, make_folds
 from lora_cls.data.tables import Tables
 from lora_cls.machine import peak_memory
 from lora_cls.recipe import Recipe, load_recipe
-from lora_cls.text.prompts import recipe_frame
-from lora_cls.text.token_cache import TokenCache
-from lora_cls.text.tokens import Frame, Tokens, encode, long_text_note
+from lora_cls.text.tokens import Tokens, long_text_note
 from lora_cls.training.selection import check_selection
 
 if TYPE_CHECKING:
     from lora_cls.training.estimate import Estimate
+    from lora_cls.training.session import Session
+    from lora_cls.training.transformer import TransformerTrainer
 
 
 @dataclass(frozen=True)
@@ -87,44 +87,31 @@ def check(
     memory: dict[str, Any] = {}
     estimate: Estimate | None = None
     if recipe.backbone is not None:
-        from lora_cls.machine import cache_folder
-        from lora_cls.modeling.loading import load_tokenizer
+        from lora_cls.training.transformer import TransformerLearner
 
-        tokenizer = load_tokenizer(recipe.backbone)
-        frame, answer = _frame(tokenizer, recipe, data.label_names)
-        cache = TokenCache(cache_folder() / "tokens") if recipe.engine.token_cache else None
+        trainer = TransformerLearner(recipe, data.label_names).prepare(data, tables.test)
         aside = time.monotonic()  # from here on `check` does what a run does not
-        room = recipe.data.model_copy(update={"max_length": recipe.data.max_length - answer})
-        letters = recipe.head.kind == "generate"  # special tokens spelled in a text are letters there
-        for name, table in (("train", data), ("test", tables.test)):
-            if table is not None:
-                read = encode(tokenizer, table.texts, room, frame, letters, cache)
+        for name, read in (("train", trainer.rows.tokens), ("test", trainer.test_tokens)):
+            if read is not None:
                 note = long_text_note(read, recipe.data, {"train": "training"}.get(name, name))
                 notes += [note] if note else []
-                endless = recipe.data.model_copy(update={"max_length": 2**62})
-                whole = encode(tokenizer, table.texts, endless, frame, letters, cache)
-                tokens[name] = _lengths(whole) | {
-                    "truncated": float(read.truncated.mean()),
-                    "pieces_per_text": len(read.ids) / read.n_texts,
-                }
-        longest = min(recipe.data.max_length, answer + max(int(lengths["max"]) for lengths in tokens.values()))
-        memory = _memory(recipe, len(data.label_names), longest)
+                tokens[name] = _lengths(read)
+        longest = trainer.head.answer_tokens + max(int(lengths["max"]) for lengths in tokens.values())
+        memory = _memory(trainer.session, min(recipe.data.max_length, longest))
         if measure and (short := _too_large(memory)):
             notes.append(short)
         elif measure:
-            estimate = _measured(tables, fold, numbers, started + time.monotonic() - aside)
+            estimate = _measured(trainer, fold, numbers, started + time.monotonic() - aside)
     return Check(recipe, notes, summarize(data, tables.test), tokens, memory, estimate)
 
 
-def _measured(tables: Tables, fold: np.ndarray, numbers: list[int], started: float) -> Estimate:
-    """Time a few steps. `started` is when the run would have started that is to be prepared from now on."""
+def _measured(trainer: TransformerTrainer, fold: np.ndarray, numbers: list[int], started: float) -> Estimate:
+    """Time a few steps. `started` is when the run would have started that is to be measured from now on."""
     from lora_cls.training.estimate import estimate_run
-    from lora_cls.training.learner import make_learner
 
-    learner: Any = make_learner(tables.recipe, tables.train.label_names, tables.train, tables.test)
-    learner.prepare()
-    load_seconds = time.monotonic() - started - learner.seconds["tokenize"]
-    found = estimate_run(learner, fold, numbers, load_seconds)
+    trainer.measure()
+    load_seconds = time.monotonic() - started - trainer.session.seconds["tokenize"]
+    found = estimate_run(trainer, fold, numbers, load_seconds)
     return replace(found, peak_memory_bytes=peak_memory())
 
 
@@ -143,37 +130,29 @@ def _too_large(memory: dict[str, Any]) -> str | None:
     )
 
 
-def _frame(tokenizer: Any, recipe: Recipe, label_names: Sequence[str]) -> tuple[Frame, int]:
-    """What stands around each text, and the tokens that an answer behind it may take."""
-    if recipe.head.kind != "generate":
-        return recipe_frame(tokenizer, recipe.head, label_names), 0
-    from lora_cls.text.answers import answer_format
-
-    chat, answers = answer_format(tokenizer, recipe, label_names)
-    return chat.frame(tokenizer), answers.longest
-
-
-def _memory(recipe: Recipe, n_labels: int, longest: int) -> dict[str, Any]:
+def _memory(session: Session, longest: int) -> dict[str, Any]:
     """The estimate for this machine, at the longest text that there is."""
     from lora_cls.modeling.loading import load_config
-    from lora_cls.modeling.memory import estimate_memory
-    from lora_cls.modeling.precision import choose_dtype, default_device
-    from lora_cls.modeling.source import find_source
+    from lora_cls.training.memory import estimate_memory
 
-    assert recipe.backbone is not None
-    device = default_device()
-    config = load_config(recipe.backbone, find_source(recipe.backbone.name_or_path, recipe.backbone.revision))
-    dtype = choose_dtype(recipe, device, config.model_type)
-    kind: Literal["cpu", "cuda"] = "cuda" if device.type == "cuda" else "cpu"  # Apple's GPUs share the CPU's memory
-    found = estimate_memory(recipe, config, dtype=dtype, device=kind, n_labels=n_labels, length=longest)
-    return {"device": device.type, "length": longest} | asdict(found) | {"total": found.total}
+    device = session.device.type
+    config = load_config(session.backbone, session.source)
+    kind: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"  # Apple's GPUs share the CPU's memory
+    found = estimate_memory(
+        session.recipe, config, dtype=session.dtype, device=kind, n_labels=session.n_labels, length=longest
+    )
+    return {"device": device, "length": longest} | asdict(found) | {"total": found.total}
 
 
-def _lengths(whole: Tokens) -> dict[str, float]:
-    lengths = whole.lengths
+def _lengths(read: Tokens) -> dict[str, float]:
+    """Of whole texts, and how much of them is read."""
+    lengths = read.whole_lengths
+    assert lengths is not None
     return {
         "mean": float(lengths.mean()),
         "median": float(np.median(lengths)),
         "p95": float(np.percentile(lengths, 95)),
         "max": int(lengths.max()),
+        "truncated": float(read.truncated.mean()),
+        "pieces_per_text": len(read.ids) / read.n_texts,
     }

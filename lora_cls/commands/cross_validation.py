@@ -28,7 +28,9 @@ from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
 from lora_cls.runs.records import DataInfo
-from lora_cls.training.learner import FoldResult, Learner, make_learner
+from lora_cls.training.factory import make_learner
+from lora_cls.training.heads import head_type
+from lora_cls.training.learner import FoldResult, Learner
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
 
@@ -44,7 +46,8 @@ def refuse_blend(recipe: Recipe) -> None:
 def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
     """Overrides that keep a recipe's way and make it short; a prompt keeps the length that it was written for."""
     data = recipe.data
-    max_length = data.max_length if recipe.head.prompt or recipe.head.kind != "linear" else min(64, data.max_length)
+    prompted = recipe.head.prompt or head_type(recipe.head.kind).continues_prompt
+    max_length = data.max_length if prompted else min(64, data.max_length)
     return {
         "cv.n_splits": 2,
         "train.num_train_epochs": 1,
@@ -136,9 +139,10 @@ def cross_validate(
         if not resumed:
             RunFolder.refuse_existing(path)  # before minutes of loading
         choices = run.info.choices if resumed else None
-        learner = make_learner(recipe, data.label_names, data, tables.test, choices, None, progress)
+        learner = make_learner(recipe, data.label_names, choices, None, progress)
+        trainer = learner.prepare(data, tables.test)
         if not resumed:
-            learner.prepare()
+            trainer.measure()
             info = _info(tables, learner)
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
         costs = Costs(run, learner, started)
@@ -146,7 +150,7 @@ def cross_validate(
         progress.expect(len(todo))
         for number in todo:
             folder = run.fold(number)
-            result = learner.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
+            result = trainer.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
             complete_fold(folder, result)
             costs.note()
             f1 = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))

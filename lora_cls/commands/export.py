@@ -26,6 +26,7 @@ from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import Decision, FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
 from lora_cls.runs.folder import write_recipe
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
+from lora_cls.training.heads import head_type
 
 To = Literal["adapter", "merged"]
 FOLDS = "the folds together"
@@ -115,11 +116,8 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
         raise RunError(
             f"{run.path} is a run of TF-IDF: it has no adapters. Ship lora-cls refit, one model of all rows."
         )
-    if recipe.head.kind == "generate":
-        raise RunError(
-            f"{run.path} writes its labels (head.kind: generate): its mean is not exported. Ship lora-cls refit, one "
-            "model of all rows."
-        )
+    if reason := head_type(recipe.head.kind).not_exported:
+        raise RunError(f"{run.path} {reason}: its mean is not exported. Ship lora-cls refit, one model of all rows.")
     if recipe.lora is None and to == "adapter":
         raise RunError(
             f"{run.path} trained every weight (lora: null): it has no adapters. --to merged gives the mean of the "
@@ -163,8 +161,11 @@ def _write(
         chosen = compression.rank if compression else exact
         recipe = _with_rank(recipe, chosen)
     else:
-        merge = average_weights if recipe.lora is None else merge_adapters
-        choices["merged_dtype"] = merge(run, folder / "model", backbone)
+        choices["merged_dtype"] = (
+            average_weights(run, folder / "model", backbone)
+            if recipe.lora is None
+            else merge_adapters(run, folder / "model", backbone, head_type(recipe.head.kind).attach)
+        )
         choices.pop("base_sha256", None)  # of the base before
         recipe, backbone_path = load_recipe(recipe, {"lora": None, "quantization": None}), "model"
     weight = np.exp(np.log(run.pos_weights()).mean(axis=0)).tolist()

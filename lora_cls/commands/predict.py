@@ -14,7 +14,7 @@ from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
 from lora_cls.runs import Decision, FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
 
 Models = Literal["folds", "refit"]
@@ -52,7 +52,7 @@ class Classifier:
         self._show = show
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
-        self._learner = make_learner(self.recipe, self.label_names, choices=run.info.choices, backbone=backbone)
+        self._predictor = make_predictor(self.recipe, self.label_names, run.info.choices, backbone)
 
     @classmethod
     def load(
@@ -135,9 +135,9 @@ class Classifier:
         seconds = 0.0
         with Progress(len(self._folders), self._show) as progress:
             for i, folder in enumerate(self._folders):
-                logits[i] = self._learner.predict(folder, texts)
-                seconds += self._learner.predict_seconds
-                progress.fold_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._learner.notes]))
+                logits[i] = self._predictor.predict(folder, texts)
+                seconds += self._predictor.predict_seconds
+                progress.fold_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._predictor.notes]))
             n_models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
             rate = len(texts) * len(self._folders) / max(seconds, 1e-9)
             progress.say(f"{len(texts)} rows by {n_models} in {seconds:.1f} s: {rate:.0f} rows/s by each")

@@ -11,7 +11,7 @@ from lora_cls.commands.cross_validation import complete_fold, refuse_blend
 from lora_cls.data import TableLike
 from lora_cls.errors import RunError
 from lora_cls.runs import FoldFolder, RunFolder, training_data
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_learner
 from lora_cls.training.progress import Progress
 
 
@@ -47,8 +47,8 @@ def refit(
         if recipe.train.select != "last" and chosen:
             n_epochs = round(median(chosen))
             progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
-        learner = make_learner(recipe, run.label_names, data, None, run.info.choices, None, progress)
+        trainer = make_learner(recipe, run.label_names, run.info.choices, None, progress).prepare(data)
         rows = np.arange(len(data))  # extra rows too
-        complete_fold(run.refit, learner.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
+        complete_fold(run.refit, trainer.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
         progress.fold_done("all rows", "done")
     return run.refit

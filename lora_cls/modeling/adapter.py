@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from lora_cls.errors import BackboneError, RunError, did_you_mean, shorten
 from lora_cls.files import whole_folder
-from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head, reset_head
+from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head, linear_layer, reset_head
 from lora_cls.modeling.layers import find_layers
 from lora_cls.modeling.low_rank import speed_up
 from lora_cls.modeling.quiet import quiet_transformers
@@ -82,13 +83,19 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or pointwise or type(module).__name__ == "Conv1D"
 
 
-def build_model(base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | None = None) -> SequenceClassifier:
+def build_model(
+    base: Any,
+    recipe: Recipe,
+    n_labels: int,
+    dtype: torch.dtype | None = None,
+    layer: Callable[[int, int], nn.Module] = linear_layer,
+) -> SequenceClassifier:
     """Attach head and adapters to a loaded base.
 
     With `lora: null` every parameter is trained in fp32; else the base stays frozen as it was loaded, and adapters and
-    head are fp32. `dtype`: see `SequenceClassifier`.
+    head are fp32. `dtype`: see `SequenceClassifier`; `layer`: see `attach_head`.
     """
-    attach_head(base, n_labels, recipe.head.kind)
+    attach_head(base, n_labels, layer)
     return SequenceClassifier(
         adapt(base, recipe, modules_to_save=[HEAD]), recipe.head.pooling, recipe.head.dropout, dtype
     )

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_cls.modeling.label_tokens import LabelTokenHead
 from lora_cls.modeling.layers import find_layers, lowest_trained_layer
 
 HEAD = "score"  # the head's attribute on the base model: one PEFT folder then carries adapter and head
@@ -135,14 +134,17 @@ class SequenceClassifier(nn.Module):
             ).last_hidden_state
         return hidden
 
-    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """What the head reads, Tensor of shape (n_rows, hidden_size), float32, on the model's device."""
+    def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The base's output and the mask on the model's device; what is known of the frozen layers is not computed."""
         device = next(self.parameters()).device
         known = self.reuse(input_ids, attention_mask) if self.reuse else nullcontext()
         input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
         with known:
-            hidden = self.last_hidden_state(input_ids, attention_mask)
-        return pool(hidden, attention_mask, self.pooling)
+            return self.last_hidden_state(input_ids, attention_mask), attention_mask
+
+    def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """What the head reads, Tensor of shape (n_rows, hidden_size), float32, on the model's device."""
+        return pool(*self.hidden_states(input_ids, attention_mask), self.pooling)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits, Tensor of shape (n_rows, n_labels), float32, on the model's device; ids and mask best on the CPU."""
@@ -151,17 +153,16 @@ class SequenceClassifier(nn.Module):
             return getattr(self.base, HEAD)(pooled)
 
 
-def attach_head(base: nn.Module, n_labels: int, kind: str = "linear") -> None:
-    """Give `base` a fresh fp32 head as `base.score`."""
+def linear_layer(hidden_size: int, n_labels: int) -> nn.Module:
+    """The plain head, in fp32."""
+    return nn.Linear(hidden_size, n_labels, dtype=torch.float32)
+
+
+def attach_head(base: nn.Module, n_labels: int, layer: Callable[[int, int], nn.Module] = linear_layer) -> None:
+    """Give `base` a fresh head as `base.score`; `layer` makes it, given the hidden size and the number of labels."""
     config: Any = base.config
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    head: nn.Module
-    if kind == "label_tokens":
-        head = LabelTokenHead(text_config.hidden_size, n_labels)
-    else:
-        head = nn.Linear(text_config.hidden_size, n_labels, dtype=torch.float32)
-    head.to(next(base.parameters()).device)
-    setattr(base, HEAD, head)
+    setattr(base, HEAD, layer(text_config.hidden_size, n_labels).to(next(base.parameters()).device))
 
 
 def reset_head(head: nn.Module) -> None:

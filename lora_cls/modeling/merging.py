@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_cls.errors import BackboneError, RunError
 from lora_cls.runs import RunFolder
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def merge_adapters(run: RunFolder, folder: Path, backbone: str | None) -> str:
-    """Add the exact mean of the updates to the base's weights, in the precision of its files; returns that."""
+
+def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: Callable[[nn.Module, int], None]) -> str:
+    """Add the exact mean of the updates to the base's weights, in the precision of its files; returns that.
+
+    Parameters
+    ----------
+    attach : puts the run's kind of head on a base with so many labels
+    """
     import torch
     from peft import PeftModel
 
     from lora_cls.modeling.adapter import save_model
-    from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head
+    from lora_cls.modeling.classifier import HEAD, SequenceClassifier
     from lora_cls.modeling.loading import base_fingerprint, load_base, load_tokenizer
     from lora_cls.modeling.precision import DTYPES
     from lora_cls.modeling.source import find_source
@@ -36,7 +45,7 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None) -> str:
             f"{source.path_or_id} is not the base that this run was trained on: its weights differ. Give the same "
             "model in the same revision with --backbone."
         )
-    attach_head(base, len(run.label_names))
+    attach(base, len(run.label_names))
     with TemporaryDirectory(dir=folder.parent) as scratch:
         adapter = Path(scratch) / "adapter"
         mean_adapter([run.fold(number).adapter for number in run.finished_folds], adapter)

@@ -1,4 +1,4 @@
-"""What this device does well, measured: the precision of the computation and the number of threads.
+"""What this device does well, measured: the precision of the computation, and the kind of attention.
 
 Measured once per machine and kept in the cache folder, so that the same recipe computes the same way every time; frozen
 in a run's `run.json` too, so that a resume does wherever the cache is gone.
@@ -17,6 +17,7 @@ import torch
 from lora_cls.errors import BackboneError
 from lora_cls.files import write_json
 from lora_cls.machine import cache_folder
+from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -87,3 +88,22 @@ def _seconds(dtype: torch.dtype) -> float:
         a @ b
         times.append(time.perf_counter() - start)
     return min(times)
+
+
+def faster_attention(model: SequenceClassifier, ids: torch.Tensor, mask: torch.Tensor) -> str:
+    """The faster of eager attention and PyTorch's fused one, by training steps on a batch of real rows."""
+    times: dict[str, list[float]] = {"sdpa": [], "eager": []}
+    model.train()
+    for _ in range(5):
+        for name in list(times):
+            try:
+                model.base.set_attn_implementation(name)
+                started = time.perf_counter()
+                model(ids, mask).square().sum().backward()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                times[name].append(time.perf_counter() - started)
+            except (ValueError, ImportError, torch.OutOfMemoryError):
+                del times[name]
+    model.zero_grad(set_to_none=True)
+    return min(times, key=lambda name: min(times[name])) if times else "eager"

@@ -1,15 +1,11 @@
-"""What a recipe's head puts around a text: the tokenizer's special tokens, or a prompt that may name the labels."""
+"""The prompt of a recipe's head, and the words that it calls the labels by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lora_cls.errors import RecipeError, did_you_mean, shorten
 from lora_cls.recipe import Head
-from lora_cls.text.tokens import Frame, prompt_frame, special_frame
-
-DEFAULT_PROMPT = "Text: {text}\nLabel:"  # naming the labels before made their scores worse: they are copied
 
 
 def label_words(head: Head, label_names: Sequence[str]) -> list[str]:
@@ -36,14 +32,6 @@ def label_words(head: Head, label_names: Sequence[str]) -> list[str]:
 
 def head_prompt(head: Head, label_names: Sequence[str]) -> str | None:
     """The prompt around each text, labels filled in; None where the text stands alone."""
-    prompt = head.prompt or (DEFAULT_PROMPT if head.kind == "label_tokens" else None)
+    prompt = head.prompt or head.default_prompt
     # only {labels} is filled: other braces are text
     return prompt and prompt.replace("{labels}", ", ".join(label_words(head, label_names)))
-
-
-def recipe_frame(tokenizer: Any, head: Head, label_names: Sequence[str]) -> Frame:
-    """The token ids around every text: of the head's prompt, or the special tokens alone."""
-    prompt = head_prompt(head, label_names)
-    if prompt is None:
-        return special_frame(tokenizer)
-    return prompt_frame(tokenizer, prompt, closed=head.kind == "linear")

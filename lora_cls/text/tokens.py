@@ -29,12 +29,15 @@ class Tokens:
         Texts of which something was cut off.
     max_length : int or None
         No batch is padded beyond it.
+    whole_lengths : ndarray of shape (n_texts,), int64, or None
+        Tokens that every text would have without a limit. None where the pieces were not cut from texts here.
     """
 
     ids: list[np.ndarray]
     text: np.ndarray
     truncated: np.ndarray
     max_length: int | None = None
+    whole_lengths: np.ndarray | None = None
 
     @property
     def n_texts(self) -> int:
@@ -71,6 +74,7 @@ class Tokens:
             np.repeat(np.arange(len(chosen)), self.n_pieces[chosen]),
             self.truncated[chosen],
             self.max_length,
+            None if self.whole_lengths is None else self.whole_lengths[chosen],
         )
 
     def batch(self, pieces: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,14 +184,15 @@ def encode(
         )
     ids: list[np.ndarray] = []
     text_of: list[int] = []
-    truncated = np.zeros(len(texts), dtype=bool)
+    truncated, whole = np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=np.int64)
     for i, body in enumerate(_bodies(tokenizer, texts, frame.lead, split_special_tokens, cache)):
         pieces, truncated[i] = _pieces(body, room, data)
+        whole[i] = max(1, len(frame) + len(body))
         for piece in pieces:
-            whole = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
-            ids.append(np.asarray(whole, dtype=np.int64))
+            framed = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
+            ids.append(np.asarray(framed, dtype=np.int64))
             text_of.append(i)
-    return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length)
+    return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length, whole)
 
 
 def _bodies(

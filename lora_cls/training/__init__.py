@@ -1,1 +1,1 @@
-"""Training one fold: losses, the loop, its checkpoints, and the two kinds of learner."""
+"""Learners: how a fold is trained, scored, saved and asked; heads, losses, the loop, its checkpoints, its costs."""

@@ -17,8 +17,7 @@ from lora_cls.text.tokens import Tokens, shuffled_batches
 from lora_cls.training.batches import is_out_of_memory, training_memory_error
 from lora_cls.training.checkpoint import FoldState, save_state
 from lora_cls.training.loop import accumulated_loss, epoch_seed, make_optimizer, update
-from lora_cls.training.selection import hold_back
-from lora_cls.training.transformer import TransformerLearner
+from lora_cls.training.transformer import TransformerTrainer
 
 QUANTILES = (1.0, 0.9, 0.5, 0.05)  # of the batches by length; the longest first: it tells at once whether all fit
 ROUNDS = 5  # of all measured batches; the first one prepares kernels and is left out
@@ -79,16 +78,16 @@ class _Curve:
 
 
 def estimate_run(
-    learner: TransformerLearner, fold: np.ndarray, numbers: Sequence[int], load_seconds: float
+    trainer: TransformerTrainer, fold: np.ndarray, numbers: Sequence[int], load_seconds: float
 ) -> Estimate:
-    """Time steps of the first fold and count up what all folds take. The learner is not to be used afterwards.
+    """Time steps of the first fold and count up what all folds take. The trainer is not to be used afterwards.
 
     Training steps have a learning rate of 0, and take as long as any. An untrained model that writes its labels may
     write more tokens than a trained one: prediction is then estimated too long.
 
     Parameters
     ----------
-    learner : prepared
+    trainer : measured
     fold : ndarray of shape (n_samples,), the fold of every training row, -1 for rows that are only trained on
     numbers : the folds to train
     load_seconds : what comes before the first fold, tokenising left out
@@ -99,88 +98,39 @@ def estimate_run(
         If the longest batch does not fit into the memory; says what to set.
     """
     started = time.monotonic()
-    train, tokens = learner.recipe.train, learner.train_tokens
-    assert tokens is not None and learner.train is not None
-    rows_of = {number: _train_rows(learner, fold, number) for number in numbers}
-    first, _ = rows_of[numbers[0]]
-    model, objective, weight, accelerator = learner.begin_fold(numbers[0], first)
-    reload = 0.0
-    if learner.recipe.lora is None and len(numbers) > 1:  # every further fold loads the base again
-        del model
-        before = time.monotonic()
-        model, objective, weight, accelerator = learner.begin_fold(numbers[0], first)
-        reload = time.monotonic() - before
+    train, tokens = trainer.recipe.train, trainer.rows.tokens
+    rows_of = {
+        number: trainer.divide(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number))
+        for number in numbers
+    }
+    steps = _Steps(trainer, numbers[0], rows_of[numbers[0]][0], reload=len(numbers) > 1)
+    training, lengths = steps.training(), steps.objective.lengths
+    predicting = steps.predicting()
+    state_seconds, model_seconds = steps.saving()
 
-    pieces = [*tokens.ids, *(learner.test_tokens.ids if learner.test_tokens is not None else [])]
-    piece_lengths = np.array([len(ids) for ids in pieces])
-    cache, own = learner.open_prefix_cache(tokens), tokens.take(first).ids
-    lengths, size = objective.lengths, train.per_device_train_batch_size
-    batches = shuffled_batches(lengths, size, np.random.default_rng(epoch_seed(train.seed, numbers[0], 1)))
-    inner = make_optimizer(model, learner.recipe)
-    optimizer = accelerator.prepare(inner)
-    updates: list[float] = []
-
-    def step(rows: np.ndarray) -> float:
-        if cache is not None:
-            cache.hold([own[row] for row in rows])
-        model.train()
-        before = _now(learner.device)
-        accumulated_loss(model, objective, [rows], accelerator)
-        between = _now(learner.device)
-        update(optimizer, 0.0, train.max_grad_norm, accelerator)
-        updates.append(_now(learner.device) - between)
-        return between - before
-
-    try:
-        training = _measure(step, batches, lengths, size, BUDGET)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise training_memory_error(train, "measuring before the run", int(lengths.max()), error) from error
-
-    eval_size = learner.batches.size
-    order = np.argsort(-piece_lengths, kind="stable")
-    eval_batches = [order[i : i + eval_size] for i in range(0, len(order), eval_size)]
-
-    def answer(rows: np.ndarray) -> float:
-        if cache is not None:
-            cache.hold([pieces[row] for row in rows])
-        # any pieces will do, as texts of their own
-        alone = Tokens(
-            [pieces[row] for row in rows], np.arange(len(rows)), np.zeros(len(rows), bool), tokens.max_length
-        )
-        before = _now(learner.device)
-        learner._logits(model, alone, weight)
-        return _now(learner.device) - before
-
-    predicting = _measure(answer, eval_batches, piece_lengths, eval_size, BUDGET / 2)
-    with tempfile.TemporaryDirectory() as folder:
-        before = time.monotonic()
-        save_state(Path(folder) / "state.safetensors", model, inner, FoldState(), {})
-        state_seconds = time.monotonic() - before
-        before = time.monotonic()
-        learner._save(model, FoldFolder(Path(folder)))
-        model_seconds = time.monotonic() - before
-
-    longest = np.array([lengths[rows].max() for rows in batches])
-    n_rows = np.array([len(rows) for rows in batches])
-    n_steps = -(-len(batches) // train.gradient_accumulation_steps)
-    epoch_seconds = training.over(longest, n_rows) + n_steps * median(updates[1:] or updates)
+    longest = np.array([lengths[rows].max() for rows in steps.batches])
+    n_rows = np.array([len(rows) for rows in steps.batches])
+    n_steps = -(-len(steps.batches) // train.gradient_accumulation_steps)
+    epoch_seconds = training.over(longest, n_rows) + n_steps * median(steps.updates[1:] or steps.updates)
     per_piece = epoch_seconds / len(lengths)
     of_piece = np.split(tokens.lengths, np.cumsum(tokens.n_pieces)[:-1])  # lengths of every text's pieces
-    test = predicting.sorted(learner.test_tokens.lengths) if learner.test_tokens is not None else 0.0
-    epochs, select = train.num_train_epochs, train.select
-    seconds = {"load": load_seconds + reload * (len(numbers) - 1), "tokenize": learner.seconds["tokenize"]}
-    seconds["prefix"] = cache.seconds_to_fill(pieces) if cache is not None else 0.0
+    test_lengths = trainer.test_tokens.lengths if trainer.test_tokens is not None else np.zeros(0, dtype=np.int64)
+    test = predicting.sorted(test_lengths)
+    epochs = train.num_train_epochs
+    seconds = {
+        "load": load_seconds + steps.reload_seconds * (len(numbers) - 1),
+        "tokenize": trainer.session.seconds["tokenize"],
+        "prefix": steps.cache.seconds_to_fill(steps.pieces) if steps.cache is not None else 0.0,
+    }
     seconds |= dict.fromkeys(("train", "score", "predict", "save"), 0.0)
     n_predicted = 0
     for number, (train_rows, selection_rows) in rows_of.items():
         held = np.concatenate([of_piece[row] for row in np.flatnonzero(fold == number)])
         chosen = np.concatenate([of_piece[row] for row in selection_rows]) if len(selection_rows) else held[:0]
-        n_predicted += len(held) + (len(learner.test_tokens.ids) if learner.test_tokens is not None else 0)
+        n_predicted += len(held) + len(test_lengths)
         seconds["train"] += epochs * per_piece * float(tokens.n_pieces[train_rows].sum())
         seconds["predict"] += predicting.sorted(held) + test
-        every_epoch = test + model_seconds if select == "cross_fitted" else 0.0
+        every_epoch = test + model_seconds if train.select == "cross_fitted" else 0.0
         seconds["score"] += epochs * (predicting.sorted(chosen) + every_epoch)
         seconds["save"] += epochs * state_seconds + model_seconds
     return Estimate(
@@ -190,19 +140,93 @@ def estimate_run(
         train_rows_per_second=1 / per_piece,
         predict_rows_per_second=n_predicted / seconds["predict"],
         lengths=training.lengths,
-        steps=len(updates),
+        steps=len(steps.updates),
         predictions=predicting.timed,
         measuring_seconds=time.monotonic() - started,
     )
 
 
-def _train_rows(learner: TransformerLearner, fold: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that a fold is trained on, and those that every epoch is scored on to choose among epochs."""
-    assert learner.train is not None
-    rows, held, select = np.flatnonzero(fold != number), np.flatnonzero(fold == number), learner.recipe.train.select
-    if select == "inner":
-        return hold_back(learner.recipe, learner.train, rows, number)
-    return rows, held if select in ("scored_fold", "cross_fitted") else held[:0]
+class _Steps:
+    """Steps of one fold, to be timed.
+
+    Parameters
+    ----------
+    rows : the fold's training rows
+    reload : whether further folds are to be trained, for which full fine-tuning loads the base again
+    """
+
+    def __init__(self, trainer: TransformerTrainer, number: int, rows: np.ndarray, reload: bool) -> None:
+        self.trainer, self.session, self.train = trainer, trainer.session, trainer.recipe.train
+        self.number = number
+        self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows)
+        self.reload_seconds = 0.0
+        if trainer.recipe.lora is None and reload:
+            del self.model
+            before = time.monotonic()
+            self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows)
+            self.reload_seconds = time.monotonic() - before
+        tokens, test = trainer.rows.tokens, trainer.test_tokens
+        self.pieces = [*tokens.ids, *(test.ids if test is not None else [])]
+        self.cache, self.own = self.session.prefix_cache(tokens), tokens.take(rows).ids
+        rng = np.random.default_rng(epoch_seed(self.train.seed, number, 1))
+        self.batches = shuffled_batches(self.objective.lengths, self.train.per_device_train_batch_size, rng)
+        self.inner = make_optimizer(self.model, trainer.recipe)
+        self.optimizer = self.accelerator.prepare(self.inner)
+        self.updates: list[float] = []
+
+    def training(self) -> _Curve:
+        """Seconds of training batches; `updates` gets those of the optimizer.
+
+        Raises
+        ------
+        TrainingError
+            If the longest batch does not fit into the memory; says what to set.
+        """
+        lengths = self.objective.lengths
+        try:
+            return _measure(self._train, self.batches, lengths, self.train.per_device_train_batch_size, BUDGET)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            where = "measuring before the run"
+            raise training_memory_error(self.train, where, int(lengths.max()), error) from error
+
+    def _train(self, rows: np.ndarray) -> float:
+        if self.cache is not None:
+            self.cache.hold([self.own[row] for row in rows])
+        self.model.train()
+        before = _now(self.session.device)
+        accumulated_loss(self.model, self.objective, [rows], self.accelerator)
+        between = _now(self.session.device)
+        update(self.optimizer, 0.0, self.train.max_grad_norm, self.accelerator)
+        self.updates.append(_now(self.session.device) - between)
+        return between - before
+
+    def predicting(self) -> _Curve:
+        """Seconds of batches to be answered."""
+        lengths, size = np.array([len(ids) for ids in self.pieces]), self.session.batches.size
+        order = np.argsort(-lengths, kind="stable")
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        return _measure(self._answer, batches, lengths, size, BUDGET / 2)
+
+    def _answer(self, rows: np.ndarray) -> float:
+        pieces = [self.pieces[row] for row in rows]
+        if self.cache is not None:
+            self.cache.hold(pieces)
+        # any pieces will do, as texts of their own
+        alone = Tokens(pieces, np.arange(len(rows)), np.zeros(len(rows), bool), self.trainer.rows.tokens.max_length)
+        before = _now(self.session.device)
+        self.session.answer(self.model, alone, self.weight)
+        return _now(self.session.device) - before
+
+    def saving(self) -> tuple[float, float]:
+        """Seconds to write the state of an epoch, and what was trained."""
+        with tempfile.TemporaryDirectory() as folder:
+            before = time.monotonic()
+            save_state(Path(folder) / "state.safetensors", self.model, self.inner, FoldState(), {})
+            between = time.monotonic()
+            self.session.save(self.model, FoldFolder(Path(folder)))
+            return between - before, time.monotonic() - between
 
 
 def _measure(

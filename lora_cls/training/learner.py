@@ -1,4 +1,4 @@
-"""The one interface that transformers and the classical baseline share, and how a fold's files are completed."""
+"""Who answers, who trains, and what a trained fold hands back: the same for transformers, TF-IDF and blends."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lora_cls.data import Dataset
-from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
-from lora_cls.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -32,29 +30,25 @@ class FoldResult:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-class Learner(Protocol):
-    """Trains folds and answers for new texts."""
+class Predictor(Protocol):
+    """Answers for new texts."""
 
-    choices: dict[str, Any]
-    """What was measured at the start; `run.json` keeps it."""
-    backbone_path: str | None
-    """Where the base model was loaded from: a folder or a hub id; None without one."""
     notes: list[str]
     """What the user should know of the last `predict`."""
-    seconds: dict[str, float]
-    """Spent so far on what belongs to no fold: `load` (the base model), `tokenize`, `prefix` (layers below the lowest
-    adapter)."""
     predict_seconds: float
     """Spent in the last `predict`, loading the base left out."""
 
-    @property
-    def reused(self) -> dict[str, int]:
-        """What was found in caches on disk instead of being computed, by name and number."""
+    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
+        """Logits of the model saved in `folder`, ndarray of shape (n_texts, n_labels), float32."""
         ...
 
-    def prepare(self) -> None:
+
+class FoldTrainer(Protocol):
+    """Trains folds of one table."""
+
+    def measure(self) -> None:
         """Load and measure all that does not depend on the fold, so that what cannot work fails before a run folder
-        exists; completes `choices`."""
+        exists; completes `Learner.choices`."""
         ...
 
     def fit_fold(
@@ -71,33 +65,23 @@ class Learner(Protocol):
         """
         ...
 
-    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
-        """Logits of the model saved in `folder`, ndarray of shape (n_texts, n_labels), float32."""
+
+class Learner(Predictor, Protocol):
+    """Trains folds, too. What it holds does not depend on any rows: those enter at `prepare`."""
+
+    choices: dict[str, Any]
+    """What was measured at the start; `run.json` keeps it."""
+    backbone_path: str | None
+    """Where the base model was loaded from: a folder or a hub id; None without one."""
+    seconds: dict[str, float]
+    """Spent so far on what belongs to no fold: `load` (the base model), `tokenize`, `prefix` (layers below the lowest
+    adapter)."""
+
+    @property
+    def reused(self) -> dict[str, int]:
+        """What was found in caches on disk instead of being computed, by name and number."""
         ...
 
-
-def make_learner(
-    recipe: Recipe,
-    label_names: Sequence[str],
-    train: Dataset | None = None,
-    test: Dataset | None = None,
-    choices: dict[str, Any] | None = None,
-    backbone: str | None = None,
-    progress: Progress | None = None,
-) -> Learner:
-    """The learner that a recipe asks for; see `TransformerLearner` for the parameters."""
-    if recipe.tfidf is not None:
-        from lora_cls.training.tfidf import TfidfLearner  # needs no torch
-
-        return TfidfLearner(recipe, label_names, train, test, progress)
-    if recipe.blend is not None:
-        from lora_cls.training.blend import BlendLearner
-
-        return BlendLearner(recipe, label_names, backbone, progress)
-    if recipe.head.kind == "generate":
-        from lora_cls.training.generative import GenerativeLearner
-
-        return GenerativeLearner(recipe, label_names, train, test, choices, backbone, progress)
-    from lora_cls.training.transformer import TransformerLearner
-
-    return TransformerLearner(recipe, label_names, train, test, choices, backbone, progress)
+    def prepare(self, train: Dataset, test: Dataset | None = None) -> FoldTrainer:
+        """Take in the rows to train on, and those to answer for; no model is loaded for that."""
+        ...

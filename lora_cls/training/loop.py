@@ -15,7 +15,7 @@ from torch import nn
 
 from lora_cls.errors import TrainingError
 from lora_cls.files import write_bytes
-from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.classifier import HEAD, SequenceClassifier
 from lora_cls.recipe import Recipe
 from lora_cls.text.tokens import Tokens, shuffled_batches
 from lora_cls.training.batches import EvalBatches, is_out_of_memory, training_memory_error
@@ -64,7 +64,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """AdamW's groups: the head's own learning rate, and no weight decay on biases and norms."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trainable(model).items():
-        is_head = ".score." in name
+        is_head = f".{HEAD}." in name
         lr = recipe.head.learning_rate if is_head and recipe.head.learning_rate else recipe.train.learning_rate
         decay = recipe.train.weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
@@ -267,6 +267,11 @@ def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBa
     model.eval()
     with torch.no_grad():
         batches.each(tokens.lengths, answer)
+    refuse_not_finite(logits)
+    return logits
+
+
+def refuse_not_finite(logits: np.ndarray) -> None:
+    """Raise TrainingError where a model answers with a value that is not a finite number."""
     if not np.isfinite(logits).all():
         raise TrainingError("The model answers with values that are not finite numbers. Set backbone.dtype: float32.")
-    return logits

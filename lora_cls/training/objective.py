@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lora_cls.recipe import Recipe
-from lora_cls.text.tokens import Tokens
+from lora_cls.text.answers import LabelAnswers
+from lora_cls.text.tokens import Tokens, pad
 from lora_cls.training.losses import training_loss
 
 
@@ -69,3 +70,52 @@ class ClassificationObjective:
         targets, of_piece = self.targets[pieces].to(device), self.piece_weight[pieces].to(device)
         weight, recipe = self.weight.to(device), self.recipe
         return training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task), mask
+
+
+class AnswerObjective:
+    """Cross-entropy on the tokens of the answers, and on nothing before them.
+
+    Parameters
+    ----------
+    tokens : the fold's training prompts, the answer being next
+    targets : ndarray of shape (n_texts, n_labels), 0 or 1
+    row_weight : ndarray of shape (n_texts,), 0 or more; None counts every text alike
+
+    A row's loss is the sum over its answer: minus the log-likelihood of its labels. A mean over the answer would count
+    "and there is no further label" more in short answers than "and there is a further one" in long ones, and so teach
+    too few labels. All losses are divided by the mean number of tokens in an answer, to be of the size of one token's.
+    Positive weights have no meaning here: a rare label is one of several words that compete at the same place.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        targets: np.ndarray,
+        answers: LabelAnswers,
+        pad_id: int,
+        row_weight: np.ndarray | None = None,
+    ) -> None:
+        of_text = [np.array(answers.ids(np.flatnonzero(row).tolist()), dtype=np.int64) for row in targets]
+        self.ids = [np.concatenate([ids, of_text[i]]) for ids, i in zip(tokens.ids, tokens.text, strict=True)]
+        self.answer_lengths = np.array([len(of_text[i]) for i in tokens.text], dtype=np.int64)
+        self.lengths = np.array([len(ids) for ids in self.ids], dtype=np.int64)
+        self.pad_id = pad_id
+        weight = np.ones(tokens.n_texts) if row_weight is None else row_weight
+        of_piece = (weight / tokens.n_pieces)[tokens.text]
+        scale = of_piece.mean() * np.mean([len(answer) for answer in of_text])
+        self.piece_weight = torch.as_tensor(of_piece / scale, dtype=torch.float32)
+
+    def loss(self, model: nn.Module, pieces: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """See `Objective.loss`."""
+        device = next(model.parameters()).device
+        # few different shapes, as in `Tokens.batch`; the answers of all rows end with the batch
+        longest = int(self.lengths[pieces].max())
+        ids, mask = pad([self.ids[piece] for piece in pieces], self.pad_id, "left", -(-longest // 8) * 8)
+        n_last = int(self.answer_lengths[pieces].max())
+        logits = model(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device), n_last + 1)[:, :-1]
+        places = np.arange(n_last)[None, :] >= n_last - self.answer_lengths[pieces][:, None]
+        chosen = torch.from_numpy(places).to(device)
+        targets = torch.from_numpy(ids[:, -n_last:]).to(device)[chosen]
+        losses = nn.functional.cross_entropy(logits[chosen].float(), targets, reduction="none")
+        rows = np.nonzero(places)[0]
+        return (losses * self.piece_weight[pieces][rows].to(device)).sum(), mask

@@ -16,7 +16,6 @@ from lora_cls.files import write_json
 from lora_cls.recipe import Recipe, Tfidf
 from lora_cls.runs import FoldFolder
 from lora_cls.training.learner import FoldResult
-from lora_cls.training.progress import Progress
 
 PRIOR_LOGIT = 20.0  # for a label that is all 0 or all 1 in a fold: certain, yet finite
 
@@ -25,28 +24,16 @@ class TfidfLearner:
     """Word and character n-grams, and scikit-learn's logistic regression with balanced classes: one per label, or one
     of all classes for `single_label`.
 
-    Rows weigh in the loss as for a transformer. A row with a soft label is two rows, a positive and a negative one,
-    weighted by the shares: the cross-entropy is the same.
-
     Parameters
     ----------
     recipe : with a `tfidf` section
-    train, test, label_names, progress : as for `TransformerLearner`
+    label_names : order of the outputs
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        label_names: Sequence[str],
-        train: Dataset | None = None,
-        test: Dataset | None = None,
-        progress: Progress | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, label_names: Sequence[str]) -> None:
         assert recipe.tfidf is not None
         self.recipe, self.settings = recipe, recipe.tfidf
         self.n_labels = len(label_names)
-        self.train, self.test = train, test
-        self.progress = progress or Progress(0, show=False)
         self.choices: dict[str, Any] = {"device": "cpu"}
         self.backbone_path: str | None = None
         self.notes: list[str] = []
@@ -54,8 +41,39 @@ class TfidfLearner:
         self.predict_seconds = 0.0
         self.reused: dict[str, int] = {}
 
-    def prepare(self) -> None:
-        """See `Learner.prepare`; nothing is to be loaded."""
+    def prepare(self, train: Dataset, test: Dataset | None = None) -> TfidfTrainer:
+        """See `Learner.prepare`."""
+        return TfidfTrainer(self, train, test)
+
+    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
+        """See `Predictor.predict`. Reads the saved files, so that what is scored is what was saved."""
+        from scipy.sparse import hstack
+
+        started = time.monotonic()
+        vectorizers, coef, intercept = _load(folder.model, self.settings)
+        if not len(texts):
+            return np.zeros((0, self.n_labels), dtype=np.float32)
+        features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
+        logits = np.asarray(features @ coef.T + intercept, dtype=np.float32)
+        self.predict_seconds = time.monotonic() - started
+        return logits
+
+
+class TfidfTrainer:
+    """Trains the baseline on one table.
+
+    Rows weigh in the loss as for a transformer. A row with a soft label is two rows, a positive and a negative one,
+    weighted by the shares: the cross-entropy is the same.
+    """
+
+    def __init__(self, learner: TfidfLearner, train: Dataset, test: Dataset | None) -> None:
+        assert train.labels is not None
+        self.learner, self.train, self.test = learner, train, test
+        self.settings, self.n_labels = learner.settings, learner.n_labels
+        self.targets = train.labels if train.targets is None else train.targets
+
+    def measure(self) -> None:
+        """See `FoldTrainer.measure`; nothing is to be loaded."""
 
     def fit_fold(
         self,
@@ -65,23 +83,21 @@ class TfidfLearner:
         folder: FoldFolder,
         n_epochs: int | None = None,
     ) -> FoldResult:
-        """See `Learner.fit_fold`."""
+        """See `FoldTrainer.fit_fold`."""
         from scipy.sparse import hstack
 
-        assert self.train is not None and self.train.labels is not None
         folder.path.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        texts, labels = self.train.texts, self.train.labels[train_rows]
+        texts = self.train.texts
         vectorizers = _vectorizers(self.settings)
         features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
-        targets = labels if self.train.targets is None else self.train.targets[train_rows]
         row_weight = None if self.train.row_weight is None else self.train.row_weight[train_rows]
-        fit = self._fit_classes if self.recipe.task == "single_label" else self._fit_labels
-        coef, intercept, weight = fit(features, targets, row_weight)
+        fit = self._fit_classes if self.learner.recipe.task == "single_label" else self._fit_labels
+        coef, intercept, weight = fit(features, self.targets[train_rows], row_weight)
         _save(folder.model, vectorizers, coef, intercept)
         train_seconds = time.monotonic() - started
-        oof_logits = self.predict(folder, [texts[row] for row in oof_rows])
-        test_logits = self.predict(folder, self.test.texts) if self.test else None
+        oof_logits = self.learner.predict(folder, [texts[row] for row in oof_rows])
+        test_logits = self.learner.predict(folder, self.test.texts) if self.test else None
         seconds = {"train": round(train_seconds, 3), "predict": round(time.monotonic() - started - train_seconds, 3)}
         info = {
             "train_rows": len(train_rows),
@@ -97,7 +113,6 @@ class TfidfLearner:
         """Coefficients (n_labels, n_features), intercepts and positive weights (n_labels,)."""
         from sklearn.linear_model import LogisticRegression
 
-        assert self.train is not None
         of_row = np.ones(len(targets)) if row_weight is None else row_weight
         positives, negatives = of_row @ targets, of_row @ (1.0 - targets)
         odds = negatives / np.where(positives > 0, positives, 1)
@@ -143,19 +158,6 @@ class TfidfLearner:
             intercept[present] = [0.0, model.intercept_[0]] if two else model.intercept_
         # the weights shift the logit by the log of the class's weight
         return coef, intercept, weight
-
-    def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
-        """See `Learner.predict`. Reads the saved files, so that what is scored is what was saved."""
-        from scipy.sparse import hstack
-
-        started = time.monotonic()
-        vectorizers, coef, intercept = _load(folder.model, self.settings)
-        if not len(texts):
-            return np.zeros((0, self.n_labels), dtype=np.float32)
-        features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()
-        logits = np.asarray(features @ coef.T + intercept, dtype=np.float32)
-        self.predict_seconds = time.monotonic() - started
-        return logits
 
 
 def _weighted(

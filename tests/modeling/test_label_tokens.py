@@ -11,7 +11,7 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import load_train
 from lora_cls.errors import BackboneError, RecipeError
-from lora_cls.modeling.adapter import build_model, load_model_weights, save_model, trainable_head
+from lora_cls.modeling.adapter import load_model_weights, save_model, trainable_head
 from lora_cls.modeling.label_tokens import (
     LabelTokenHead,
     label_directions,
@@ -23,6 +23,7 @@ from lora_cls.modeling.source import find_source
 from lora_cls.recipe import Head, load_recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.text.prompts import head_prompt, label_words
+from lora_cls.training.heads.label_tokens import LabelTokensHead
 from lora_cls.training.losses import pos_weight
 from lora_cls.training.transformer import TransformerLearner
 
@@ -130,7 +131,7 @@ def test_encoders_are_refused(kind, tiny_recipe, emotion_table):
     recipe = tiny_recipe(kind, head={"kind": "label_tokens"})
     data = load_train(recipe.data, emotion_table(12))
     with pytest.raises(BackboneError, match=r"needs a decoder.*head\.kind: linear"):
-        TransformerLearner(recipe, data.label_names, data).prepare()
+        TransformerLearner(recipe, data.label_names).prepare(data).measure()
 
 
 def test_a_base_without_output_head_is_refused(tiny_recipe, tiny_model, emotion_table):
@@ -138,7 +139,7 @@ def test_a_base_without_output_head_is_refused(tiny_recipe, tiny_model, emotion_
     recipe = recipe_of(tiny_recipe, tiny_model("llama"))
     data = load_train(recipe.data, emotion_table(12))
     with pytest.raises(BackboneError, match=r"no output head \(lm_head\.weight\)"):
-        TransformerLearner(recipe, data.label_names, data).prepare()
+        TransformerLearner(recipe, data.label_names).prepare(data).measure()
 
 
 def test_labels_that_cannot_be_told_apart(tiny_model):
@@ -167,21 +168,23 @@ def test_a_fold_starts_at_its_prior(speaking, tiny_recipe, emotion_table):
     """Before training, the mean corrected logit over the fold's rows is their prior log-odds, for 4-bit bases too."""
     recipe = recipe_of(tiny_recipe, speaking(), quantization={"load_in_4bit": True})
     data = load_train(recipe.data, emotion_table(36))
-    learner = TransformerLearner(recipe, data.label_names, data)
-    learner.prepare()
-    start, model = learner._labels_before_training(), learner._fresh_model(0)
+    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
+    trainer.measure()
+    session = trainer.session
+    model = session.fresh_model(0)
+    start = session.head.labels_before_training(model, trainer.rows, session.source, session.batches, print)
     rows = np.arange(24)
     weight = pos_weight(data.labels[rows], recipe.loss)
     start.begin(model, rows, data.labels, weight, softmax=False)
-    logits = learner._logits(model, learner.train_tokens.take(rows), weight)
+    logits = session.answer(model, trainer.rows.tokens.take(rows), weight).logits
     share = (data.labels[rows].sum(0) + 0.5) / 25
     np.testing.assert_allclose(logits.mean(0) - np.log(weight), np.log(share / (1 - share)), atol=1e-4)
     row_weight = np.resize([0.0, 1.0, 3.0], 36)
     start.begin(model, rows, data.labels, weight, softmax=True, row_weight=row_weight)
-    logits = learner._logits(model, learner.train_tokens.take(rows), weight)
+    logits = session.answer(model, trainer.rows.tokens.take(rows), weight).logits
     share = (row_weight[:24] / row_weight[:24].mean() @ data.labels[rows] + 0.5) / 25
     np.testing.assert_allclose(logits.mean(0) - np.log(weight), np.log(share), atol=1e-4)
-    found = learner.choices["roc_auc_before_training"]
+    found = session.choices["roc_auc_before_training"]
     assert set(found) == set(data.label_names) and all(0 <= value <= 1 for value in found.values())
 
 
@@ -217,7 +220,8 @@ def test_a_resumed_run_is_the_same(speaking, tiny_recipe, emotion_table, tmp_pat
 def test_the_scale_survives_a_reload(speaking, tiny_recipe, tmp_path):
     """A model saved with a scale other than 1 answers the same after loading into a model with yet another."""
     recipe = recipe_of(tiny_recipe, speaking())
-    models = [build_model(load_base(recipe.backbone, None, torch.float32, CPU), recipe, 3).eval() for _ in range(2)]
+    bases = [load_base(recipe.backbone, None, torch.float32, CPU) for _ in range(2)]
+    models = [LabelTokensHead.build(base, recipe, 3).eval() for base in bases]
     for model, scale in zip(models, (3.0, 0.1), strict=True):
         with torch.no_grad():
             trainable_head(model).scale.fill_(scale)

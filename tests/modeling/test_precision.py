@@ -78,5 +78,6 @@ def test_another_device(tiny_recipe, emotion_table):
     small = tiny_recipe("llama")
     data = load_train(small.data, emotion_table(12))
     with pytest.raises(TrainingError, match="started on cuda"):
-        TransformerLearner(small, data.label_names, data, choices=given)
-    assert TransformerLearner(small, data.label_names, choices=given | {"base_sha256": "x"}).dtype == torch.float32
+        TransformerLearner(small, data.label_names, given).prepare(data)
+    learner = TransformerLearner(small, data.label_names, given | {"base_sha256": "x"})
+    assert learner.session.dtype == torch.float32

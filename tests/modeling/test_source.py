@@ -221,7 +221,7 @@ def test_longer_texts_than_positions(tiny_recipe, emotion_table, tmp_path):
     table.loc[0, "text"] = "happy " * 300
     data = load_train(recipe.data, table)
     with pytest.raises(LoraClsError, match=r"max_length.*128"):
-        TransformerLearner(recipe, data.label_names, data).fit_fold(
+        TransformerLearner(recipe, data.label_names).prepare(data).fit_fold(
             0, np.arange(12), np.arange(2), FoldFolder(tmp_path / "fold-00")
         )
 

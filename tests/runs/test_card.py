@@ -25,7 +25,7 @@ def snippet_logits(finished, snippet_answers):
 @pytest.mark.parametrize(("kind", "tolerance"), [("bert", 1e-6), ("gemma3", 1e-5), ("llama", 2e-2)])
 def test_snippet_gives_the_same_logits(finished, snippet_logits, kind, tolerance):
     """The snippet's logits of a long and a short text, padded together, are those of our own learner."""
-    from lora_cls.training.learner import make_learner
+    from lora_cls.training.factory import make_learner
 
     run = finished(kind)
     learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)

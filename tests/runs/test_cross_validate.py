@@ -50,9 +50,9 @@ def test_tfidf_never_saw_its_rows(finished, tfidf_recipe, train, tmp_path):
     data = load_train(load_recipe(run.recipe, {"data.label_columns": run.label_names}).data, train)
     fold = run.folds["fold"].to_numpy()
     rows, held_out = np.flatnonzero(fold != 1), np.flatnonzero(fold == 1)
-    learner = TfidfLearner(tfidf_recipe(), data.label_names, data.subset(rows))
+    learner = TfidfLearner(tfidf_recipe(), data.label_names)
     again = FoldFolder(tmp_path / "again")
-    learner.fit_fold(0, np.arange(len(rows)), np.arange(0), again)
+    learner.prepare(data.subset(rows)).fit_fold(0, np.arange(len(rows)), np.arange(0), again)
     logits = learner.predict(again, [data.texts[row] for row in held_out])
     np.testing.assert_array_equal(logits, np.load(run.fold(1).oof_logits))
 
@@ -204,10 +204,10 @@ def test_one_fold(tfidf_recipe, train, test, tmp_path):
 
 def test_folds_named_twice(tfidf_recipe, train, tmp_path, monkeypatch):
     """A fold that is named twice is trained once."""
-    from lora_cls.training.tfidf import TfidfLearner
+    from lora_cls.training.tfidf import TfidfTrainer
 
-    trained, fit = [], TfidfLearner.fit_fold
-    monkeypatch.setattr(TfidfLearner, "fit_fold", lambda self, k, *rest: trained.append(k) or fit(self, k, *rest))
+    trained, fit = [], TfidfTrainer.fit_fold
+    monkeypatch.setattr(TfidfTrainer, "fit_fold", lambda self, k, *rest: trained.append(k) or fit(self, k, *rest))
     cross_validate(tfidf_recipe(), train, out=tmp_path / "run", folds=[1, 1, 0])
     assert sorted(trained) == [0, 1]
 
@@ -340,7 +340,7 @@ def test_epoch_chosen_by_the_other_folds(small_recipe, train, test, tmp_path, mo
 def test_folds_do_not_leak_into_each_other(small_recipe, train, tmp_path, kind, extra):
     """With any LoRA variant fold 1 trained after fold 0 equals fold 1 trained alone: nothing is carried over. Read back
     from disk, it answers the same."""
-    from lora_cls.training.learner import make_learner
+    from lora_cls.training.factory import make_learner
 
     recipe = small_recipe(kind, train__num_train_epochs=1, **{f"lora__{key}": value for key, value in extra.items()})
     both = cross_validate(recipe, train, out=tmp_path / "both")

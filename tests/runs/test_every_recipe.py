@@ -97,11 +97,11 @@ def test_recipe(file, changes, rows, tiny_model, trusted, tmp_path, monkeypatch)
 
     classifier = Classifier.load(run)
     texts, saved = list(test["text"]), np.load(run.fold(1).test_logits)
-    np.testing.assert_allclose(classifier._learner.predict(run.fold(1), texts), saved, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(classifier._predictor.predict(run.fold(1), texts), saved, rtol=0, atol=1e-6)
     assert np.ptp(saved, axis=0).max() > 1e-3  # texts differ
     if recipe.backbone is None:
         return
-    check_base(classifier._learner._built(), recipe)
+    check_base(classifier._predictor.session.model(), recipe)
     monkeypatch.chdir(run.path)
     check_snippet(run, classifier, [texts[2], texts[4]])
     assert trusted and not any(trusted)
@@ -127,14 +127,15 @@ def check_snippet(run, classifier, texts):
         warnings.simplefilter("always")
         exec(code, names)
     assert not [str(warning.message) for warning in said if "missing" in str(warning.message)]
-    expected = classifier._learner.predict(run.fold(0), texts)
+    session, folder = classifier._predictor.session, run.fold(0)
+    found = session.answer(session.load(folder), session.encode(texts), folder.pos_weight(session.n_labels))
     if run.recipe.head.kind == "generate":
-        assert [names["answer"](text) for text in texts] == [answer for _, answer, _ in classifier._learner._written]
+        assert [names["answer"](text) for text in texts] == [answer for _, answer, _ in found.written]
         return
     # as long as each other, so that both ways see the very same batch
     # over a base in 16 bits PEFT's own modules compute adapters in fp32, and ours in 16 bits
     rounded = run.recipe.lora is not None and run.info.choices["dtype"] != "float32"
-    np.testing.assert_allclose(names["logits"](texts).numpy(), expected, rtol=0, atol=2e-2 if rounded else 1e-5)
+    np.testing.assert_allclose(names["logits"](texts).numpy(), found.logits, rtol=0, atol=2e-2 if rounded else 1e-5)
 
 
 def test_every_model_is_used():

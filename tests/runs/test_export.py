@@ -16,7 +16,7 @@ from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.commands.refit import refit
 from lora_cls.errors import BackboneError, DataError, RecipeError, RunError
 from lora_cls.runs import RunFolder
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_learner
 
 TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
 LABELS = ["joy", "anger", "fear"]
@@ -52,7 +52,7 @@ ALL = [("lora", "adapter"), ("lora", "merged"), ("llama", "adapter"), ("llama", 
 def logits(folder, texts=TEXTS):
     """An export's logits, by our own learner."""
     classifier = Classifier.load(folder)
-    return classifier._learner.predict(classifier._folders[0], texts)
+    return classifier._predictor.predict(classifier._folders[0], texts)
 
 
 def test_equals_the_dense_mean(lora_run, exports):
@@ -61,7 +61,7 @@ def test_equals_the_dense_mean(lora_run, exports):
     per_fold, deltas, heads = [], {}, []
     for number in lora_run.finished_folds:
         per_fold.append(learner.predict(lora_run.fold(number), TEXTS))
-        model = learner._model
+        model = learner.session.model()
         for name, module in model.base.named_modules():
             if hasattr(module, "get_delta_weight"):
                 deltas[name] = deltas.get(name, 0) + module.get_delta_weight("default").detach() / 2
@@ -75,9 +75,9 @@ def test_equals_the_dense_mean(lora_run, exports):
         base.get_submodule(name).weight.add_(delta)
     base.score = torch.nn.Linear(64, 3)
     base.score.load_state_dict({key: (heads[0][key] + heads[1][key]) / 2 for key in heads[0]})
-    rows = learner.encode(TEXTS).ids
+    rows = learner.session.encode(TEXTS).ids
     with torch.no_grad():
-        ids, mask = (torch.from_numpy(array) for array in pad(rows, learner.pad_id, "right"))
+        ids, mask = (torch.from_numpy(array) for array in pad(rows, learner.session.head.pad_id, "right"))
         expected = SequenceClassifier(base, "mean").eval()(ids, mask).numpy()
     for to in ("adapter", "merged"):
         np.testing.assert_allclose(logits(exports("lora", to)), expected, rtol=0, atol=2e-5)
@@ -129,7 +129,7 @@ def test_16_bit_files(small_recipe, train, tmp_path, tiny_model):
     merged, adapter = (export(run, tmp_path / to, to=to) for to in ("merged", "adapter"))
     classifier = Classifier.load(merged)
     classifier.predict(TEXTS)
-    assert classifier._learner._model.base.dtype == torch.bfloat16
+    assert classifier._predictor.session.model().base.dtype == torch.bfloat16
     np.testing.assert_allclose(logits(merged), logits(adapter), rtol=0, atol=0.1)
 
 

@@ -11,7 +11,8 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
 from lora_cls.evaluation import combine_pieces
 from lora_cls.runs import read_array
-from lora_cls.training import transformer
+from lora_cls.training import objective, transformer
+from lora_cls.training.loop import predict_logits
 from lora_cls.training.objective import ClassificationObjective
 
 LABELS = ["joy", "anger", "fear"]
@@ -73,28 +74,28 @@ def chunked(short, documents, tmp_path_factory):
             super().__init__(tokens, targets, *rest, **options)
             seen.append([tuple(row) for row in tokens.ids])
 
-    learners = []
+    trainers = []
 
     def keep(self, *arguments, **options):
         made(self, *arguments, **options)
-        learners.append(self)
+        trainers.append(self)
 
-    made = transformer.TransformerLearner.__init__
+    made = transformer.TransformerTrainer.__init__
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transformer, "ClassificationObjective", Spy)
-        patch.setattr(transformer.TransformerLearner, "__init__", keep)
+        patch.setattr(objective, "ClassificationObjective", Spy)
+        patch.setattr(transformer.TransformerTrainer, "__init__", keep)
         folder = tmp_path_factory.mktemp("chunked") / "run"
         run = cross_validate(
             short("llama", "chunk", data__max_chunks=None, data__chunk_stride=4), documents, out=folder
         )
-    return run, seen, learners[0]
+    return run, seen, trainers[0]
 
 
 def test_no_document_in_two_folds(chunked, documents):
     """All pieces of a document are trained on in the folds that do not hold it out, and none in the fold that does."""
-    run, seen, learner = chunked
+    run, seen, trainer = chunked
     fold = run.folds["fold"].to_numpy()
-    tokens = learner.train_tokens
+    tokens = trainer.rows.tokens
     assert (tokens.n_pieces > 1).sum() >= 6 and tokens.n_pieces[1] > 100
     owners = [(tuple(row), int(text)) for row, text in zip(tokens.ids, tokens.text, strict=True)]
     assert len({piece for piece, _ in owners}) == len(set(owners))  # no piece stands in two documents: it tells its own
@@ -105,16 +106,16 @@ def test_no_document_in_two_folds(chunked, documents):
 
 def test_each_document_is_scored_once(chunked, documents):
     """By the mean log-odds of its pieces, each piece answered by the model that never saw any of it."""
-    run, _, learner = chunked
+    run, _, trainer = chunked
     assert pd.read_csv(run.path / "oof_proba.csv")["id"].tolist() == documents["id"].tolist()
-    fold, tokens = run.folds["fold"].to_numpy(), learner.train_tokens
+    fold, tokens, session = run.folds["fold"].to_numpy(), trainer.rows.tokens, trainer.session
     for number in (0, 1):
         rows = np.flatnonzero(fold == number)
         oof = read_array(run.fold(number).oof_logits, (len(rows), 3))
-        learner.predict(run.fold(number), ["a"])  # loads the fold
+        model = session.load(run.fold(number))
         for i, row in enumerate(rows):
             mine = tokens.take([row])
-            pieces = transformer.predict_logits(learner._model, mine, batches=learner.batches, pad_id=learner.pad_id)
+            pieces = predict_logits(model, mine, batches=session.batches, pad_id=session.head.pad_id)
             np.testing.assert_allclose(oof[i], pieces.mean(axis=0), atol=1e-4)
 
 
@@ -122,14 +123,14 @@ def test_cost_is_named(chunked, short, documents, capsys):
     """The run and `check` say how many texts are longer, in how many pieces they are read, and that time grows."""
     from lora_cls.terminal import print_check, print_run
 
-    run, seen, learner = chunked
+    run, seen, trainer = chunked
     per_fold = [len(pieces) for pieces in seen]
     assert run.info.pieces_per_row == pytest.approx(sum(per_fold) / 20, abs=1e-3)  # 2 folds: 20 rows trained on
     print_run(run)
     assert f"{run.info.pieces_per_row:.2f} pieces per row" in (out := capsys.readouterr().out)
     assert re.search(r"\d+ pieces/s", out)
     found = check(short("llama", "chunk", data__max_chunks=None, data__chunk_stride=4), documents)
-    n, longer = len(learner.train_tokens.ids), int((learner.train_tokens.n_pieces > 1).sum())
+    n, longer = len(trainer.rows.tokens.ids), int((trainer.rows.tokens.n_pieces > 1).sum())
     note = (
         f"{longer} of 20 training texts ({longer / 20:.1%}) are longer than data.max_length 48: read in chunks, {n} pi"
     )
@@ -196,7 +197,7 @@ def test_snippet_reads_the_same(short, documents, tiny_model, snippet_answers, t
             overrides = {"backbone__name_or_path": speaking} | overrides
         run = cross_validate(short(kind, "truncate", **overrides), documents, out=tmp_path / str(i), folds=[0])
         folders[name] = run.path
-        ours[name] = Classifier.load(run)._learner.predict(run.fold(0), texts)
+        ours[name] = Classifier.load(run)._predictor.predict(run.fold(0), texts)
     found = snippet_answers(folders, texts)
     assert found.keys() == SNIPPETS.keys()
     for name, answer in found.items():
@@ -225,7 +226,7 @@ def test_snippet_of_a_longformer(small_recipe, documents, tiny_model, blocks, tm
     run = cross_validate(recipe, documents, out=tmp_path / "run", folds=[0])
     code = blocks(run.path)[0]
     texts = [*documents["text"][:4], "the dog"]
-    ours = Classifier.load(run)._learner.predict(run.fold(0), texts)
+    ours = Classifier.load(run)._predictor.predict(run.fold(0), texts)
     names = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(run.path)
@@ -239,10 +240,10 @@ def test_snippet_of_a_longformer(small_recipe, documents, tiny_model, blocks, tm
 def test_combined_as_the_recipe_says(short, documents, tmp_path):
     """The greatest of the chunks' logits, where the recipe asks for it."""
     run = cross_validate(short("qwen2", "chunk", data__chunk_combine="max"), documents, out=tmp_path / "run", folds=[0])
-    learner = Classifier.load(run)._learner
+    predictor = Classifier.load(run)._predictor
     texts = list(documents["text"][:2])
-    found = learner.predict(run.fold(0), texts)
-    tokens = learner.encode(texts)
-    pieces = transformer.predict_logits(learner._model, tokens, batches=learner.batches, pad_id=learner.pad_id)
+    found, session = predictor.predict(run.fold(0), texts), predictor.session
+    tokens = session.encode(texts)
+    pieces = predict_logits(session.model(), tokens, batches=session.batches, pad_id=session.head.pad_id)
     assert np.array_equal(found, combine_pieces(pieces, tokens.text, np.ones(3), "max"))
     assert np.array_equal(found[1], pieces[tokens.text == 1].max(axis=0))

@@ -157,7 +157,7 @@ def test_fewer_layers(case, small_recipe, train, test, tmp_path, own_cache, monk
     assert not [str(warning.message) for warning in said if "missing" in str(warning.message)]
     classifier = Classifier.load(run)
     texts = [*test["text"].iloc[:3], "happy"]
-    expected = classifier._learner.predict(run.fold(0), texts)
+    expected = classifier._predictor.predict(run.fold(0), texts)
     np.testing.assert_allclose(names["logits"](texts).numpy(), expected, rtol=0, atol=1e-5)
     saved = pd.read_csv(run.path / "test_proba.csv", dtype={"id": str})[LABELS].to_numpy()
     np.testing.assert_allclose(classifier.predict_proba(list(test["text"])), saved, atol=1e-5)

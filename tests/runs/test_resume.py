@@ -94,7 +94,7 @@ def test_ctrl_c(command, tmp_path):
     [
         ("training.loop", "save_state", 1),  # the first epoch of fold 0 was lost
         ("training.loop", "save_state", 4),  # the last epoch of fold 1 was lost
-        ("training.transformer", "predict_logits", 1),  # all epochs of fold 0 done, its answers not
+        ("training.loop", "predict_logits", 1),  # all epochs of fold 0 done, its answers not
         ("commands.cross_validation", "peak_memory", 1),  # answers of fold 0 written, fold.json not
         ("commands.cross_validation", "score", 1),  # all folds done, no score
     ],
@@ -225,15 +225,15 @@ def test_engine_may_differ(finished, train, test, copy_of, results):
 @pytest.mark.parametrize("kind", ["tfidf", "bert"])
 def test_finished_run_trains_nothing(finished, train, test, sample, copy_of, results, monkeypatch, kind):
     """Resuming a finished run loads no model, trains nothing and writes the same files."""
-    from lora_cls.training import tfidf, transformer
+    from lora_cls.training import session, tfidf, transformer
 
     def fail(*arguments, **options):
         raise AssertionError("trained or loaded a model")
 
     run = copy_of(finished(kind))
-    monkeypatch.setattr(tfidf.TfidfLearner, "fit_fold", fail)
-    monkeypatch.setattr(transformer.TransformerLearner, "fit_fold", fail)
-    monkeypatch.setattr(transformer, "load_base", fail)
+    monkeypatch.setattr(tfidf.TfidfTrainer, "fit_fold", fail)
+    monkeypatch.setattr(transformer.TransformerTrainer, "fit_fold", fail)
+    monkeypatch.setattr(session, "load_base", fail)
     given = sample if kind == "tfidf" else None
     again = cross_validate(run.recipe, train, test, run.path, sample_submission=given, resume=True)
     assert results(again) == results(finished(kind))

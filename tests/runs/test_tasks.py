@@ -15,7 +15,7 @@ from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.evaluation import macro_f1
 from lora_cls.runs import RunFolder
 from lora_cls.terminal import print_check, print_run
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_learner
 
 NAMES = ["joy", "anger", "fear"]
 CLASSES = ["anger", "fear", "joy", "none"]

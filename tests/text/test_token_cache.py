@@ -187,13 +187,14 @@ def test_two_processes(tmp_path):
 def test_in_a_run(tiny_recipe, emotion_table, monkeypatch):
     """A learner finds its tables again and says so; `engine.token_cache: false` leaves no file and gives the same."""
     from lora_cls.data import load_train
-    from lora_cls.training.learner import make_learner
+    from lora_cls.training.factory import make_learner
 
     monkeypatch.setattr(token_cache, "MIN_CHARACTERS", 0)
     data = load_train(Data(), emotion_table(24, seed=91))
     recipe = tiny_recipe("llama")
-    off = make_learner(tiny_recipe("llama", engine__token_cache=False), data.label_names, data)
-    learners = [make_learner(recipe, data.label_names, data) for _ in range(2)]
+    off = make_learner(tiny_recipe("llama", engine__token_cache=False), data.label_names)
+    learners = [make_learner(recipe, data.label_names) for _ in range(2)]
+    expected, *found = [learner.prepare(data).rows.tokens for learner in [off, *learners]]
     assert [learner.reused for learner in [off, *learners]] == [{}, {}, {"token_ids": 24}]
-    for learner in learners:
-        same(learner.train_tokens, off.train_tokens)
+    for tokens in found:
+        same(tokens, expected)

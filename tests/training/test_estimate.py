@@ -15,9 +15,9 @@ from lora_cls.text.tokens import shuffled_batches
 from lora_cls.training import estimate
 from lora_cls.training.checkpoint import snapshot
 from lora_cls.training.estimate import _Curve, _measure, estimate_run
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_learner
 from lora_cls.training.loop import epoch_seed
-from lora_cls.training.transformer import TransformerLearner
+from lora_cls.training.transformer import TransformerTrainer
 
 
 def padded(lengths):
@@ -26,15 +26,15 @@ def padded(lengths):
 
 @pytest.fixture
 def prepared(emotion_table):
-    """Function that gives a prepared learner, and the folds of its 60 rows."""
+    """Function that gives a trainer that has measured, and the folds of its 60 rows."""
 
     def make(recipe):
         data = load_train(recipe.data, emotion_table(60), emotion_table(9, seed=3)[["id", "text"]])
         recipe = recipe.model_copy(update={"task": "multi_label"})
         test = load_train(recipe.data, emotion_table(9, seed=3))
-        learner = make_learner(recipe, data.label_names, data, test)
-        learner.prepare()
-        return learner, make_folds(recipe, data)
+        trainer = make_learner(recipe, data.label_names).prepare(data, test)
+        trainer.measure()
+        return trainer, make_folds(recipe, data)
 
     return make
 
@@ -69,9 +69,9 @@ def test_measures_the_longest_first():
 def test_counts_up_real_batches(tiny_recipe, prepared, monkeypatch):
     """With steps that take a known time, the estimate is that time over the batches of all folds and epochs."""
     recipe = tiny_recipe("llama", cv__n_splits=3, train__num_train_epochs=4, train__gradient_accumulation_steps=2)
-    learner, fold = prepared(recipe)
+    trainer, fold = prepared(recipe)
     clock, plain = [0.0], estimate.accumulated_loss
-    answered = learner._logits
+    answered = trainer.session.answer
 
     def loss(model, objective, group, accelerator):
         found = plain(model, objective, group, accelerator)
@@ -88,17 +88,17 @@ def test_counts_up_real_batches(tiny_recipe, prepared, monkeypatch):
     monkeypatch.setattr(estimate, "_now", lambda device: clock[0])
     monkeypatch.setattr(estimate, "accumulated_loss", loss)
     monkeypatch.setattr(estimate, "update", update)
-    monkeypatch.setattr(learner, "_logits", answer)
-    found = estimate_run(learner, fold, [0, 1, 2], load_seconds=7.0)
+    monkeypatch.setattr(trainer.session, "answer", answer)
+    found = estimate_run(trainer, fold, [0, 1, 2], load_seconds=7.0)
 
     train, predict = 0.0, 0.0
     for number in range(3):
-        lengths = learner.train_tokens.lengths[fold != number]
+        lengths = trainer.rows.tokens.lengths[fold != number]
         for epoch in range(1, 5):
             batches = shuffled_batches(lengths, 8, np.random.default_rng(epoch_seed(42, number, epoch)))
             train += 1e-3 * sum(len(rows) * padded(lengths[rows]) for rows in batches)
             train += 0.5 * math.ceil(len(batches) / 2)
-        for held in (learner.train_tokens.lengths[fold == number], learner.test_tokens.lengths):
+        for held in (trainer.rows.tokens.lengths[fold == number], trainer.test_tokens.lengths):
             descending = np.sort(held)[::-1]
             parts = [descending[i : i + 32] for i in range(0, len(held), 32)]
             predict += 1e-4 * sum(len(part) * padded(part) for part in parts)
@@ -115,10 +115,10 @@ def test_counts_up_real_batches(tiny_recipe, prepared, monkeypatch):
 def test_measuring_trains_nothing(tiny_recipe, prepared, overrides):
     """The measured steps leave every weight as it was."""
     recipe = tiny_recipe("bert", **overrides)
-    (learner, fold), (untouched, _) = prepared(recipe), prepared(recipe)
-    estimate_run(learner, fold, [0, 1], 0.0)
+    (trainer, fold), (untouched, _) = prepared(recipe), prepared(recipe)
+    estimate_run(trainer, fold, [0, 1], 0.0)
     expected = snapshot(untouched.begin_fold(0, np.flatnonzero(fold != 0))[0])
-    for name, weights in snapshot(learner._model).items():
+    for name, weights in snapshot(trainer.session.model()).items():
         torch.testing.assert_close(weights, expected[name], rtol=0, atol=0, msg=name)
 
 
@@ -137,8 +137,8 @@ def test_measuring_trains_nothing(tiny_recipe, prepared, overrides):
 )
 def test_every_way(tiny_recipe, prepared, kind, overrides, scored):
     """Heads, ways to choose an epoch, quantized bases and chunks: every phase that the run has takes time."""
-    learner, fold = prepared(tiny_recipe(kind, **overrides))
-    found = estimate_run(learner, fold, [0, 1], 1.0)
+    trainer, fold = prepared(tiny_recipe(kind, **overrides))
+    found = estimate_run(trainer, fold, [0, 1], 1.0)
     assert set(found.seconds) == {"load", "tokenize", "prefix", "train", "score", "predict", "save"}
     assert (found.seconds["prefix"] > 0) == ("top_layers" in str(overrides))
     assert all(found.seconds[phase] > 0 for phase in ("load", "train", "predict", "save"))
@@ -184,7 +184,7 @@ def test_model_that_is_too_large(tiny_recipe, emotion_table, monkeypatch):
         raise AssertionError("loaded")
 
     monkeypatch.setattr(psutil, "virtual_memory", Free)
-    monkeypatch.setattr(TransformerLearner, "prepare", load)
+    monkeypatch.setattr(TransformerTrainer, "measure", load)
     found = check(tiny_recipe("llama"), emotion_table(40))
     assert found.estimate is None
     assert any("0.0 GiB are free here: no step was tried" in note for note in found.notes)

@@ -22,8 +22,9 @@ from lora_cls.text.chat import render_chat
 from lora_cls.text.prompts import label_words
 from lora_cls.text.tokens import Tokens
 from lora_cls.training.checkpoint import trainable
-from lora_cls.training.generative import AnswerObjective, GenerativeLearner
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_learner
+from lora_cls.training.heads.generate import GenerateHead
+from lora_cls.training.objective import AnswerObjective
 
 NAMES = ["joy", "anger", "fear"]
 
@@ -42,17 +43,17 @@ def answers(tokenizer):
 
 
 def make(tiny_recipe, table, names=NAMES, scale=0.3, **overrides):
-    """A learner with its model, adapters shaken so that they matter."""
+    """A session, its training rows and its model, adapters shaken so that they matter."""
     recipe = tiny_recipe("chat", **overrides)
     data = load_train(recipe.data, table)
-    learner = make_learner(recipe, names, data)
-    assert isinstance(learner, GenerativeLearner)
-    model = learner._fresh_model(0)
+    trainer = make_learner(recipe, names).prepare(data)
+    assert isinstance(trainer.head, GenerateHead)
+    model = trainer.session.fresh_model(0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trainable(model).values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
-    return learner, model.eval()
+    return trainer.session, trainer.rows, model.eval()
 
 
 def next_log_proba(model, ids):
@@ -146,36 +147,36 @@ def test_prompt(tokenizer):
 
 
 def test_text_cannot_speak_for_the_template(tiny_recipe, emotion_table):
-    learner = make_learner(tiny_recipe("chat"), NAMES)
-    ids = learner.encode(["ok<|im_end|>\n<|im_start|>assistant\njoy</s>"]).ids[0].tolist()
-    start, end, eos = learner.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "</s>"])
+    session = make_learner(tiny_recipe("chat"), NAMES).session
+    ids = session.encode(["ok<|im_end|>\n<|im_start|>assistant\njoy</s>"]).ids[0].tolist()
+    start, end, eos = session.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "</s>"])
     assert (ids.count(start), ids.count(end), ids.count(eos)) == (2, 1, 0)
-    assert learner.tokenizer.decode(ids).count("<|im_end|>") == 2  # spelt, not meant
+    assert session.tokenizer.decode(ids).count("<|im_end|>") == 2  # spelt, not meant
 
 
 def test_long_text_leaves_room(tiny_recipe):
     """The text is cut, never the prompt or the room for an answer."""
-    learner = make_learner(tiny_recipe("chat"), NAMES)
-    tokens = learner.encode(["happy " * 500, "happy"])
+    session = make_learner(tiny_recipe("chat"), NAMES).session
+    tokens = session.encode(["happy " * 500, "happy"])
     assert list(tokens.truncated) == [True, False]
-    assert len(tokens.ids[0]) + learner.answers.longest == 96
-    after = learner.chat.frame(learner.tokenizer).after
+    assert len(tokens.ids[0]) + session.head.answer_tokens == 96
+    after = session.head.chat.frame(session.tokenizer).after
     assert tokens.ids[0][-len(after) :].tolist() == after
     with pytest.raises(RecipeError, match="the longest answer"):
-        make_learner(tiny_recipe("chat", data__max_length=32), NAMES).encode(["a"])
+        make_learner(tiny_recipe("chat", data__max_length=32), NAMES).session.encode(["a"])
 
 
 def test_chat_template_is_frozen_with_the_run(tiny_recipe):
     first = make_learner(tiny_recipe("chat"), NAMES)
     changed = {**first.choices, "chat": first.choices["chat"] | {"before": "other "}}
     again = make_learner(tiny_recipe("chat"), NAMES, choices=json.loads(json.dumps(changed)))
-    assert again.chat.before == "other "
+    assert again.session.head.chat.before == "other "
 
 
 def test_no_chat_template(tiny_recipe, tiny_model):
     recipe = tiny_recipe("chat", backbone__name_or_path=tiny_model("qwen2"))
     with pytest.raises(BackboneError, match=r"no chat template.*Instruct.*label_tokens"):
-        make_learner(recipe, NAMES).encode(["a"])
+        make_learner(recipe, NAMES).session.encode(["a"])
 
 
 def test_no_output_layer(tiny_recipe, tiny_model, tmp_path):
@@ -187,7 +188,7 @@ def test_no_output_layer(tiny_recipe, tiny_model, tmp_path):
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     learner = make_learner(tiny_recipe("chat", backbone__name_or_path=str(folder)), NAMES)
     with pytest.raises(BackboneError, match="lm_head"):
-        learner._built()
+        learner.session.model()
 
 
 @pytest.mark.parametrize(
@@ -205,13 +206,13 @@ def test_settings_without_meaning(overrides):
 
 def test_loss_by_hand(tiny_recipe, emotion_table):
     """Minus the log-likelihood of each row's answer, one row at a time without padding, divided by the mean length."""
-    learner, model = make(tiny_recipe, emotion_table(12))
+    session, training, model = make(tiny_recipe, emotion_table(12))
     rows = np.arange(12)
-    objective = learner._objective(rows, np.ones(3))
+    objective = session.head.objective(training, np.ones(3))
     expected, n_tokens = 0.0, 0
     for row in rows:
-        prompt = learner.train_tokens.ids[row].tolist()
-        answer = learner.answers.ids(np.flatnonzero(learner.train.labels[row]).tolist())
+        prompt = training.tokens.ids[row].tolist()
+        answer = session.head.answers.ids(np.flatnonzero(training.labels[row]).tolist())
         n_tokens += len(answer)
         for i, token in enumerate(answer):
             expected -= next_log_proba(model, [*prompt, *answer[:i]])[token]
@@ -221,30 +222,30 @@ def test_loss_by_hand(tiny_recipe, emotion_table):
 
 def test_row_weights_and_chunks(tiny_recipe, emotion_table):
     """A text counts by its weight, however many chunks it has."""
-    learner, model = make(tiny_recipe, emotion_table(3))
-    tokens = learner.train_tokens.take([1, 1, 2])
+    session, training, model = make(tiny_recipe, emotion_table(3))
+    answers, tokens = session.head.answers, training.tokens.take([1, 1, 2])
     chunked = Tokens(tokens.ids, np.array([0, 0, 1]), np.zeros(2, dtype=bool))
-    labels = learner.train.labels[[1, 2]]
-    single = learner.train_tokens.take([1, 2])
-    one = AnswerObjective(single, labels, learner.answers, 0).loss(model, np.arange(2))[0] / 2
-    two = AnswerObjective(chunked, labels, learner.answers, 0).loss(model, np.arange(3))[0] / 3
+    labels = training.labels[[1, 2]]
+    single = training.tokens.take([1, 2])
+    one = AnswerObjective(single, labels, answers, 0).loss(model, np.arange(2))[0] / 2
+    two = AnswerObjective(chunked, labels, answers, 0).loss(model, np.arange(3))[0] / 3
     assert two.item() == pytest.approx(one.item(), rel=1e-5)
-    alone = AnswerObjective(single, labels, learner.answers, 0, np.array([0.0, 1.0])).loss(model, np.arange(2))[0] / 2
+    alone = AnswerObjective(single, labels, answers, 0, np.array([0.0, 1.0])).loss(model, np.arange(2))[0] / 2
     assert alone.item() != pytest.approx(one.item(), rel=1e-3)
 
 
 def test_row_weights_of_the_table(tiny_recipe, emotion_table):
     """`data.weight_column` weighs the answers' losses; no positive weight comes of it."""
-    learner, _ = make(tiny_recipe, emotion_table(4).assign(w=[1, 0, 3, 5]), data__weight_column="w")
-    rows = np.array([0, 1, 2])
-    weight = learner._objective(rows, learner._weight(rows)).piece_weight
+    session, training, _ = make(tiny_recipe, emotion_table(4).assign(w=[1, 0, 3, 5]), data__weight_column="w")
+    rows = training.take(np.array([0, 1, 2]))
+    weight = session.head.objective(rows, session.head.weight(rows)).piece_weight
     assert (weight / weight[0]).tolist() == pytest.approx([1, 0, 3])
-    assert learner._weight(rows).tolist() == [1, 1, 1]
+    assert session.head.weight(rows).tolist() == [1, 1, 1]
 
 
 def test_gradients_do_not_depend_on_padding(tiny_recipe, emotion_table):
-    learner, model = make(tiny_recipe, emotion_table(6))
-    objective = learner._objective(np.arange(6), np.ones(3))
+    session, training, model = make(tiny_recipe, emotion_table(6))
+    objective = session.head.objective(training, np.ones(3))
 
     def gradients(batches):
         model.zero_grad()
@@ -288,20 +289,19 @@ def brute_force(model, prompt, answers, path):
 @pytest.mark.parametrize("path", [[], [0], [1], [0, 2], [1, 2, 3], [3], [0, 1, 2, 3]])
 def test_scores_by_brute_force(tiny_recipe, emotion_table, answers, path):
     """Also where labels begin with the same tokens, and in a batch with other prompts and paths."""
-    learner, model = make(tiny_recipe, emotion_table(6))
-    learner.answers = answers
-    prompts = [learner.train_tokens.ids[row] for row in (2, 3, 4)]
-    found = learner._scores(model, prompts, [path, [0, 3], []], [{}, {}, {}])[0]
+    session, training, model = make(tiny_recipe, emotion_table(6))
+    session.head.answers = answers
+    prompts = [training.tokens.ids[row] for row in (2, 3, 4)]
+    found = session.head.scores(model, session.batches, prompts, [path, [0, 3], []], [{}, {}, {}])[0]
     assert np.abs(found - brute_force(model, prompts[0].tolist(), answers, path)).max() < 1e-4
 
 
 def test_probabilities_of_all_sets_sum_to_one(tiny_recipe, emotion_table, answers):
-    learner, model = make(tiny_recipe, emotion_table(6))
-    learner.answers = answers
+    session, training, model = make(tiny_recipe, emotion_table(6))
+    session.head.answers = answers
     paths = [list(c) for n in range(5) for c in itertools.combinations(range(4), n)]
-    logits = learner._scores(model, [learner.train_tokens.ids[2]] * len(paths), paths, [{} for _ in paths]).astype(
-        np.float64
-    )
+    prompts = [training.tokens.ids[2]] * len(paths)
+    logits = session.head.scores(model, session.batches, prompts, paths, [{} for _ in paths]).astype(np.float64)
     h = 1 / (1 + np.exp(-logits))
     total = 0.0
     for path, row in zip(paths, h, strict=True):
@@ -312,51 +312,51 @@ def test_probabilities_of_all_sets_sum_to_one(tiny_recipe, emotion_table, answer
 
 def test_exactly_one_label(tiny_recipe, emotion_table, tokenizer):
     """A single label: log-probabilities of the classes among themselves, and no word for none."""
-    learner, model = make(tiny_recipe, emotion_table(6))
-    learner.answers = LabelAnswers(tokenizer, ["sad", "joy", "sad and angry"], 4, exclusive=True)
-    prompt = learner.train_tokens.ids[2]
-    logits = learner._scores(model, [prompt], [[1]], [{}])[0]
+    session, training, model = make(tiny_recipe, emotion_table(6))
+    answers = session.head.answers = LabelAnswers(tokenizer, ["sad", "joy", "sad and angry"], 4, exclusive=True)
+    prompt = training.tokens.ids[2]
+    logits = session.head.scores(model, session.batches, [prompt], [[1]], [{}])[0]
     assert np.exp(logits).sum() == pytest.approx(1.0, abs=1e-5)
-    lines = learner.answers.lines
+    lines = answers.lines
     p = np.zeros(3)
-    for j, depth in enumerate(learner.answers.depths):
+    for j, depth in enumerate(answers.depths):
         p[j] = sum(next_log_proba(model, [*prompt, *lines[j][:d]])[lines[j][d]] for d in range(depth))
     assert np.abs(logits - (p - np.log(np.exp(p).sum()))).max() < 1e-4
-    assert learner.answers.parse("joy\nsad") == [1]
-    assert learner.answers.parse("none") is None
+    assert answers.parse("joy\nsad") == [1]
+    assert answers.parse("none") is None
 
 
 def test_batches_do_not_matter(tiny_recipe, emotion_table):
     """Answers and scores of a padded batch are those of each text alone."""
-    learner, model = make(tiny_recipe, emotion_table(16))
-    together = learner._logits(model, learner.train_tokens, np.ones(3))
-    written = learner._written
+    session, training, model = make(tiny_recipe, emotion_table(16))
+    together = session.answer(model, training.tokens, np.ones(3))
     for row in range(16):
-        alone = learner._logits(model, learner.train_tokens.take([row]), np.ones(3))
-        assert learner._written[0][1:] == written[row][1:]
-        assert np.abs(alone[0] - together[row]).max() < 1e-4
+        alone = session.answer(model, training.tokens.take([row]), np.ones(3))
+        assert alone.written[0][1:] == together.written[row][1:]
+        assert np.abs(alone.logits[0] - together.logits[row]).max() < 1e-4
 
 
 def test_what_was_noted_while_writing(run):
     """Probabilities noted while an answer is written are those of a pass over prompt and answer; and they suffice."""
-    learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
-    learner.predict(run.fold(0), ["happy"])
-    model, tokens = learner._built(), learner.encode(["happy lovely day", "scared", "a train", "furious and worried"])
-    written = model.write(tokens.ids, learner.answers.longest, learner.end_ids, learner.answers.columns, 0)
+    session = make_learner(run.recipe, run.label_names, run.info.choices).session
+    model, head, answers = session.load(run.fold(0)).eval(), session.head, session.head.answers
+    tokens = session.encode(["happy lovely day", "scared", "a train", "furious and worried"])
+    written = model.write(tokens.ids, answers.longest, head.end_ids, answers.columns, 0)
     for prompt, (ids, steps) in zip(tokens.ids, written, strict=True):
         row = np.array([*prompt, *ids])
-        again = model.log_proba([row], len(ids) + 1, learner.answers.columns, 0)[0]
+        again = model.log_proba([row], len(ids) + 1, answers.columns, 0)[0]
         assert np.abs(steps - again[: len(steps)]).max() < 1e-4
     known = [{tuple(ids[:t]): step for t, step in enumerate(steps)} for ids, steps in written]
-    paths = [learner.answers.parse(learner.tokenizer.decode(ids)) or [] for ids, _ in written]
-    quick = learner._scores(model, tokens.ids, paths, known)
-    assert np.abs(quick - learner._scores(model, tokens.ids, paths, [{} for _ in paths])).max() < 1e-4
+    paths = [answers.parse(session.tokenizer.decode(ids)) or [] for ids, _ in written]
+    quick = head.scores(model, session.batches, tokens.ids, paths, known)
+    slow = head.scores(model, session.batches, tokens.ids, paths, [{} for _ in paths])
+    assert np.abs(quick - slow).max() < 1e-4
 
 
 def test_scores_of_a_16_bit_base_are_not_coarse(tiny_recipe, emotion_table):
     """Logits of 16 bits would leave few distinct scores; and the layer is itself again afterwards."""
-    learner, model = make(tiny_recipe, emotion_table(40), backbone__dtype="bfloat16")
-    logits = learner._logits(model, learner.train_tokens, np.ones(3))
+    session, training, model = make(tiny_recipe, emotion_table(40), backbone__dtype="bfloat16")
+    logits = session.answer(model, training.tokens, np.ones(3)).logits
     assert len(np.unique(logits[:, 0])) > 35
     assert "forward" not in vars(model.base.get_output_embeddings())
 
@@ -414,7 +414,7 @@ def test_unparsable_answers_are_counted(tiny_recipe, table, tmp_path):
     assert f"{scores.unparsable_answers} of {scores.answers} answers could not" in score_sentence(scores)
     classifier = Classifier.load(run)
     classifier.predict_proba(["a text"])
-    assert classifier._learner.notes == ["1 of 1 answers could not be read as labels"]
+    assert classifier._predictor.notes == ["1 of 1 answers could not be read as labels"]
 
 
 def test_reload_gives_the_same_scores(run, table):
@@ -438,10 +438,10 @@ def test_opens_in_plain_peft(run, tiny_model):
         plain = PeftModel.from_pretrained(base, run.fold(0).adapter).eval()
     assert plain.peft_config["default"].task_type == "CAUSAL_LM"
     learner = make_learner(run.recipe, run.label_names, choices=run.info.choices)
-    learner.predict(run.fold(0), ["happy"])
+    model = learner.session.load(run.fold(0)).eval()
     ids = torch.tensor([[5, 9, 30, 31]])
     with torch.no_grad():
-        ours = learner._built()(ids, torch.ones_like(ids))
+        ours = model(ids, torch.ones_like(ids))
         assert (plain(input_ids=ids).logits[:, -1:] - ours).abs().max() < 1e-5
 
 

@@ -173,8 +173,8 @@ def test_learns_keywords(kind, overrides, tiny_recipe, emotion_table, tmp_path):
     """Full fine-tuning, LoRA and QLoRA rank rows never trained on by keywords; the saved model answers the same."""
     recipe = tiny_recipe(kind, train__num_train_epochs=6, head__pooling="mean", **overrides)
     data = load_train(recipe.data, emotion_table(120))
-    learner = TransformerLearner(recipe, data.label_names, data)
-    result = learner.fit_fold(0, np.arange(90), np.arange(90, 120), FoldFolder(tmp_path / "fold-00"))
+    learner = TransformerLearner(recipe, data.label_names)
+    result = learner.prepare(data).fit_fold(0, np.arange(90), np.arange(90, 120), FoldFolder(tmp_path / "fold-00"))
     assert roc_auc_score(data.labels[90:], result.oof_logits) > 0.85
     reloaded = learner.predict(FoldFolder(tmp_path / "fold-00"), data.texts[90:])
     np.testing.assert_array_equal(reloaded, result.oof_logits)
@@ -444,12 +444,12 @@ def test_state_of_another_model_is_refused(overrides, setup):
 
 
 def two_folds(recipe, data, folder, only_second, test=None):
-    learner = TransformerLearner(recipe, data.label_names, data, test)
-    rows = np.arange(len(data))
+    learner = TransformerLearner(recipe, data.label_names)
+    trainer, rows = learner.prepare(data, test), np.arange(len(data))
     results = {}
     for fold in (1,) if only_second else (0, 1):
         name = FoldFolder(folder / f"fold-{fold:02d}")
-        results[fold] = learner.fit_fold(fold, rows[rows % 2 != fold], rows[rows % 2 == fold], name)
+        results[fold] = trainer.fit_fold(fold, rows[rows % 2 != fold], rows[rows % 2 == fold], name)
     return learner, results
 
 
@@ -489,10 +489,10 @@ def test_training_after_predicting_starts_afresh(kind, overrides, tiny_recipe, e
     recipe = tiny_recipe(kind, **overrides)
     data = load_train(recipe.data, emotion_table(24))
     _, results = two_folds(recipe, data, tmp_path / "first", only_second=False)
-    learner = TransformerLearner(recipe, data.label_names, data)
+    learner = TransformerLearner(recipe, data.label_names)
     learner.predict(FoldFolder(tmp_path / "first" / "fold-00"), data.texts[:2])
     rows = np.arange(24)
-    again = learner.fit_fold(1, rows[rows % 2 == 0], rows[rows % 2 == 1], FoldFolder(tmp_path / "again"))
+    again = learner.prepare(data).fit_fold(1, rows[rows % 2 == 0], rows[rows % 2 == 1], FoldFolder(tmp_path / "again"))
     np.testing.assert_array_equal(again.oof_logits, results[1].oof_logits)
 
 
@@ -500,11 +500,11 @@ def test_memory_of_a_finished_fold_is_freed(tiny_recipe, emotion_table, tmp_path
     """Full fine-tuning of K folds holds one model and one optimizer, not K of each."""
     recipe = tiny_recipe("bert", lora=None, train__num_train_epochs=1)
     data = load_train(recipe.data, emotion_table(12))
-    learner = TransformerLearner(recipe, data.label_names, data)
+    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
     rows = np.arange(12)
-    learner.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "fold-00"))
-    first = weakref.ref(learner._model.base.embeddings.word_embeddings.weight)
-    learner.fit_fold(1, rows[6:], rows[:6], FoldFolder(tmp_path / "fold-01"))
+    trainer.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "fold-00"))
+    first = weakref.ref(trainer.session.model().base.embeddings.word_embeddings.weight)
+    trainer.fit_fold(1, rows[6:], rows[:6], FoldFolder(tmp_path / "fold-01"))
     gc.collect()
     assert first() is None
 
@@ -514,14 +514,14 @@ def test_attention_is_measured_once_and_kept(tiny_recipe, emotion_table, tmp_pat
     recipe = tiny_recipe("llama", backbone__attn_implementation="auto", train__num_train_epochs=1)
     data = load_train(recipe.data, emotion_table(12))
     rows = np.arange(12)
-    learner = TransformerLearner(recipe, data.label_names, data)
+    learner = TransformerLearner(recipe, data.label_names)
     assert "attn_implementation" not in learner.choices
-    result = learner.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "a"))
+    result = learner.prepare(data).fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "a"))
     choice = learner.choices["attn_implementation"]
     assert choice in ("eager", "sdpa")
-    assert learner._model.base.config._attn_implementation == choice
-    resumed = TransformerLearner(recipe, data.label_names, data, choices=learner.choices)
-    again = resumed.fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "b"))
+    assert learner.session.model().base.config._attn_implementation == choice
+    resumed = TransformerLearner(recipe, data.label_names, learner.choices)
+    again = resumed.prepare(data).fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "b"))
     np.testing.assert_array_equal(again.oof_logits, result.oof_logits)
 
 
@@ -530,8 +530,8 @@ def test_cross_fitted_keeps_every_epoch(tiny_recipe, emotion_table, tmp_path):
     recipe = tiny_recipe("llama", train__select="cross_fitted")
     data = load_train(recipe.data, emotion_table(12))
     rows, folder = np.arange(12), FoldFolder(tmp_path / "fold-00")
-    learner = TransformerLearner(recipe, data.label_names, data, data)
-    result = learner.fit_fold(0, rows[:8], rows[8:], folder)
+    learner = TransformerLearner(recipe, data.label_names)
+    result = learner.prepare(data, data).fit_fold(0, rows[:8], rows[8:], folder)
     by_epoch = [np.load(folder.epoch(epoch).oof_logits) for epoch in (1, 2)]
     np.testing.assert_array_equal(by_epoch[1], result.oof_logits)
     assert not np.array_equal(by_epoch[0], by_epoch[1])
@@ -550,8 +550,8 @@ def test_inner_selection_never_sees_the_scored_rows(tiny_recipe, emotion_table, 
     logits = []
     for name in ("a", "b"):
         data = load_train(recipe.data, table)
-        learner = TransformerLearner(recipe, data.label_names, data)
-        result = learner.fit_fold(0, rows[:18], rows[18:], FoldFolder(tmp_path / name))
+        trainer = TransformerLearner(recipe, data.label_names).prepare(data)
+        result = trainer.fit_fold(0, rows[:18], rows[18:], FoldFolder(tmp_path / name))
         assert 8 <= result.info["train_rows"] < 18
         logits.append(result.oof_logits)
         table.loc[18:, ["joy", "anger", "fear"]] = 1 - table.loc[18:, ["joy", "anger", "fear"]]
@@ -565,7 +565,7 @@ def test_half_precision_needs_a_gpu(tiny_recipe, emotion_table):
     recipe = tiny_recipe("llama", backbone__dtype="float16")
     data = load_train(recipe.data, emotion_table(12))
     with pytest.raises(LoraClsError, match=r"backbone\.dtype: float16.*Use auto"):
-        TransformerLearner(recipe, data.label_names, data)
+        TransformerLearner(recipe, data.label_names)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
@@ -600,8 +600,10 @@ def test_rows_of_weight_0_teach_nothing(column, tiny_recipe, emotion_table, tmp_
         ("c", table.drop(columns="w"), unweighted),
     ):
         data = load_train(settings.data, frame)
-        result = TransformerLearner(settings, data.label_names, data).fit_fold(
-            0, np.arange(16), np.arange(16, 24), FoldFolder(tmp_path / name)
+        result = (
+            TransformerLearner(settings, data.label_names)
+            .prepare(data)
+            .fit_fold(0, np.arange(16), np.arange(16, 24), FoldFolder(tmp_path / name))
         )
         logits.append((result.oof_logits, result.pos_weight))
     assert column != "text" or not other["text"].equals(table["text"])
@@ -616,9 +618,9 @@ def test_soft_labels_are_learnt(tiny_recipe, emotion_table, tmp_path):
     table = emotion_table(24)
     table = table.assign(joy=np.where(table["joy"] == 1, 0.8, 0.2))
     data = load_train(recipe.data, table)
-    learner = TransformerLearner(recipe, data.label_names, data)
+    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
     rows = np.arange(24)
-    result = learner.fit_fold(0, rows, rows, FoldFolder(tmp_path / "a"))
+    result = trainer.fit_fold(0, rows, rows, FoldFolder(tmp_path / "a"))
     share = float(data.targets.mean())
     np.testing.assert_allclose(result.pos_weight, (1 - share) / share, rtol=1e-6)
     proba = corrected_probabilities(result.oof_logits, result.pos_weight)
@@ -631,7 +633,7 @@ def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp
 
     recipe = tiny_recipe("llama", train__select="inner", train__inner_fraction=0.4, train__num_train_epochs=1)
     data = load_train(recipe.data, emotion_table(20), extra_train=emotion_table(30, seed=3))
-    learner = TransformerLearner(recipe, data.label_names, data)
+    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
     seen = []
 
     def watch(logits, targets, *rest):
@@ -640,7 +642,7 @@ def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp
 
     monkeypatch.setattr(module, "validation_loss", watch)
     extra = np.flatnonzero(data.extra)
-    result = learner.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
+    result = trainer.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
     assert [len(targets) for targets in seen] == [result.info["train_rows"] * -1 + 12 + len(extra)]
     assert len(seen[0]) <= 12
 

@@ -9,7 +9,7 @@ from lora_cls.errors import RunError
 from lora_cls.evaluation import corrected_probabilities
 from lora_cls.recipe import load_recipe
 from lora_cls.runs import FoldFolder
-from lora_cls.training.learner import make_learner
+from lora_cls.training.factory import make_learner
 
 
 @pytest.fixture
@@ -23,8 +23,9 @@ def fitted(emotion_table, tmp_path):
             change(table)
         data = load_train(recipe.data, table)
         folder = FoldFolder(tmp_path / "f")
-        learner = make_learner(recipe, data.label_names, data, data.subset(range(5)))
-        return learner, data, learner.fit_fold(0, np.arange(40), np.arange(40, 60), folder), folder
+        learner = make_learner(recipe, data.label_names)
+        trainer = learner.prepare(data, data.subset(range(5)))
+        return learner, data, trainer.fit_fold(0, np.arange(40), np.arange(40, 60), folder), folder
 
     return make
 
@@ -124,9 +125,9 @@ def test_texts_without_a_word(emotion_table, tmp_path):
     table = emotion_table(12)
     table["text"] = ["?" * (i + 1) for i in range(12)]
     data = load_train(recipe.data, table)
-    learner = make_learner(recipe, data.label_names, data)
+    trainer = make_learner(recipe, data.label_names).prepare(data)
     with pytest.raises(LoraClsError, match="word n-grams"):
-        learner.fit_fold(0, np.arange(8), np.arange(8, 12), FoldFolder(tmp_path / "f"))
+        trainer.fit_fold(0, np.arange(8), np.arange(8, 12), FoldFolder(tmp_path / "f"))
 
 
 def classes_of(table):
@@ -146,8 +147,9 @@ def fitted_classes(emotion_table, tmp_path):
             change(table)
         data = load_train(recipe.data.model_copy(update={"label_columns": ["mood"]}), table, task="single_label")
         folder = FoldFolder(tmp_path / "f")
-        learner = make_learner(recipe, data.label_names, data, data.subset(range(5)))
-        return learner, data, learner.fit_fold(0, np.arange(40), np.arange(40, 60), folder), folder
+        learner = make_learner(recipe, data.label_names)
+        trainer = learner.prepare(data, data.subset(range(5)))
+        return learner, data, trainer.fit_fold(0, np.arange(40), np.arange(40, 60), folder), folder
 
     return make
 
@@ -185,8 +187,8 @@ def test_weighted_classes(emotion_table, tmp_path):
         data = {"label_columns": ["mood"]} | ({"weight_column": "w"} if weighted else {"ignore_columns": ["w"]})
         recipe = load_recipe({"tfidf": {"min_df": 1, "C": C}, "task": "single_label", "data": data})
         loaded = load_train(recipe.data, rows, task="single_label")
-        learner, n = make_learner(recipe, loaded.label_names, loaded), len(rows) - 20
-        result = learner.fit_fold(0, np.arange(n), np.arange(n, n + 20), FoldFolder(tmp_path / name))
+        trainer, n = make_learner(recipe, loaded.label_names).prepare(loaded), len(rows) - 20
+        result = trainer.fit_fold(0, np.arange(n), np.arange(n, n + 20), FoldFolder(tmp_path / name))
         return result.oof_logits, result.pos_weight
 
     plain, plain_weight = fit(table, "plain", weighted=False)
@@ -234,8 +236,10 @@ def test_two_classes_and_one(fitted_classes):
 def scores(recipe, table, folder, rows=40):
     """Logits of the last 20 rows of a table, trained on the rows before them; and the fold's positive weights."""
     data = load_train(recipe.data, table)
-    result = make_learner(recipe, data.label_names, data).fit_fold(
-        0, np.arange(len(table) - 20), np.arange(len(table) - 20, len(table)), FoldFolder(folder)
+    result = (
+        make_learner(recipe, data.label_names)
+        .prepare(data)
+        .fit_fold(0, np.arange(len(table) - 20), np.arange(len(table) - 20, len(table)), FoldFolder(folder))
     )
     return result.oof_logits, result.pos_weight
 

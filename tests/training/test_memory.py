@@ -7,9 +7,9 @@ from transformers import AutoConfig, AutoModel
 from benchmarks.configurations import PARAMETERS, configuration
 from lora_cls.modeling.adapter import build_model
 from lora_cls.modeling.loading import load_base
-from lora_cls.modeling.memory import HEAP, LIBRARIES, estimate_memory
 from lora_cls.recipe import load_recipe
 from lora_cls.training.checkpoint import trainable
+from lora_cls.training.memory import HEAP, LIBRARIES, estimate_memory
 
 CPU = torch.device("cpu")
 NF4 = {"load_in_4bit": True}

@@ -20,11 +20,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_cls.errors import BackboneError
-from lora_cls.modeling.adapter import build_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.quiet import quiet_transformers
-from lora_cls.modeling.writer import LabelWriter, build_writer
 from lora_cls.recipe import Quantization, Recipe
+from lora_cls.training.heads import head_type
 
 # Bytes that a process holds before any model. CPU: torch, transformers, PEFT and bitsandbytes as imported here, fitted
 # to measured runs. GPU: a CUDA context with its kernels and workspaces, a usual figure and not measured here.
@@ -32,7 +31,6 @@ LIBRARIES = {"cpu": 700 * 2**20, "cuda": 600 * 2**20}
 # On a CPU the C library's heap keeps holes where tensors of other sizes lay: measured 1.2 to 2.0 times what lives at
 # once, and no more than that where `MALLOC_MMAP_THRESHOLD_` makes it give large tensors back. Not measured for a GPU.
 HEAP = {"cpu": 1.7, "cuda": 1.0}
-ANSWER = 16  # tokens of a written answer: each has logits over the whole vocabulary
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,13 @@ def estimate_memory(
     length : tokens of the longest text; `data.max_length` where None
     """
     assert recipe.backbone is not None
-    base = _empty_base(recipe, config, dtype if recipe.lora else torch.float32)
+    head = head_type(recipe.head.kind)
+    base = _empty_base(recipe, config, dtype if recipe.lora else torch.float32, head.with_output_layer)
     parameters = sum(parameter.numel() for parameter in base.parameters())
     stored, unpacked = _stored(base, recipe.quantization)
     mixed = None if dtype == torch.float32 else dtype
     with torch.device("meta"):
-        writes = recipe.head.kind == "generate"
-        model = build_writer(base, recipe, mixed) if writes else build_model(base, recipe, n_labels, mixed)
+        model = head.build(base, recipe, n_labels, mixed)
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = trained
     if recipe.lora is None:
@@ -96,15 +94,15 @@ def estimate_memory(
     elif device == "cpu":
         adapters *= 2  # `SequenceClassifier` keeps the values that every fold starts from, in the CPU's memory
     _fill(model)
-    rows = recipe.train.per_device_train_batch_size
-    n_tokens = length or recipe.data.max_length
+    rows, n_tokens = recipe.train.per_device_train_batch_size, length or recipe.data.max_length
     if recipe.train.gradient_accumulation_steps > 1:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)  # those of the batch before, waiting
-        activations = _step_peak(model, rows, n_tokens)
+        activations = _step_peak(model, rows, n_tokens, head.training_options)
     else:
-        activations = _step_peak(model, rows, n_tokens) - trained  # it ends with the gradients made
+        # it ends with the gradients made
+        activations = _step_peak(model, rows, n_tokens, head.training_options) - trained
     return Memory(
         parameters=parameters,
         base=stored,
@@ -115,15 +113,15 @@ def estimate_memory(
     )
 
 
-def _empty_base(recipe: Recipe, config: Any, dtype: torch.dtype) -> Any:
-    """The base model without data; with its output layer where answers are written."""
+def _empty_base(recipe: Recipe, config: Any, dtype: torch.dtype, with_output: bool) -> Any:
+    """The base model without data; see `load_base` for `with_output`."""
     from transformers import AutoModel, AutoModelForCausalLM
 
     assert recipe.backbone is not None
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": recipe.backbone.trust_remote_code}
     if recipe.backbone.attn_implementation != "auto":
         options["attn_implementation"] = recipe.backbone.attn_implementation
-    auto = AutoModelForCausalLM if recipe.head.kind == "generate" else AutoModel
+    auto = AutoModelForCausalLM if with_output else AutoModel
     with quiet_transformers(), torch.device("meta"):
         try:
             base: Any = auto.from_config(config, **options)
@@ -176,7 +174,7 @@ def _fill(model: nn.Module) -> None:
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _step_peak(model: SequenceClassifier, rows: int, n_tokens: int) -> int:
+def _step_peak(model: SequenceClassifier, rows: int, n_tokens: int, options: dict[str, Any]) -> int:
     """Most bytes that live at once, weights aside, in the forward and backward pass of one batch."""
     ids, mask = torch.zeros(rows, n_tokens, dtype=torch.long), torch.ones(rows, n_tokens, dtype=torch.long)
     mask[-1, -1] = 0  # real batches are padded, and their masks are kept
@@ -188,9 +186,8 @@ def _step_peak(model: SequenceClassifier, rows: int, n_tokens: int) -> int:
         ids,
         mask,
     ]
-    answer = (ANSWER,) if isinstance(model, LabelWriter) else ()
     with quiet_transformers(), _Living(known) as living:
-        model(ids, mask, *answer).float().square().sum().backward()
+        model(ids, mask, **options).float().square().sum().backward()
     return living.peak
 
 

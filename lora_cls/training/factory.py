@@ -1,0 +1,49 @@
+"""Who trains and who answers for a recipe. Imports are heavy, and so wait for the recipe that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_cls.errors import RunError
+from lora_cls.recipe import Recipe
+from lora_cls.runs import RunFolder
+from lora_cls.training.learner import Learner, Predictor
+from lora_cls.training.progress import Progress
+
+
+def make_learner(
+    recipe: Recipe,
+    label_names: Sequence[str],
+    choices: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
+    progress: Progress | None = None,
+) -> Learner:
+    """The learner that a recipe with anything to train asks for; see `Session` for the parameters."""
+    if recipe.tfidf is not None:
+        from lora_cls.training.tfidf import TfidfLearner  # needs no torch
+
+        return TfidfLearner(recipe, label_names)
+    from lora_cls.training.transformer import TransformerLearner
+
+    return TransformerLearner(recipe, label_names, choices, backbone, progress)
+
+
+def make_predictor(
+    recipe: Recipe,
+    label_names: Sequence[str],
+    choices: Mapping[str, Any] | None = None,
+    backbone: str | None = None,
+    progress: Progress | None = None,
+) -> Predictor:
+    """As `make_learner`, for a run's models; of a blend, those of all its runs."""
+    if recipe.blend is None:
+        return make_learner(recipe, label_names, choices, backbone, progress)
+    if backbone is not None:
+        raise RunError("--backbone names one base model, and a blend may have several: predict with its runs.")
+    from lora_cls.training.blend import BlendPredictor
+
+    def of_run(run: RunFolder) -> Predictor:
+        return make_predictor(run.recipe, run.label_names, run.info.choices, None, progress)
+
+    return BlendPredictor(recipe, label_names, of_run)

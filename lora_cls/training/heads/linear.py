@@ -1,0 +1,107 @@
+"""`head.kind: linear`: a fresh linear layer over a pooled hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from lora_cls.recipe import Recipe
+from lora_cls.text.prompts import head_prompt
+from lora_cls.text.token_cache import TokenCache
+from lora_cls.text.tokens import Frame, Tokens, encode, prompt_frame, special_frame
+from lora_cls.training.heads.base import ModelHead
+from lora_cls.training.rows import Answered, TrainingRows
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from lora_cls.modeling.classifier import SequenceClassifier
+    from lora_cls.training.batches import EvalBatches
+    from lora_cls.training.objective import Objective
+
+POOLING = {
+    "last_token": """\
+index = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)  # the last real token
+pooled = hidden[torch.arange(len(hidden)), index].float()""",
+    "cls": """\
+index = mask.argmax(1)  # the first real token
+pooled = hidden[torch.arange(len(hidden)), index].float()""",
+    "mean": """\
+weights = mask.unsqueeze(-1).float()
+pooled = (hidden.float() * weights).sum(1) / weights.sum(1)""",
+}
+
+
+class LinearHead(ModelHead):
+    """See `ModelHead`."""
+
+    snippet_template: ClassVar[str] = "snippet.py.j2"
+
+    def __init__(self, recipe: Recipe, label_names: Sequence[str], tokenizer: Any, given: Mapping[str, Any]) -> None:
+        super().__init__(recipe, label_names, tokenizer, given)
+        prompt = head_prompt(recipe.head, label_names)
+        self._frame = (
+            special_frame(tokenizer)
+            if prompt is None
+            else prompt_frame(tokenizer, prompt, closed=not self.continues_prompt)
+        )
+
+    @property
+    def frame(self) -> Frame:
+        """See `ModelHead.frame`: the recipe's prompt, or the tokenizer's special tokens alone."""
+        return self._frame
+
+    def encode(self, texts: Sequence[str], cache: TokenCache | None) -> Tokens:
+        """See `ModelHead.encode`."""
+        return encode(self.tokenizer, texts, self.recipe.data, self.frame, cache=cache)
+
+    @staticmethod
+    def attach(base: nn.Module, n_labels: int) -> None:
+        """See `ModelHead.attach`."""
+        from lora_cls.modeling.classifier import attach_head
+
+        attach_head(base, n_labels)
+
+    @classmethod
+    def build(
+        cls, base: Any, recipe: Recipe, n_labels: int, dtype: torch.dtype | None = None, trained: bool = True
+    ) -> SequenceClassifier:
+        """See `ModelHead.build`."""
+        from lora_cls.modeling.adapter import build_model
+        from lora_cls.modeling.classifier import SequenceClassifier
+
+        if trained:
+            return build_model(base, recipe, n_labels, dtype)
+        cls.attach(base, n_labels)
+        return SequenceClassifier(base, recipe.head.pooling, dtype=dtype)
+
+    def weight(self, rows: TrainingRows) -> np.ndarray:
+        """See `ModelHead.weight`."""
+        from lora_cls.training.losses import pos_weight
+
+        return pos_weight(rows.targets, self.recipe.loss, rows.row_weight, self.recipe.task)
+
+    def objective(self, rows: TrainingRows, weight: np.ndarray) -> Objective:
+        """See `ModelHead.objective`."""
+        from lora_cls.training.objective import ClassificationObjective
+
+        return ClassificationObjective(rows.tokens, rows.targets, weight, self.recipe, self.pad_id, rows.row_weight)
+
+    def answer(self, model: SequenceClassifier, tokens: Tokens, batches: EvalBatches) -> Answered:
+        """See `ModelHead.answer`."""
+        from lora_cls.training.loop import predict_logits
+
+        return Answered(predict_logits(model, tokens, batches=batches, pad_id=self.pad_id), [])
+
+    @staticmethod
+    def snippet_layer(n_labels: int) -> str:
+        """Python for the plain layer on the model `base`, as `attach` makes it."""
+        return f"torch.nn.Linear(base.config.get_text_config().hidden_size, {n_labels})"
+
+    @staticmethod
+    def snippet_logits(recipe: Recipe) -> str:
+        """Lines of Python that end in the logits, made of `hidden`, `mask` and `model.score`."""
+        return f"{POOLING[recipe.head.pooling]}\nreturn model.score(pooled)"

@@ -1,0 +1,238 @@
+"""What training and answering share, whatever the rows: a base model on this machine, its head and its caches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lora_cls.errors import BackboneError, TrainingError
+from lora_cls.evaluation import decisions_for
+from lora_cls.machine import cache_folder, physical_cores
+from lora_cls.modeling.adapter import depth_readme, load_model_weights, reset_model, save_model
+from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.loading import (
+    base_fingerprint,
+    check_positions,
+    depth_options,
+    load_base,
+    load_config,
+    load_tokenizer,
+)
+from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device
+from lora_cls.modeling.prefix import Prefix
+from lora_cls.modeling.prefix_cache import PrefixCache
+from lora_cls.modeling.source import find_source
+from lora_cls.recipe import Recipe
+from lora_cls.runs import FoldFolder
+from lora_cls.text.token_cache import TokenCache
+from lora_cls.text.tokens import Tokens
+from lora_cls.training.batches import EvalBatches
+from lora_cls.training.heads import head_type
+from lora_cls.training.loop import epoch_seed
+from lora_cls.training.progress import Progress
+from lora_cls.training.rows import Answered
+
+CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention", "merged_dtype")
+
+
+class Session:
+    """A recipe's base model on this machine.
+
+    Parameters
+    ----------
+    recipe : with a `backbone`
+    label_names : order of the head's outputs
+    choices : measured choices of an earlier start of the same run (`run.json`); measured now where missing
+    backbone : another place of the same base model, as on a machine without a network
+
+    Attributes
+    ----------
+    choices : what was measured so far; complete once the model is loaded
+    seconds : see `Learner.seconds`
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        label_names: Sequence[str],
+        choices: Mapping[str, Any] | None = None,
+        backbone: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        assert recipe.backbone is not None
+        self.recipe, self.backbone = recipe, recipe.backbone
+        self.label_names, self.n_labels = list(label_names), len(label_names)
+        self.decisions = decisions_for(recipe.task, recipe.thresholds)
+        self.progress = progress or Progress(0, show=False)
+        self.device = default_device()
+        self.source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+        self.seconds = {"load": 0.0, "tokenize": 0.0, "prefix": 0.0}
+        self.batches = EvalBatches(recipe.train.per_device_eval_batch_size, self.progress.say)
+        self.token_cache = TokenCache(cache_folder() / "tokens") if recipe.engine.token_cache else None
+        threads = recipe.engine.num_threads or physical_cores()
+        torch.set_num_threads(threads)
+        self._given = given = choices or {}
+        self.dtype = self._choose_dtype(given.get("dtype"))
+        self.choices: dict[str, Any] = {
+            "device": self.device.type,
+            "num_threads": threads,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        self.choices |= {key: given[key] for key in CHOSEN_WITH_THE_MODEL if key in given}
+        if depth := depth_options(recipe.backbone, self.source):
+            self.choices["depth"] = depth  # for the snippet of the run's README
+        self.tokenizer = load_tokenizer(recipe.backbone, self.source)
+        self.head = head_type(recipe.head.kind)(recipe, label_names, self.tokenizer, given)
+        self.choices |= self.head.choices
+        self._model: SequenceClassifier | None = None
+        self._pristine = True  # nothing was trained or read into the model yet
+        self._prefix_cache: PrefixCache | None = None
+        self._no_prefix = False
+
+    def _choose_dtype(self, frozen: str | None) -> torch.dtype:
+        if frozen == "float16" and self.device.type != "cuda":
+            return torch.float32  # a model trained in fp16 on a GPU answers on a CPU
+        if frozen is not None:
+            return DTYPES[frozen]
+        return choose_dtype(self.recipe, self.device, load_config(self.backbone, self.source).model_type)
+
+    def train_as_frozen(self) -> None:
+        """Compute to the last digit as the start of the run did; answering alone needs no such thing.
+
+        Raises
+        ------
+        TrainingError
+            If the run was started on another kind of device.
+        """
+        if self._given.get("device", self.device.type) != self.device.type:
+            raise TrainingError(
+                f"The run was started on {self._given['device']} and this machine has {self.device.type}: its folds "
+                "would not compare. Continue on such a device, or start a new run with another --out."
+            )
+        self.choices["num_threads"] = self._given.get("num_threads", self.choices["num_threads"])
+        torch.set_num_threads(self.choices["num_threads"])
+
+    @property
+    def reused(self) -> dict[str, int]:
+        """See `Learner.reused`."""
+        counts = {
+            "token_ids": self.token_cache.reused if self.token_cache else 0,
+            "hidden_states": self._prefix_cache.used.reused if self._prefix_cache else 0,
+        }
+        return {name: number for name, number in counts.items() if number}
+
+    def encode(self, texts: Sequence[str]) -> Tokens:
+        """Texts as the head has them read."""
+        return self.head.encode(texts, self.token_cache)
+
+    # The model
+
+    def model(self, choose_attention: Callable[[SequenceClassifier], str] | None = None) -> SequenceClassifier:
+        """The model, loaded on first use: a resume with nothing left to train never loads it.
+
+        Parameters
+        ----------
+        choose_attention : names the kind of attention where none was chosen yet; that of the model where None
+        """
+        if self._model is None:
+            started = time.monotonic()
+            self._model = model = self._load()
+            if model.global_first:
+                self.choices["global_attention"] = "first token"  # for the snippet of the run's README
+            if "attn_implementation" not in self.choices:
+                chosen = choose_attention(model) if choose_attention else model.base.config._attn_implementation
+                self.choices["attn_implementation"] = str(chosen)
+            self.seconds["load"] += time.monotonic() - started
+        return self._model
+
+    def _load(self) -> SequenceClassifier:
+        recipe, merged = self.recipe, self.choices.get("merged_dtype")
+        # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
+        dtype = self.dtype if recipe.lora else DTYPES[merged or "float32"]
+        attention = self.choices.get("attn_implementation") or self.backbone.attn_implementation
+        base = load_base(
+            self.backbone, recipe.quantization, dtype, self.device, self.source, attention,
+            with_output=self.head.with_output_layer,
+        )  # fmt: skip
+        check_positions(base, recipe.data.max_length)
+        self._check_base(base_fingerprint(base))
+        # a frozen base is in self.dtype already, and adapters compute in that of what they read
+        mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None
+        # an export has nothing to train, and its weights stay in the precision they have
+        return self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
+
+    def _check_base(self, found: str) -> None:
+        """Refuse a base that has the right shape and other weights."""
+        # bytes of the base can only be compared in the precision that they were noted in
+        same_precision = self._given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
+        if same_precision and self.choices.setdefault("base_sha256", found) != found:
+            raise BackboneError(
+                f"{self.source.path_or_id} is not the base that this run was trained on: its weights differ. "
+                "Give the same model in the same revision and quantization."
+            )
+
+    def fresh_model(self, fold: int) -> SequenceClassifier:
+        """The model as it is before training, the same whatever was trained before it."""
+        if self.recipe.lora is None and not self._pristine:
+            self._model = None  # full fine-tuning changed the base: load it again
+        model = self.model()
+        self._pristine = False
+        reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
+        return model
+
+    def load(self, folder: FoldFolder) -> SequenceClassifier:
+        """The model with the weights saved in `folder`."""
+        model = self.model()
+        load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
+        self._pristine = False
+        return model
+
+    def save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
+        """Write what was trained."""
+        if self.recipe.lora is None:
+            save_model(model, folder.model)
+        else:
+            depth = self.choices.get("depth")
+            save_model(model, folder.adapter, None if depth is None else depth_readme(self.recipe, depth))
+
+    # Answers
+
+    def answer(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> Answered:
+        """What a model says of texts.
+
+        Parameters
+        ----------
+        weight : ndarray of shape (n_labels,), the model's positive or class weights
+        """
+        pieces = self.head.answer(model, tokens, self.batches)
+        combine = self.recipe.data.chunk_combine
+        return Answered(self.decisions.pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
+
+    def prefix_cache(self, tokens: Tokens) -> PrefixCache | None:
+        """The cache of what the layers below the lowest adapter say of texts; None where there are no such layers.
+
+        `tokens` are texts to try it out on. Nothing is computed or read yet: see `PrefixCache.fill`.
+        """
+        model, engine = self.model(), self.recipe.engine
+        wanted = engine.prefix_cache and model.n_frozen_layers > 0 and self.head.reuses_prefix
+        if self._prefix_cache is not None or not wanted or self._no_prefix:
+            return self._prefix_cache
+        try:
+            prefix = Prefix.find(model, tokens.ids[:2])
+        except BackboneError as error:
+            self._no_prefix = True
+            self.progress.say(
+                f"The {model.n_frozen_layers} layers below the lowest adapter are computed at every pass, as "
+                f"{type(model.base).__name__} cannot do without them: {error}"
+            )
+            return None
+        facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
+        facts["quantization"] = str(self.recipe.quantization)
+        size = self.recipe.train.per_device_eval_batch_size
+        self._prefix_cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
+        model.reuse = self._prefix_cache.stand_in
+        return self._prefix_cache
