@@ -83,7 +83,7 @@ def _answer(
     texts = labelled.rows.texts
     classifier.predict(texts[0])  # loads the base
     started = time.process_time()
-    y_score, y_pred = classifier._decide(texts)
+    y_score, y_pred = classifier.answer(texts)
     seconds = time.process_time() - started
     return {
         "rank": about["rank"],

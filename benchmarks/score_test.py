@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from lora_cls.data import read_table
-from lora_cls.data.names import name_matrix, split_names
+from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.evaluation import Interval, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
 from lora_cls.evaluation.decisions import Decisions
 from lora_cls.recipe import Prediction
@@ -55,11 +55,10 @@ def decide(run: RunFolder, labels: Path) -> Decided:
     """All decisions of a run; `labels` holds the truth of its test rows."""
     names, results = run.label_names, run.results()
     table = read_table(labels).set_index(run.info.data.test_id_column or "id").loc[run.test_ids]
-    column, delimiter = run.label_column, run.recipe.data.label_delimiter
-    if column is None:
-        y_test = table[names].astype(float).to_numpy(np.int8)
-    else:
-        y_test = np.maximum(name_matrix(split_names(table[column], delimiter), names), 0)  # an empty cell is no label
+    columns, classes = (names, None) if run.label_column is None else ([run.label_column], names)
+    y_test = as_binary_labels(label_matrix(table, columns, classes, run.recipe.data))
+    if (y_test < 0).any():
+        raise SystemExit(f"{labels}: labels that are missing or that the run does not know.")
     decisions, per_fold = run.decisions(results.decision.settings), run.test_scores()
     assert per_fold is not None
     thresholds = np.array([results.decision.shipped[name] for name in names])

@@ -17,8 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lora_cls.data.columns import Columns, fill_template, find_columns, find_test_columns, template_fields
-from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_labels, parse_soft_labels
-from lora_cls.data.names import name_matrix, split_names
+from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_soft_labels
+from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
@@ -176,7 +176,7 @@ def load_train(
     dataset = Dataset(
         ids=ids,
         texts=texts,
-        labels=_binary(values),
+        labels=as_binary_labels(values),
         label_names=list(columns.label_names),
         groups=_groups(texts, frame[columns.group] if columns.group else None),
         notes=notes,
@@ -346,11 +346,10 @@ def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str])
     of bad values."""
     if columns.classes is not None:
         return _names(config, frame, columns, ids)
-    labels = np.zeros((len(frame), len(columns.labels)), dtype=np.float32 if config.soft_labels else np.int8)
+    labels = label_matrix(frame, columns.labels, None, config)
     expected = EXPECTED_SOFT if config.soft_labels else EXPECTED
     problems = []
     for column, name in enumerate(columns.labels):
-        labels[:, column] = parse_soft_labels(frame[name]) if config.soft_labels else parse_labels(frame[name])
         bad = np.flatnonzero(labels[:, column] == BAD).tolist()
         if bad:
             cells = frame[name].tolist()
@@ -379,9 +378,7 @@ def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str])
 def _names(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
     """`_labels` for one column that holds names."""
     (name,), classes = columns.labels, columns.classes or []
-    labels = name_matrix(split_names(frame[name], config.label_delimiter), classes)
-    if config.label_delimiter is not None:
-        labels[labels == MISSING] = 0  # an empty list of labels
+    labels = label_matrix(frame, columns.labels, classes, config)
     bad = np.flatnonzero((labels == BAD).any(axis=1)).tolist()
     if not bad:
         return labels, []
@@ -390,11 +387,6 @@ def _names(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) 
     return labels, [
         f"label column '{name}': expected names that the training table has ({shorten(classes)}), but row {examples}."
     ]
-
-
-def _binary(values: np.ndarray) -> np.ndarray:
-    """0/1 labels, int8, of labels that may be soft."""
-    return values if values.dtype == np.int8 else (values >= 0.5).astype(np.int8)
 
 
 def _missing_problems(
@@ -522,7 +514,7 @@ def _with_extra_rows(config: Data, train: Dataset, train_keys: pd.Series | None,
     rows = Dataset(
         ids=ids,
         texts=texts,
-        labels=_binary(values),
+        labels=as_binary_labels(values),
         label_names=train.label_names,
         groups=np.arange(len(ids)),
         targets=values if config.soft_labels else None,

@@ -9,8 +9,9 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 
-from lora_cls.data.labels import BAD, MISSING
+from lora_cls.data.labels import BAD, MISSING, parse_labels, parse_soft_labels
 from lora_cls.data.table import as_id, is_missing
+from lora_cls.recipe import Data
 
 MOST_NAMES = 1000
 """A column of more different names is no label column."""
@@ -97,6 +98,37 @@ def name_matrix(names: Names, classes: Sequence[str]) -> np.ndarray:
         else:
             labels[i, [position[name] for name in cell]] = 1
     return labels
+
+
+def label_matrix(frame: pd.DataFrame, columns: Sequence[str], classes: Sequence[str] | None, data: Data) -> np.ndarray:
+    """The labels of any table, as its columns say them: the one place that turns cells into a matrix.
+
+    Parameters
+    ----------
+    columns : the label columns: 0/1 each, or one that holds names
+    classes : the names that the one column may hold; None where every label has a column
+    data : `soft_labels` and `label_delimiter` of the recipe
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_labels), int8, or float32 of soft labels
+        With `MISSING` and `BAD` where a cell is empty or says no label.
+    """
+    if classes is not None:
+        labels = name_matrix(split_names(frame[columns[0]], data.label_delimiter), classes)
+        if data.label_delimiter is not None:
+            labels[labels == MISSING] = 0  # an empty list of labels
+        return labels
+    parse = parse_soft_labels if data.soft_labels else parse_labels
+    labels = np.zeros((len(frame), len(columns)), dtype=np.float32 if data.soft_labels else np.int8)
+    for j, name in enumerate(columns):
+        labels[:, j] = parse(frame[name])
+    return labels
+
+
+def as_binary_labels(labels: np.ndarray) -> np.ndarray:
+    """0/1 labels, int8, of labels that may be soft; `MISSING` and `BAD` stay."""
+    return labels if labels.dtype == np.int8 else np.where(labels < 0, labels, labels >= 0.5).astype(np.int8)
 
 
 def _is_integer(name: str) -> bool:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_cls.data import Dataset, TableLike, load_test, read_table
-from lora_cls.data.labels import parse_labels, parse_soft_labels
-from lora_cls.data.names import name_matrix, split_names
+from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.errors import DataError, shorten
 from lora_cls.runs.folder import RunFolder
 from lora_cls.runs.records import ScoredTable
@@ -42,20 +41,13 @@ class Labelled:
         lacking = [name for name in ([column] if column else names) if name not in frame.columns]
         if lacking:
             raise DataError(f"{rows.source}: no label column {shorten(repr(name) for name in lacking)} to score by.")
-        if column is not None:
-            y_true = name_matrix(split_names(frame[column], config.label_delimiter), names)
-            if config.label_delimiter is not None:
-                y_true = np.where(y_true == -1, 0, y_true)  # an empty cell is no label
-        elif config.soft_labels:
-            y_true = np.column_stack([parse_soft_labels(frame[name]) for name in names])
-            y_true = np.where(y_true < 0, y_true, y_true >= 0.5)
-        else:
-            y_true = np.column_stack([parse_labels(frame[name]) for name in names])
+        classes = None if column is None else names
+        y_true = as_binary_labels(label_matrix(frame, names if column is None else [column], classes, config))
         bad = (y_true < 0).any(axis=1)
         if bad.any():
             ids = shorten(rows.ids[i] for i in np.flatnonzero(bad).tolist())
             raise DataError(f"{rows.source}: labels that are missing or that the run does not know, in rows {ids}.")
-        return cls(Path(rows.source).name, rows, y_true.astype(np.int8))
+        return cls(Path(rows.source).name, rows, y_true)
 
     @property
     def about(self) -> ScoredTable:
