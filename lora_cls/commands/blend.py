@@ -95,7 +95,7 @@ def blend(
 
 def blended_logits(decisions: Decisions, proba: np.ndarray) -> np.ndarray:
     """Blended probabilities as a fold's logits, without any weight: ndarray of float32 of the same shape."""
-    return decisions.logits(proba).astype(np.float32)
+    return decisions.link.logits(proba).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +148,8 @@ def compare_ways(
         through = replace(
             oof,
             logits=blended.logits,
-            y_score=decisions.probabilities(blended.logits, no_weight),
-            fitted_score=None if fitted is None else decisions.probabilities(fitted, no_weight),
+            y_score=decisions.link.probabilities(blended.logits, no_weight),
+            fitted_score=None if fitted is None else decisions.link.probabilities(fitted, no_weight),
         )
         return through.cross_fit(decisions, at_least_one).y_pred
 

@@ -29,7 +29,7 @@ def choose_epochs(run: RunFolder) -> None:
                 logits = np.array([read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
                 write_array(folder.epoch_logits, logits)
             logits = read_array(folder.epoch_logits, (len(epochs), *shape))
-            by_epoch[:, fold == number] = decisions.probabilities(logits, weight)
+            by_epoch[:, fold == number] = decisions.link.probabilities(logits, weight)
         for number in numbers:
             if not chosen[number]:
                 others = (fold != number) & (fold >= 0)

@@ -129,7 +129,7 @@ class Classifier:
             rate = len(texts) * len(self._folders) / max(seconds, 1e-9)
             progress.say(f"{len(texts)} rows by {n_models} in {seconds:.1f} s: {rate:.0f} rows/s by each")
         decisions = self.run.decisions()
-        per_fold = decisions.probabilities(logits, self._weights[:, None, :])
+        per_fold = decisions.link.probabilities(logits, self._weights[:, None, :])
         return decisions.together(per_fold, self.thresholds, self.prediction)
 
 

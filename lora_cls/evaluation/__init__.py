@@ -1,7 +1,8 @@
 """Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
 
 Reading order: `thresholds` (scores to decisions), `metrics` (decisions to figures), `intervals` (how sure the figures
-are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task),
+are), `probabilities` and `links` (logits to probabilities, several folds to one score), `decisions` (all of it, by
+task),
 `calibration` (probabilities that mean what they say), `blending` (several runs to one).
 
 Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
@@ -24,11 +25,9 @@ from lora_cls.evaluation.intervals import (
     bootstrap_macro_f1,
     bootstrap_unpaired_difference,
 )
+from lora_cls.evaluation.links import Link, Sigmoid, Softmax
 from lora_cls.evaluation.metrics import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
 from lora_cls.evaluation.probabilities import (
-    combine_class_folds,
-    combine_folds,
-    combine_pieces,
     corrected_class_probabilities,
     corrected_probabilities,
     logit,
@@ -46,6 +45,9 @@ __all__ = [
     "CrossFit",
     "Decisions",
     "Interval",
+    "Link",
+    "Sigmoid",
+    "Softmax",
     "apply_blend",
     "apply_calibration",
     "apply_thresholds",
@@ -55,9 +57,6 @@ __all__ = [
     "bootstrap_unpaired_difference",
     "calibrated_thresholds",
     "calibration_scores",
-    "combine_class_folds",
-    "combine_folds",
-    "combine_pieces",
     "corrected_class_probabilities",
     "corrected_probabilities",
     "cross_fit_thresholds",

@@ -52,10 +52,10 @@ def fit_blend(how: BlendHow, decisions: Decisions, y_true: npt.ArrayLike, y_scor
     truth, scores = _checked(y_true, y_score)
     if how == "weights":
         some = np.random.default_rng(0).permutation(len(truth))[:MAX_WEIGHT_ROWS]
-        return {"weights": _weights(decisions, truth[some], decisions.logits(scores[:, some])).tolist()}
+        return {"weights": _weights(decisions, truth[some], decisions.link.logits(scores[:, some])).tolist()}
     if how == "stacking":
         stack = _stack_classes if isinstance(decisions, ClassDecisions) else _stack_labels
-        coef, intercept = stack(truth, decisions.logits(scores))
+        coef, intercept = stack(truth, decisions.link.logits(scores))
         return {"coef": coef.tolist(), "intercept": intercept.tolist()}
     return {}
 
@@ -95,14 +95,14 @@ def apply_blend(
         if reference is None or classes:
             raise ValueError("The 'how' parameter rank_mean needs 'reference', and labels that are decided one by one.")
         return _ranks(scores, as_scores(reference, "reference", ndim=3)).mean(axis=0)
-    values = decisions.logits(scores)
+    values = decisions.link.logits(scores)
     if how == "stacking":
         coef, intercept = np.asarray(fitted["coef"]), np.asarray(fitted["intercept"])
         if classes:
-            return _pooled(np.concatenate(list(values), axis=1) @ coef.T + intercept, classes)
-        return _pooled(np.einsum("rnl,lr->nl", values, coef) + intercept, classes)
+            return decisions.link.probabilities(np.concatenate(list(values), axis=1) @ coef.T + intercept)
+        return decisions.link.probabilities(np.einsum("rnl,lr->nl", values, coef) + intercept)
     weights = fitted["weights"] if how == "weights" else np.full(len(values), 1 / len(values))
-    return _pooled(np.tensordot(weights, values, axes=1), classes)
+    return decisions.link.probabilities(np.tensordot(weights, values, axes=1))
 
 
 def _checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[BoolArray, FloatArray]:
@@ -113,12 +113,6 @@ def _checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[BoolArray, 
             f"Got {scores.shape} instead."
         )
     return truth, scores
-
-
-def _pooled(values: FloatArray, classes: bool) -> FloatArray:
-    from scipy.special import expit, softmax
-
-    return np.asarray(softmax(values, axis=-1) if classes else expit(values))
 
 
 def _ranks(scores: FloatArray, reference: FloatArray) -> FloatArray:
@@ -141,13 +135,13 @@ def _weights(decisions: Decisions, truth: BoolArray, values: FloatArray) -> Floa
     """
     from scipy.optimize import minimize
 
-    n_runs, classes = len(values), isinstance(decisions, ClassDecisions)
+    n_runs = len(values)
 
     def loss(x: FloatArray) -> float:
         kept = np.maximum(x, 0)
         if not kept.sum() > 0:
             return 1.0
-        scores = _pooled(np.tensordot(kept / kept.sum(), values, axes=1), classes)
+        scores = decisions.link.probabilities(np.tensordot(kept / kept.sum(), values, axes=1))
         return -macro_f1(truth, decisions.apply(scores, decisions.tune(truth, scores)))
 
     # Only the ratios of x count; equal weights lie off the plane of the others, or the simplex would be flat.

@@ -18,7 +18,6 @@ from lora_cls.evaluation.decisions import ClassDecisions, Decisions
 Calibration = Literal["temperature", "isotonic"]
 N_BINS = 15
 """Bins of the expected calibration error, of equal width."""
-_LOG_T = 4.0  # temperatures from 1/55 to 55: beyond, every probability is 0 or 1, or a half
 
 
 def fit_calibration(
@@ -48,10 +47,7 @@ def fit_calibration(
     truth, scores = _checked(y_true, y_score)
     classes = isinstance(decisions, ClassDecisions)
     if how == "temperature":
-        values = decisions.logits(scores)
-        if classes:
-            return {"temperature": [_class_temperature(truth, values)]}
-        return {"temperature": [_label_temperature(truth[:, j], values[:, j]) for j in range(truth.shape[1])]}
+        return {"temperature": decisions.link.temperature(truth, decisions.link.logits(scores))}
     if how != "isotonic" or classes:
         raise ValueError(
             f"The 'how' parameter must be 'temperature', or 'isotonic' where labels are decided one by one. "
@@ -73,7 +69,7 @@ def apply_calibration(
     """Calibrated probabilities, ndarray of float64 of the shape of `y_score`, (..., n_labels)."""
     scores = as_scores(y_score, "y_score", ndim=None)
     if how == "temperature":
-        return decisions.probabilities(decisions.logits(scores) / np.asarray(fitted["temperature"]), 1.0)
+        return decisions.link.probabilities(decisions.link.logits(scores) / np.asarray(fitted["temperature"]))
     result = np.empty(scores.shape)
     for j, (x, y) in enumerate(zip(fitted["x"], fitted["y"], strict=True)):
         result[..., j] = np.interp(scores[..., j], x, y)
@@ -128,24 +124,3 @@ def _calibration_error(truth: BoolArray, scores: FloatArray) -> float:
     bins = np.minimum((scores * N_BINS).astype(np.int64), N_BINS - 1)
     gap = np.bincount(bins, weights=scores, minlength=N_BINS) - np.bincount(bins, weights=truth, minlength=N_BINS)
     return float(np.abs(gap).sum() / max(len(truth), 1))
-
-
-def _label_temperature(truth: BoolArray, values: FloatArray) -> float:
-    if truth.all() or not truth.any():
-        return 1.0  # any temperature would be at its bound
-    signed = np.where(truth, values, -values)
-    return _least(lambda t: np.logaddexp(0, -signed / t).mean())
-
-
-def _class_temperature(truth: BoolArray, values: FloatArray) -> float:
-    from scipy.special import log_softmax
-
-    rows, chosen = np.arange(len(truth)), truth.argmax(axis=1)
-    return _least(lambda t: -log_softmax(values / t, axis=1)[rows, chosen].mean())
-
-
-def _least(loss: Any) -> float:
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=(-_LOG_T, _LOG_T), method="bounded")
-    return float(np.exp(found.x))

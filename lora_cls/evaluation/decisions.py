@@ -10,21 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from lora_cls.evaluation.arrays import FloatArray, as_binary, as_scores, same_shape
+from lora_cls.evaluation.links import Link, Sigmoid, Softmax
 from lora_cls.evaluation.metrics import macro_f1
-from lora_cls.evaluation.probabilities import (
-    PieceCombination,
-    combine_class_folds,
-    combine_folds,
-    combine_pieces,
-    corrected_class_probabilities,
-    corrected_probabilities,
-    logit,
-)
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
 from lora_cls.recipe import Prediction, Task, Thresholds
 
@@ -37,19 +30,12 @@ class Decisions(ABC):
     """How a task's logits become decisions; `decisions_for` chooses one."""
 
     settings: Thresholds
+    link: ClassVar[Link]
 
     @property
     @abstractmethod
     def strategy(self) -> str:
         """`settings.strategy`, or what null means for the task."""
-
-    @abstractmethod
-    def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
-        """Probabilities, float64 of the shape of `logits`, which training shifted by the logarithm of `weight`."""
-
-    @abstractmethod
-    def logits(self, proba: npt.ArrayLike) -> FloatArray:
-        """Logits that `probabilities` turns into these with weights of 1; 0 and 1 stay finite."""
 
     @abstractmethod
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
@@ -89,29 +75,17 @@ class Decisions(ABC):
         y_pred : ndarray of int8 of shape (n_samples, n_labels)
         """
 
-    @abstractmethod
-    def pieces(
-        self, logits: npt.ArrayLike, text: npt.ArrayLike, weight: npt.ArrayLike, how: PieceCombination
-    ) -> npt.NDArray[np.float32]:
-        """One row of logits per text from those of its pieces; see `combine_pieces`."""
-
 
 @dataclass(frozen=True)
 class LabelDecisions(Decisions):
     """Each label for itself (`multi_label`, `binary`): functions of `thresholds` and `probabilities` do the work."""
 
+    link = Sigmoid()
+
     @property
     def strategy(self) -> str:
         """See `Decisions.strategy`."""
         return self.settings.strategy or "per_label"
-
-    def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
-        """`sigmoid(logits - log weight)`."""
-        return corrected_probabilities(logits, weight)
-
-    def logits(self, proba: npt.ArrayLike) -> FloatArray:
-        """See `probabilities.logit`."""
-        return logit(proba)
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """Positive at logit > 0."""
@@ -139,14 +113,8 @@ class LabelDecisions(Decisions):
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
         """See `Decisions.together`; votes are decided at half of the folds."""
         vote = prediction.combine == "vote"
-        y_score = combine_folds(per_fold, prediction.combine, thresholds if vote else None)
+        y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         return y_score, self.apply(y_score, 0.5 if vote else thresholds, prediction.at_least_one)
-
-    def pieces(
-        self, logits: npt.ArrayLike, text: npt.ArrayLike, weight: npt.ArrayLike, how: PieceCombination
-    ) -> npt.NDArray[np.float32]:
-        """See `combine_pieces`."""
-        return combine_pieces(logits, text, weight, how)
 
 
 @dataclass(frozen=True)
@@ -158,18 +126,12 @@ class ClassDecisions(Decisions):
     (Menon et al. 2021, "Long-tail learning via logit adjustment", ICLR). tau is tuned for macro-F1.
     """
 
+    link = Softmax()
+
     @property
     def strategy(self) -> str:
         """See `Decisions.strategy`."""
         return self.settings.strategy or "prior_adjusted"
-
-    def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
-        """`softmax(logits - log weight)`."""
-        return corrected_class_probabilities(logits, weight)
-
-    def logits(self, proba: npt.ArrayLike) -> FloatArray:
-        """Logarithms of the probabilities."""
-        return np.asarray(np.log(np.clip(as_scores(proba, "proba", ndim=None), 1e-12, 1.0)))
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """The class of the greatest logit."""
@@ -213,18 +175,12 @@ class ClassDecisions(Decisions):
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
         """See `Decisions.together`; of classes with equally many votes the more probable one is taken."""
         vote = prediction.combine == "vote"
-        y_score = combine_class_folds(per_fold, prediction.combine, thresholds if vote else None)
+        y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         if not vote:
             return y_score, self.apply(y_score, thresholds)
         mean = np.asarray(per_fold, dtype=np.float64).mean(axis=0) / np.asarray(thresholds, dtype=np.float64)
         most = y_score == y_score.max(axis=1, keepdims=True)
         return y_score, _one_hot(np.where(most, mean, -1.0))
-
-    def pieces(
-        self, logits: npt.ArrayLike, text: npt.ArrayLike, weight: npt.ArrayLike, how: PieceCombination
-    ) -> npt.NDArray[np.float32]:
-        """See `combine_pieces`."""
-        return combine_pieces(logits, text, weight, how, classes=True)
 
 
 def decisions_for(task: Task | None, settings: Thresholds | None = None) -> Decisions:

@@ -269,12 +269,12 @@ class RunFolder:
         for number, weight in zip(finished, self.pos_weights(), strict=True):
             here = fold == number
             logits[here] = read_array(self.fold(number).oof_logits, (int(here.sum()), len(names)))
-            y_score[here] = decisions.probabilities(logits[here], weight)
+            y_score[here] = decisions.link.probabilities(logits[here], weight)
         over, part = held_apart(fold, y_true, groups, self.recipe)
         fitted = None
         if self.files.fitted_logits.is_file():
             shape = (len(np.unique(part)), *logits.shape)
-            fitted = decisions.probabilities(read_array(self.files.fitted_logits, shape), np.ones(len(names)))
+            fitted = decisions.link.probabilities(read_array(self.files.fitted_logits, shape), np.ones(len(names)))
         ids = self.folds["id"].iloc[rows].tolist()
         return OutOfFold(ids, names, rows, fold, groups, over, part, y_true, logits, y_score, fitted)
 
@@ -310,7 +310,7 @@ class RunFolder:
     def test_scores(self) -> np.ndarray | None:
         """Probabilities of the test rows by each finished fold, ndarray of shape (n_folds, n_test, n_labels)."""
         logits = self.test_logits()
-        return None if logits is None else self.decisions().probabilities(logits, self.pos_weights()[:, None, :])
+        return None if logits is None else self.decisions().link.probabilities(logits, self.pos_weights()[:, None, :])
 
     def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:
         """Refuse to continue with another recipe or other data.

@@ -64,7 +64,7 @@ class BlendLearner:
             same = FoldFolder(member.path / folder.path.name)
             labels = [member.label_names.index(name) for name in self.label_names]
             logits = learner.predict(same, texts)
-            y_score.append(decisions.probabilities(logits, same.pos_weight(len(labels)))[:, labels])
+            y_score.append(decisions.link.probabilities(logits, same.pos_weight(len(labels)))[:, labels])
             self.notes = learner.notes
             self.predict_seconds += learner.predict_seconds
             if self.blend.how == "rank_mean":
@@ -72,7 +72,7 @@ class BlendLearner:
         fitted = folder.info.blend or {}
         known = np.array(reference) if reference else None
         proba = apply_blend(self.blend.how, decisions, fitted, np.array(y_score), known)
-        return decisions.logits(proba).astype(np.float32)
+        return decisions.link.logits(proba).astype(np.float32)
 
     def _open(self, run: Path) -> list[tuple[RunFolder, Learner]]:
         members: list[tuple[RunFolder, Learner]] = []

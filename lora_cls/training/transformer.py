@@ -287,7 +287,7 @@ class TransformerLearner:
     def _logits(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> np.ndarray:
         """Logits of every text, ndarray of shape (n_texts, n_labels), float32."""
         logits = predict_logits(model, tokens, batches=self.batches, pad_id=self.pad_id)
-        return self.decisions.pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
+        return self.decisions.link.combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _choose_dtype(self, frozen: str | None) -> torch.dtype:
         assert self.recipe.backbone is not None

@@ -80,7 +80,7 @@ def test_stacking_without_positives():
     proba = apply_blend("stacking", LABELS, fit_blend("stacking", LABELS, y_true, scores), scores)
     assert (proba[:, 0] < 0.06).all()
     for present in ([1, 2], [2]):
-        scores = CLASSES.probabilities(np.random.default_rng(0).normal(size=(2, 10, 3)), 1.0)
+        scores = CLASSES.link.probabilities(np.random.default_rng(0).normal(size=(2, 10, 3)))
         y_true = np.eye(3, dtype=int)[np.resize(present, 10)]
         classes = apply_blend("stacking", CLASSES, fit_blend("stacking", CLASSES, y_true, scores), scores)
         np.testing.assert_allclose(classes.sum(axis=1), 1)

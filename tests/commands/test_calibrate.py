@@ -41,9 +41,9 @@ def test_temperature_is_found():
         expit(logits),
         atol=1e-6,
     )
-    proba = CLASSES.probabilities(rng.normal(size=(20000, 3)), 1.0)
+    proba = CLASSES.link.probabilities(rng.normal(size=(20000, 3)))
     drawn = (rng.random((20000, 1)) > proba.cumsum(axis=1)).sum(axis=1).clip(max=2)
-    sharp = CLASSES.probabilities(2 * np.log(proba), 1.0)
+    sharp = CLASSES.link.probabilities(2 * np.log(proba))
     (temperature,) = fit_calibration("temperature", CLASSES, np.eye(3)[drawn], sharp)["temperature"]
     assert temperature == pytest.approx(2, rel=0.06)
 
@@ -60,10 +60,10 @@ def test_temperature_keeps_decisions(task):
     rng, decisions = np.random.default_rng(1), decisions_for(task, Thresholds(min_positives=1))
     logits = rng.normal(scale=2, size=(500, 4))
     y_true = decisions.untuned(logits + rng.normal(size=logits.shape))
-    scores = decisions.probabilities(logits, 1.0)
+    scores = decisions.link.probabilities(logits)
     fitted, limits = fit_calibration("temperature", decisions, y_true, scores), decisions.tune(y_true, scores)
     mapped = calibrated_thresholds("temperature", decisions, fitted, limits, y_true, scores)
-    new = decisions.probabilities(rng.normal(scale=2, size=(2000, 4)), 1.0)
+    new = decisions.link.probabilities(rng.normal(scale=2, size=(2000, 4)))
     for some in (scores, new):
         after = apply_calibration("temperature", decisions, fitted, some)
         np.testing.assert_array_equal(decisions.apply(after, mapped), decisions.apply(some, limits))

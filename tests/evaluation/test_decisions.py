@@ -5,9 +5,9 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from lora_cls.evaluation import (
+    Sigmoid,
+    Softmax,
     apply_thresholds,
-    combine_folds,
-    combine_pieces,
     corrected_class_probabilities,
     corrected_probabilities,
     cross_fit_thresholds,
@@ -44,7 +44,7 @@ def test_labels_do_what_their_functions_do():
     weight = np.array([1.0, 4.0, 0.5])
     settings = Thresholds(strategy="global", min_positives=2, default=0.4)
     decide = decisions_for("multi_label", settings)
-    scores = decide.probabilities(logits, weight)
+    scores = decide.link.probabilities(logits, weight)
     np.testing.assert_array_equal(scores, corrected_probabilities(logits, weight))
     same = {"strategy": "global", "min_positives": 2, "default": 0.4}
     tuned = decide.tune(y_true, scores)
@@ -56,7 +56,7 @@ def test_labels_do_what_their_functions_do():
     per_fold = np.stack([scores, scores[::-1]])
     for way in ("mean_proba", "mean_logit"):
         y_score, y_pred = decide.together(per_fold, tuned, Prediction(combine=way))
-        np.testing.assert_array_equal(y_score, combine_folds(per_fold, way))
+        np.testing.assert_array_equal(y_score, Sigmoid().combine_folds(per_fold, way))
         np.testing.assert_array_equal(y_pred, apply_thresholds(y_score, tuned))
     y_score, y_pred = decide.together(per_fold, tuned, Prediction(combine="vote"))
     np.testing.assert_array_equal(y_pred, (per_fold >= tuned).sum(axis=0) >= 1)
@@ -74,7 +74,7 @@ def test_class_probabilities_by_hand():
     """Weights 1, 2 and 4 shift ideal logits by their logarithms: taking them away gives 0.5, 0.3, 0.2 again."""
     p, weight = np.array([0.5, 0.3, 0.2]), np.array([1.0, 2.0, 4.0])
     assert corrected_class_probabilities(np.log(p * weight) + 7, weight) == pytest.approx(p)
-    assert CLASSES.probabilities([[0.0, np.log(3)]], [1.0, 1.0]) == pytest.approx(np.array([[0.25, 0.75]]))
+    assert CLASSES.link.probabilities([[0.0, np.log(3)]], [1.0, 1.0]) == pytest.approx(np.array([[0.25, 0.75]]))
 
 
 @pytest.mark.parametrize("weight", [[1.0, 2.0, 5.0], [0.3, 1.0, 1.0]])
@@ -225,9 +225,9 @@ def test_pieces_of_classes(how):
         "mean_proba": p[:2].mean(axis=0),
         "max": p[:2].max(axis=0),
     }[how]
-    found = CLASSES.pieces(LOGITS, TEXT, WEIGHT, how)
+    found = CLASSES.link.combine_pieces(LOGITS, TEXT, WEIGHT, how)
     assert found.shape == (2, 3) and found.dtype == np.float32
-    proba = CLASSES.probabilities(found, WEIGHT)
+    proba = CLASSES.link.probabilities(found, WEIGHT)
     assert proba[0] == pytest.approx(by_hand / by_hand.sum(), rel=1e-5)
     assert proba[1] == pytest.approx(p[2], rel=1e-5)
 
@@ -236,23 +236,32 @@ def test_pieces_of_classes(how):
 def test_a_constant_in_a_piece_changes_nothing(how):
     """Softmax ignores a constant added to all logits of a piece, and so do its combinations."""
     shifted = LOGITS + np.array([[10.0], [-3.0], [1.0]], dtype=np.float32)
-    before, after = (CLASSES.probabilities(CLASSES.pieces(z, TEXT, WEIGHT, how), WEIGHT) for z in (LOGITS, shifted))
+    before, after = (
+        CLASSES.link.probabilities(CLASSES.link.combine_pieces(z, TEXT, WEIGHT, how), WEIGHT) for z in (LOGITS, shifted)
+    )
     assert after == pytest.approx(before, rel=1e-4)
 
 
-def test_pieces_of_labels_are_as_they_were():
-    """For labels `pieces` is `combine_pieces`."""
-    for how in ("mean_logit", "mean_proba", "max"):
-        expected = combine_pieces(LOGITS, TEXT, WEIGHT, how)
-        np.testing.assert_array_equal(LABELS.pieces(LOGITS, TEXT, WEIGHT, how), expected)
+@pytest.mark.parametrize("link", [Sigmoid(), Softmax()])
+def test_links_turn_back(link):
+    """Logits of probabilities give them back, however small the softmax makes them, and 0 and 1 stay finite."""
+    p = np.array([[0.7, 0.2, 0.1], [1 - 1e-9, 1e-9 - 1e-11, 1e-11]])
+    assert link.probabilities(link.logits(p)) == pytest.approx(p, rel=1e-6)
+    assert np.isfinite(link.logits([0.0, 1.0])).all()
+
+
+def test_small_probabilities_of_classes_stay_apart():
+    """The floor of the logarithm is the smallest normal number, not one above probabilities that models do give."""
+    p = np.array([[1.0, 1e-30, 1e-200]])
+    assert Softmax().probabilities(Softmax().logits(p)) == pytest.approx(p, rel=1e-9, abs=0)
 
 
 def test_extreme_logits_stay_finite():
     """Classes whose probability underflows keep finite scores and logits."""
     logits = np.array([[2000.0, 0.0], [0.0, 2000.0]], dtype=np.float32)
-    per_fold = CLASSES.probabilities(logits, [1.0, 1.0])[None]
+    per_fold = CLASSES.link.probabilities(logits, [1.0, 1.0])[None]
     y_score, _ = CLASSES.together(np.repeat(per_fold, 2, axis=0), [1.0, 1.0], Prediction())
     assert np.isfinite(y_score).all()
     for how in ("mean_logit", "mean_proba", "max"):
-        assert np.isfinite(CLASSES.pieces(logits, np.array([0, 0]), [1.0, 1.0], how)).all()
+        assert np.isfinite(CLASSES.link.combine_pieces(logits, np.array([0, 0]), [1.0, 1.0], how)).all()
     assert log_softmax(logits, axis=1).min() == -2000  # the case is a real one
