@@ -12,14 +12,14 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from lora_cls.data.dataset import Dataset
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten
-from lora_cls.recipe import Recipe, Task
+from lora_cls.recipe import Recipe, TaskName
 
 PARTS = 5
 """Of a single fold's rows, across which thresholds are tuned."""
 
 
 def stratified_folds(
-    labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42, *, task: Task | None = None
+    labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42, *, task: TaskName | None = None
 ) -> np.ndarray:
     """Split rows into folds that all have about the same share of each label.
 

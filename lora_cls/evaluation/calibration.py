@@ -13,23 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
-from lora_cls.evaluation.decisions import ClassDecisions, Decisions
+from lora_cls.evaluation.tasks import Task
 
 Calibration = Literal["temperature", "isotonic"]
 N_BINS = 15
 """Bins of the expected calibration error, of equal width."""
 
 
-def fit_calibration(
-    how: Calibration, decisions: Decisions, y_true: npt.ArrayLike, y_score: npt.ArrayLike
-) -> dict[str, Any]:
+def fit_calibration(how: Calibration, task: Task, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, Any]:
     """The map that makes `y_score` most likely.
 
     Parameters
     ----------
     how : "temperature" divides log-odds by one number per label, or the log-probabilities of classes by one number;
         "isotonic" is a rising step function per label, smoothed by nothing (needs some hundred positives)
-    decisions : the task
+    task : the task
     y_true, y_score : arrays of shape (n_samples, n_labels), 0/1 and corrected probabilities
 
     Returns
@@ -45,10 +43,9 @@ def fit_calibration(
         which it would calibrate one by one, so that they no longer sum to 1.
     """
     truth, scores = _checked(y_true, y_score)
-    classes = isinstance(decisions, ClassDecisions)
     if how == "temperature":
-        return {"temperature": decisions.link.temperature(truth, decisions.link.logits(scores))}
-    if how != "isotonic" or classes:
+        return {"temperature": task.link.temperature(truth, task.link.logits(scores))}
+    if how not in task.calibrations:
         raise ValueError(
             f"The 'how' parameter must be 'temperature', or 'isotonic' where labels are decided one by one. "
             f"Got {how!r} instead."
@@ -63,13 +60,11 @@ def fit_calibration(
     return corners
 
 
-def apply_calibration(
-    how: Calibration, decisions: Decisions, fitted: Mapping[str, Any], y_score: npt.ArrayLike
-) -> FloatArray:
+def apply_calibration(how: Calibration, task: Task, fitted: Mapping[str, Any], y_score: npt.ArrayLike) -> FloatArray:
     """Calibrated probabilities, ndarray of float64 of the shape of `y_score`, (..., n_labels)."""
     scores = as_scores(y_score, "y_score", ndim=None)
     if how == "temperature":
-        return decisions.link.probabilities(decisions.link.logits(scores) / np.asarray(fitted["temperature"]))
+        return task.link.probabilities(task.link.logits(scores) / np.asarray(fitted["temperature"]))
     result = np.empty(scores.shape)
     for j, (x, y) in enumerate(zip(fitted["x"], fitted["y"], strict=True)):
         result[..., j] = np.interp(scores[..., j], x, y)
@@ -78,7 +73,7 @@ def apply_calibration(
 
 def calibrated_thresholds(
     how: Calibration,
-    decisions: Decisions,
+    task: Task,
     fitted: Mapping[str, Any],
     thresholds: npt.ArrayLike,
     y_true: npt.ArrayLike,
@@ -91,11 +86,8 @@ def calibrated_thresholds(
     """
     limits = as_scores(thresholds, "thresholds", ndim=1)
     if how == "isotonic":
-        return decisions.tune(y_true, apply_calibration(how, decisions, fitted, y_score))
-    temperature = np.asarray(fitted["temperature"])
-    if isinstance(decisions, ClassDecisions):  # the greatest p / t is the greatest (p / t)^(1 / T)
-        return np.asarray(limits ** (1 / temperature))
-    return apply_calibration(how, decisions, fitted, limits[None])[0]
+        return task.tune(y_true, apply_calibration(how, task, fitted, y_score))
+    return task.tempered(limits, np.asarray(fitted["temperature"]))
 
 
 def calibration_scores(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, list[float]]:

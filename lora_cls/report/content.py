@@ -97,16 +97,16 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     """
     results = results or run.results()
     oof, decision, scores = results.oof, results.decision, results.scores
-    info, recipe, decisions = run.info, run.recipe, run.decisions()
+    info, recipe, task = run.info, run.recipe, run.task()
     if train is not None and train.subset(~train.extra).fingerprint() != info.data.train_sha256:
         raise RunError(f"{train.source} is not the data that {run.path} was trained on.")
     texts = None if train is None else [train.texts[i] for i in oof.rows]
-    shown = Shown(oof, oof.decide(decisions, decision), texts)
+    shown = Shown(oof, oof.decide(task, decision), texts)
     classes, n_labels = recipe.task == "single_label", len(oof.label_names)
     per_label = scores.cross_fitted.per_label
     shipped = np.array([decision.shipped[name] for name in oof.label_names])
     at_least_one = decision.prediction.at_least_one
-    at_shipped = macro_f1(oof.y_true, decisions.apply(oof.y_score, shipped, at_least_one))
+    at_shipped = macro_f1(oof.y_true, task.apply(oof.y_score, shipped, at_least_one))
     folds = [_fold(run.fold(number), number, shown, decision) for number in scores.folds_finished]
     lengths = length_summary(train.texts) if train is not None else info.data.lengths
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval
-from lora_cls.recipe import Recipe, Task
+from lora_cls.recipe import Recipe, TaskName
 from lora_cls.runs import RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lora_cls.training.estimate import Estimate
 
 Cells = list[list[str]]
-KINDS: dict[Task, str] = {
+KINDS: dict[TaskName, str] = {
     "multi_label": "Multi-label",
     "single_label": "Single-label (one class per text)",
     "binary": "Binary",
@@ -106,12 +106,12 @@ def score_sentence(metrics: Scores) -> str:
     return sentence
 
 
-def decided_by(task: Task | None) -> str:
+def decided_by(task: TaskName | None) -> str:
     """What is tuned to decide by probabilities."""
     return "class weights" if task == "single_label" else "thresholds"
 
 
-def probabilities_phrase(task: Task | None) -> str:
+def probabilities_phrase(task: TaskName | None) -> str:
     """How probabilities and decisions come of logits."""
     if task == "single_label":
         return (

@@ -180,7 +180,7 @@ class GenerativeLearner(TransformerLearner):
                 "The model answers with values that are not finite numbers. Set backbone.dtype: float32."
             )
         self._written = written
-        return self.decisions.link.combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
+        return self.task.link.combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _scores(
         self,

@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from lora_cls.errors import RecipeError
-from lora_cls.recipe import Loss, Task
+from lora_cls.recipe import Loss, TaskName
 
 
 def pos_weight(
-    labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None = None, task: Task | None = None
+    labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None = None, task: TaskName | None = None
 ) -> np.ndarray:
     """One positive weight per label, from the rows that train; for `single_label` one weight per class.
 
@@ -90,7 +90,7 @@ def training_loss(
     weight: torch.Tensor,
     loss: Loss,
     row_weight: torch.Tensor | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
 ) -> torch.Tensor:
     """The recipe's loss, summed over rows, averaged over labels.
 
@@ -146,7 +146,7 @@ def _class_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tenso
 
 
 def validation_loss(
-    logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss, task: Task | None = None
+    logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss, task: TaskName | None = None
 ) -> float:
     """The recipe's loss as a score of held-out rows: their mean, every row once, without label smoothing.
 

@@ -11,7 +11,7 @@ import torch
 
 from lora_cls.data import Dataset
 from lora_cls.errors import BackboneError, TrainingError
-from lora_cls.evaluation import decisions_for, macro_f1
+from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.files import write_array
 from lora_cls.machine import cache_folder, physical_cores
 from lora_cls.modeling.adapter import build_model, depth_readme, load_model_weights, reset_model, save_model
@@ -72,7 +72,7 @@ class TransformerLearner:
         assert recipe.backbone is not None
         self.recipe = recipe
         self.label_names, self.n_labels = list(label_names), len(label_names)
-        self.decisions = decisions_for(recipe.task, recipe.thresholds)
+        self.task = task_of(recipe.task, recipe.thresholds)
         self.train, self.test = train, test
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
@@ -180,7 +180,7 @@ class TransformerLearner:
         def score() -> Score:
             logits = self._logits(model, self.train_tokens.take(selection_rows), weight)  # type: ignore[union-attr]
             return Score(
-                macro_f1(labels[selection_rows], self.decisions.untuned(logits)),
+                macro_f1(labels[selection_rows], self.task.untuned(logits)),
                 validation_loss(logits, targets[selection_rows], weight, self.recipe.loss, self.recipe.task),
             )
 
@@ -287,7 +287,7 @@ class TransformerLearner:
     def _logits(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> np.ndarray:
         """Logits of every text, ndarray of shape (n_texts, n_labels), float32."""
         logits = predict_logits(model, tokens, batches=self.batches, pad_id=self.pad_id)
-        return self.decisions.link.combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
+        return self.task.link.combine_pieces(logits, tokens.text, weight, self.recipe.data.chunk_combine)
 
     def _choose_dtype(self, frozen: str | None) -> torch.dtype:
         assert self.recipe.backbone is not None

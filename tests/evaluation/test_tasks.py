@@ -1,5 +1,7 @@
 """Decisions by task: by hand, against brute force, and never tuned on the rows that they decide."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
@@ -11,15 +13,15 @@ from lora_cls.evaluation import (
     corrected_class_probabilities,
     corrected_probabilities,
     cross_fit_thresholds,
-    decisions_for,
     macro_f1,
+    task_of,
     tune_thresholds,
 )
-from lora_cls.evaluation.decisions import EXPONENTS
-from lora_cls.recipe import Prediction, Thresholds
+from lora_cls.evaluation.tasks import EXPONENTS, TASKS
+from lora_cls.recipe import Prediction, TaskName, Thresholds
 
-CLASSES = decisions_for("single_label")
-LABELS = decisions_for("multi_label")
+CLASSES = task_of("single_label")
+LABELS = task_of("multi_label")
 
 
 def rows_of_classes(n=400, shares=(0.7, 0.2, 0.07, 0.03), seed=0):
@@ -32,8 +34,10 @@ def rows_of_classes(n=400, shares=(0.7, 0.2, 0.07, 0.03), seed=0):
 
 def test_one_place_for_every_task():
     """multi_label, binary and a task not yet known decide labels one by one; single_label one class per row."""
-    assert type(decisions_for(None)) is type(decisions_for("binary")) is type(LABELS)
-    assert type(CLASSES) is not type(LABELS)
+    assert set(TASKS) == set(get_args(TaskName))
+    assert [task_of(name).exclusive for name in (None, "multi_label", "binary", "single_label")] == [0, 0, 0, 1]
+    assert [task_of(name).name for name in (None, "binary")] == ["multi_label", "binary"]
+    assert (task_of("binary").headline, LABELS.headline) == ("F1 of the positive class", "Macro-F1")
     assert (LABELS.strategy, CLASSES.strategy) == ("per_label", "prior_adjusted")
 
 
@@ -43,7 +47,7 @@ def test_labels_do_what_their_functions_do():
     y_true, logits, fold = rng.integers(0, 2, (60, 3)), rng.normal(size=(60, 3)), rng.integers(3, size=60)
     weight = np.array([1.0, 4.0, 0.5])
     settings = Thresholds(strategy="global", min_positives=2, default=0.4)
-    decide = decisions_for("multi_label", settings)
+    decide = task_of("multi_label", settings)
     scores = decide.link.probabilities(logits, weight)
     np.testing.assert_array_equal(scores, corrected_probabilities(logits, weight))
     same = {"strategy": "global", "min_positives": 2, "default": 0.4}
@@ -67,7 +71,7 @@ def test_strategies_of_the_other_task_are_refused(task):
     """No silent fallback where a strategy has no meaning."""
     strategy = "global" if task == "single_label" else "argmax"
     with pytest.raises(ValueError, match=f"Got '{strategy}'"):
-        decisions_for(task, Thresholds(strategy=strategy)).tune([[1, 0], [0, 1]], [[0.6, 0.4], [0.5, 0.5]])
+        task_of(task, Thresholds(strategy=strategy)).tune([[1, 0], [0, 1]], [[0.6, 0.4], [0.5, 0.5]])
 
 
 def test_class_probabilities_by_hand():
@@ -116,7 +120,7 @@ def test_prior_adjusted_is_the_best_of_the_grid(seed):
         f1 = macro_f1(y_true, np.eye(4, dtype=int)[chosen])
         if f1 > best:
             best, at = f1, tau
-    decide = decisions_for("single_label", Thresholds(min_positives=1))
+    decide = task_of("single_label", Thresholds(min_positives=1))
     tuned = decide.tune(y_true, scores)
     assert macro_f1(y_true, decide.apply(scores, tuned)) == best
     assert tuned == pytest.approx((counts / counts.mean()) ** at)
@@ -134,7 +138,7 @@ def test_rare_classes_gain_from_tuning():
 def test_argmax_and_ties():
     """argmax keeps thresholds of 1; where no power changes a decision, prior_adjusted is argmax too."""
     y_true, scores, _ = rows_of_classes()
-    assert decisions_for("single_label", Thresholds(strategy="argmax")).tune(y_true, scores).tolist() == [1] * 4
+    assert task_of("single_label", Thresholds(strategy="argmax")).tune(y_true, scores).tolist() == [1] * 4
     assert CLASSES.tune(y_true, y_true.astype(float)).tolist() == [1] * 4
     assert EXPONENTS[0] == 0
 
@@ -142,7 +146,7 @@ def test_argmax_and_ties():
 def test_class_with_too_few_rows():
     """A class that is absent or rarer than min_positives counts as min_positives rows: its threshold is not 0."""
     y_true, scores, _ = rows_of_classes(shares=(0.6, 0.4, 0.0, 0.0))
-    decide = decisions_for("single_label", Thresholds(min_positives=8))
+    decide = task_of("single_label", Thresholds(min_positives=8))
     tuned = decide.tune(y_true, scores)
     assert (tuned > 0).all()
     assert decide.tune(np.zeros((0, 4)), np.zeros((0, 4))).tolist() == [1] * 4
