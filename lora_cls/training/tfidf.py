@@ -12,6 +12,7 @@ import numpy as np
 
 from lora_cls.data import Dataset
 from lora_cls.errors import DataError, RunError
+from lora_cls.evaluation import task_of
 from lora_cls.files import write_json
 from lora_cls.recipe import Recipe, Tfidf
 from lora_cls.runs import FoldFolder
@@ -76,7 +77,7 @@ class TfidfLearner:
         features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
         targets = labels if self.train.targets is None else self.train.targets[train_rows]
         row_weight = None if self.train.row_weight is None else self.train.row_weight[train_rows]
-        fit = self._fit_classes if self.recipe.task == "single_label" else self._fit_labels
+        fit = self._fit_classes if task_of(self.recipe.task).exclusive else self._fit_labels
         coef, intercept, weight = fit(features, targets, row_weight)
         _save(folder.model, vectorizers, coef, intercept)
         train_seconds = time.monotonic() - started

@@ -225,8 +225,7 @@ class TransformerLearner:
         start = self._labels_before_training() if self.recipe.head.kind == "label_tokens" else None
         model = self._fresh_model(fold)
         if start is not None:
-            softmax = self.recipe.task == "single_label"
-            start.begin(model, train_rows, self._targets(), weight, softmax, self.train.row_weight)
+            start.begin(model, train_rows, self._targets(), weight, self.task.link, self.train.row_weight)
         return model, self._objective(train_rows, weight), weight, accelerator
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
