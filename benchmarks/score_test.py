@@ -19,8 +19,7 @@ import numpy as np
 
 from lora_cls.data import read_table
 from lora_cls.data.names import as_binary_labels, label_matrix
-from lora_cls.evaluation import Interval, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
-from lora_cls.evaluation.decisions import Decisions
+from lora_cls.evaluation import Interval, Task, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
 from lora_cls.recipe import Prediction
 from lora_cls.runs import OutOfFold, RunFolder
 
@@ -39,16 +38,16 @@ class Decided:
     y_test: np.ndarray
     per_fold: np.ndarray
     thresholds: np.ndarray
-    decisions: Decisions
+    task: Task
 
     @property
     def untuned(self) -> np.ndarray:
         """Out-of-fold decisions without tuning."""
-        return self.decisions.untuned(self.oof.logits)
+        return self.task.untuned(self.oof.logits)
 
     def on_test(self, way: Literal["mean_proba", "mean_logit", "vote"]) -> np.ndarray:
         """Decisions on the test rows by all folds together, array of shape (n_test, n_labels)."""
-        return self.decisions.together(self.per_fold, self.thresholds, Prediction(combine=way))[1]
+        return self.task.together(self.per_fold, self.thresholds, Prediction(combine=way))[1]
 
 
 def decide(run: RunFolder, labels: Path) -> Decided:
@@ -59,11 +58,11 @@ def decide(run: RunFolder, labels: Path) -> Decided:
     y_test = as_binary_labels(label_matrix(table, columns, classes, run.recipe.data))
     if (y_test < 0).any():
         raise SystemExit(f"{labels}: labels that are missing or that the run does not know.")
-    decisions, per_fold = run.decisions(results.decision.settings), run.test_scores()
+    task, per_fold = run.task(results.decision.settings), run.test_scores()
     assert per_fold is not None
     thresholds = np.array([results.decision.shipped[name] for name in names])
-    y_pred = results.oof.decide(decisions, results.decision)
-    return Decided(results.oof, y_pred, y_test, per_fold, thresholds, decisions)
+    y_pred = results.oof.decide(task, results.decision)
+    return Decided(results.oof, y_pred, y_test, per_fold, thresholds, task)
 
 
 def score(run: RunFolder, labels: Path, ways: Sequence[str] = WAYS) -> list[str]:
@@ -77,7 +76,7 @@ def score(run: RunFolder, labels: Path, ways: Sequence[str] = WAYS) -> list[str]
     for way in ways:
         if way == "each fold alone":
             # What the cross-fitted score describes: one fold's model; averaged here over the folds.
-            scores = [macro_f1(of.y_test, of.decisions.apply(alone, of.thresholds)) for alone in of.per_fold]
+            scores = [macro_f1(of.y_test, of.task.apply(alone, of.thresholds)) for alone in of.per_fold]
             test, gap = f"{np.mean(scores):.4f} (sd {np.std(scores):.4f})", f"{np.mean(scores) - own.estimate:+.4f}"
         else:
             y_pred, test_groups = of.on_test(way), np.arange(len(of.y_test))

@@ -22,7 +22,7 @@ if not SHIPPED.is_dir():
     SHIPPED = Path(__file__).parent.parent / "recipes"
 
 
-Task = Literal["multi_label", "single_label", "binary"]
+TaskName = Literal["multi_label", "single_label", "binary"]
 BlendHow = Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"]
 HeadKind = Literal["linear", "label_tokens", "generate"]
 # naming the labels before made their scores worse: they are copied
@@ -468,7 +468,7 @@ class Recipe(Section):
     """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given; `blend`
     stands in runs that were made of other runs."""
 
-    task: Task | None = None
+    task: TaskName | None = None
     """`multi_label` (any number of labels per row), `single_label` (exactly one class per row) or `binary` (one 0/1
     column). Null takes what the label columns say, and prints it."""
     backbone: Backbone | None = None

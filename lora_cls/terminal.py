@@ -46,8 +46,7 @@ FILES = {
 def print_run(run: RunFolder) -> None:
     """The score, a table per label, what it cost, and the paths of the files."""
     metrics, info = Scores.read(run.files.scores), run.info
-    scores, classes = metrics.cross_fitted, metrics.task == "single_label"
-    noun = "class" if classes else "label"
+    scores, task = metrics.cross_fitted, run.task()
     where = "Out of fold" if metrics.n_splits > 1 else "Held-out rows"
     decided = f"decided by the other {scores.over}' thresholds; shown is the shipped one"
     rows = []
@@ -58,11 +57,12 @@ def print_run(run: RunFolder) -> None:
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
         rows.append([row.label, str(row.support), f"{row.prevalence:.1%}", *cells])
     say()
-    columns = ("rows" if classes else "positives", "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
-    show(f"{where}, per {noun} ({decided})", [noun, *columns], rows)
+    count = "rows" if task.exclusive else "positives"
+    columns = (task.noun, count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
+    show(f"{where}, per {task.noun} ({decided})", columns, rows)
     say(score_sentence(metrics))
     more = f"Micro-F1 {scores.micro_f1:.4f}, exact match {scores.exact_match:.4f}. "
-    if metrics.task == "single_label":
+    if task.exclusive:
         more = ""  # said with the score
     elif metrics.task == "binary":
         more = f"Accuracy {scores.exact_match:.4f}. "

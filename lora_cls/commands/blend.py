@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
-from lora_cls.evaluation import Decisions, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
+from lora_cls.evaluation import Task, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
 from lora_cls.files import write_array
 from lora_cls.machine import surroundings
 from lora_cls.recipe import BlendHow, Recipe, load_recipe
@@ -66,10 +66,10 @@ def blend(
     first, oof = members[0].run, members[0].oof
     recipe = _recipe(members, out, how)
     RunFolder.refuse_existing(out)  # before minutes of fitting
-    decisions = members[0].decisions
+    task = members[0].task
     y_score = np.array([member.oof.y_score for member in members])
     test = _test_scores(members)
-    about, written = compare_ways(members, decisions, y_score, how)
+    about, written = compare_ways(members, task, y_score, how)
     infos = [member.run.info for member in members]
     info = RunInfo(
         **surroundings(),
@@ -84,14 +84,14 @@ def blend(
     held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
     for k, number in enumerate(run.fold_numbers):
         # the fit for a fold is of the other folds; of a single one there are none, and new texts get that of all parts
-        fitted = written.fits[number] if oof.over == "folds" else fit_blend(how, decisions, oof.y_true, y_score)
+        fitted = written.fits[number] if oof.over == "folds" else fit_blend(how, task, oof.y_true, y_score)
         order = held_out[(run.folds["fold"] == number).to_numpy()]  # of this fold, in the folder's order
         folder = run.fold(number)
         folder.path.mkdir()
         write_array(folder.oof_logits, written.logits[order])
         if test is not None:
-            proba = apply_blend(how, decisions, fitted, test[:, k], y_score)
-            write_array(folder.test_logits, blended_logits(decisions, proba))
+            proba = apply_blend(how, task, fitted, test[:, k], y_score)
+            write_array(folder.test_logits, blended_logits(task, proba))
         folder.write_info(_fold_info([member.run.fold(number).info for member in members], fitted, oof))
     if written.fitted_logits is not None:
         write_array(run.files.fitted_logits, written.fitted_logits[:, held_out[held_out >= 0]])
@@ -100,9 +100,9 @@ def blend(
     return run
 
 
-def blended_logits(decisions: Decisions, proba: np.ndarray) -> np.ndarray:
+def blended_logits(task: Task, proba: np.ndarray) -> np.ndarray:
     """Blended probabilities as a fold's logits, without any weight: ndarray of float32 of the same shape."""
-    return decisions.logits(proba).astype(np.float32)
+    return task.link.logits(proba).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class CrossFitted:
     fitted_logits: np.ndarray | None
 
 
-def cross_fitted_blend(how: BlendHow, decisions: Decisions, oof: OutOfFold, y_score: np.ndarray) -> CrossFitted:
+def cross_fitted_blend(how: BlendHow, task: Task, oof: OutOfFold, y_score: np.ndarray) -> CrossFitted:
     """The runs as one.
 
     Parameters
@@ -132,8 +132,8 @@ def cross_fitted_blend(how: BlendHow, decisions: Decisions, oof: OutOfFold, y_sc
     logits, fits, fitted_logits = np.empty(oof.y_true.shape, dtype=np.float32), {}, []
     for number in np.unique(oof.part).tolist():
         inside = oof.part == number
-        fits[number] = fit_blend(how, decisions, oof.y_true[~inside], y_score[:, ~inside])
-        every = blended_logits(decisions, apply_blend(how, decisions, fits[number], y_score, y_score))
+        fits[number] = fit_blend(how, task, oof.y_true[~inside], y_score[:, ~inside])
+        every = blended_logits(task, apply_blend(how, task, fits[number], y_score, y_score))
         logits[inside] = every[inside]
         if not fits[number]:  # nothing was learnt: the same for every fold
             return CrossFitted(every, {k: {} for k in np.unique(oof.part).tolist()}, None)
@@ -142,7 +142,7 @@ def cross_fitted_blend(how: BlendHow, decisions: Decisions, oof: OutOfFold, y_sc
 
 
 def compare_ways(
-    members: Sequence[AlignedRun], decisions: Decisions, y_score: np.ndarray, how: BlendHow
+    members: Sequence[AlignedRun], task: Task, y_score: np.ndarray, how: BlendHow
 ) -> tuple[BlendInfo, CrossFitted]:
     """Scores of all ways, and of the chosen one without each run, for `blend.json`; and the chosen one."""
     oof, at_least_one, no_weight = members[0].oof, members[0].at_least_one, np.ones(y_score.shape[-1])
@@ -155,18 +155,16 @@ def compare_ways(
         through = replace(
             oof,
             logits=blended.logits,
-            y_score=decisions.probabilities(blended.logits, no_weight),
-            fitted_score=None if fitted is None else decisions.probabilities(fitted, no_weight),
+            y_score=task.link.probabilities(blended.logits, no_weight),
+            fitted_score=None if fitted is None else task.link.probabilities(fitted, no_weight),
         )
-        return through.cross_fit(decisions, at_least_one).y_pred
+        return through.cross_fit(task, at_least_one).y_pred
 
-    written = cross_fitted_blend(how, decisions, oof, y_score)
+    written = cross_fitted_blend(how, task, oof, y_score)
     chosen = decided(written)
     ways = []
-    for way in get_args(BlendHow):
-        if way == "rank_mean" and members[0].run.recipe.task == "single_label":
-            continue
-        y_pred = chosen if way == how else decided(cross_fitted_blend(way, decisions, oof, y_score))
+    for way in task.blend_ways:
+        y_pred = chosen if way == how else decided(cross_fitted_blend(way, task, oof, y_score))
         gain = bootstrap_difference(oof.y_true, y_pred, members[best].y_pred, oof.groups)
         score = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
         ways.append(BlendWay(how=way, macro_f1_interval=score, gain_over_best=gain))
@@ -174,7 +172,7 @@ def compare_ways(
     for i, member in enumerate(members):
         others = [j for j in range(len(members)) if j != i]
         if len(others) > 1:
-            without = decided(cross_fitted_blend(how, decisions, oof, y_score[others]))
+            without = decided(cross_fitted_blend(how, task, oof, y_score[others]))
         else:
             without = members[others[0]].y_pred
         adds = bootstrap_difference(oof.y_true, chosen, without, oof.groups)
@@ -193,7 +191,7 @@ def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
             "how": how,
         },
         "train": {"select": "scored_fold" if optimistic else "last"},
-        "thresholds": members[0].decisions.settings.model_dump(mode="json"),
+        "thresholds": members[0].task.settings.model_dump(mode="json"),
         "prediction": {"at_least_one": members[0].at_least_one},
     }
     try:

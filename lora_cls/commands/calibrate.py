@@ -41,28 +41,26 @@ def calibrate(run: str | Path | RunFolder, how: Calibration = "temperature") -> 
         If no fold is finished, or the way does not fit the task.
     """
     run = RunFolder.of(run)
-    if how == "isotonic" and run.recipe.task == "single_label":
+    if how not in run.task().calibrations:
         raise RunError(
             f"{run.path}: isotonic calibrates labels one by one, and a row's classes would no longer sum to 1. "
             "Use --how temperature."
         )
     decision = Decision.read(run.files.decision)
-    decisions, prediction = run.decisions(decision.settings), decision.prediction
+    task, prediction = run.task(decision.settings), decision.prediction
     oof, names = run.out_of_fold(), run.label_names
     y_true, y_score, part = oof.y_true, oof.y_score, oof.part
     calibrated, per_part = np.empty(y_score.shape), {}
     for number in np.unique(part).tolist():
         inside = part == number
-        per_part[number] = fit_calibration(how, decisions, y_true[~inside], y_score[~inside])
-        calibrated[inside] = apply_calibration(how, decisions, per_part[number], y_score[inside])
-    shipped = fit_calibration(how, decisions, y_true, y_score)
-    thresholds = calibrated_thresholds(
-        how, decisions, shipped, [decision.shipped[name] for name in names], y_true, y_score
-    )
+        per_part[number] = fit_calibration(how, task, y_true[~inside], y_score[~inside])
+        calibrated[inside] = apply_calibration(how, task, per_part[number], y_score[inside])
+    shipped = fit_calibration(how, task, y_true, y_score)
+    thresholds = calibrated_thresholds(how, task, shipped, [decision.shipped[name] for name in names], y_true, y_score)
     before, after = calibration_scores(y_true, y_score), calibration_scores(y_true, calibrated)
 
     def means(scores: dict[str, list[float]], proba: np.ndarray) -> dict[str, float]:
-        y_pred = decisions.cross_fit(y_true, proba, part, prediction.at_least_one).y_pred
+        y_pred = task.cross_fit(y_true, proba, part, prediction.at_least_one).y_pred
         return {key: float(np.mean(values)) for key, values in scores.items()} | {"macro_f1": macro_f1(y_true, y_pred)}
 
     values: dict[str, Any] = {
@@ -86,7 +84,7 @@ def calibrate(run: str | Path | RunFolder, how: Calibration = "temperature") -> 
         # votes are counts of folds, which no map makes probabilities
         if prediction.combine == "vote":
             prediction = prediction.model_copy(update={"combine": "mean_logit"})
-        proba, _ = decisions.together(apply_calibration(how, decisions, shipped, per_fold), thresholds, prediction)
+        proba, _ = task.together(apply_calibration(how, task, shipped, per_fold), thresholds, prediction)
         write_values(run.files.test_calibrated, test_ids, names, proba)
         values["test_combine"] = prediction.combine
     info = CalibrationInfo.model_validate(values)

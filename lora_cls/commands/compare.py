@@ -49,7 +49,7 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
             recipe=describe(members[i].run.recipe),
             seed=members[i].run.recipe.train.seed,
             score=scores[i],
-            untuned=macro_f1(rows.y_true, members[i].decisions.untuned(members[i].oof.logits)),
+            untuned=macro_f1(rows.y_true, members[i].task.untuned(members[i].oof.logits)),
             difference=(None if i == best else bootstrap_difference(rows.y_true, y_pred[i], y_pred[best], rows.groups)),
             f1=f1_scores(rows.y_true, y_pred[i]).tolist(),
             cost=_cost(members[i].run),

@@ -21,7 +21,7 @@ from lora_cls.data.folds import check_rows, chosen_folds, make_folds
 from lora_cls.data.summary import length_summary
 from lora_cls.data.tables import Tables, table_name
 from lora_cls.errors import RecipeError, RunError
-from lora_cls.evaluation import decisions_for, macro_f1
+from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.files import write_array
 from lora_cls.machine import peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
@@ -153,7 +153,7 @@ def cross_validate(
             result = trainer.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
             complete_fold(folder, result)
             costs.note()
-            f1 = macro_f1(data.labels[fold == number], decisions_for(recipe.task).untuned(result.oof_logits))
+            f1 = macro_f1(data.labels[fold == number], task_of(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
             progress.fold_done(f"fold {number}", f"macro-F1 {f1:.4f} untuned{optimistic}")
         if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):

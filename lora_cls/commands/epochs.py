@@ -21,7 +21,7 @@ def choose_epochs(run: RunFolder) -> None:
     chosen = {number: _chosen(run.fold(number)) for number in numbers}
     if not all(chosen.values()):
         fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
-        decisions = run.decisions()
+        task = run.task()
         by_epoch = np.zeros((len(epochs), *y_true.shape))
         for number, weight in zip(numbers, weights, strict=True):
             folder, shape = run.fold(number), (int((fold == number).sum()), y_true.shape[1])
@@ -29,14 +29,12 @@ def choose_epochs(run: RunFolder) -> None:
                 logits = np.array([read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
                 write_array(folder.epoch_logits, logits)
             logits = read_array(folder.epoch_logits, (len(epochs), *shape))
-            by_epoch[:, fold == number] = decisions.probabilities(logits, weight)
+            by_epoch[:, fold == number] = task.link.probabilities(logits, weight)
         for number in numbers:
             if not chosen[number]:
                 others = (fold != number) & (fold >= 0)
                 truth = y_true[others]
-                scores = [
-                    macro_f1(truth, decisions.apply(s[others], decisions.tune(truth, s[others]))) for s in by_epoch
-                ]
+                scores = [macro_f1(truth, task.apply(s[others], task.tune(truth, s[others]))) for s in by_epoch]
                 best = epochs[int(np.argmax(scores))]
                 _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
     for number in numbers:  # only now: a stop in between chooses again from the same files

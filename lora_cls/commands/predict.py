@@ -124,7 +124,7 @@ class Classifier:
         """
         rows = self.answer(texts)[1]
         named: list[Any] = [[self.label_names[j] for j in np.flatnonzero(row)] for row in rows]
-        if self.recipe.task == "single_label":
+        if self.run.task().exclusive:
             named = [labels[0] for labels in named]
         return named[0] if isinstance(texts, str) else named
 
@@ -141,9 +141,9 @@ class Classifier:
             n_models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
             rate = len(texts) * len(self._folders) / max(seconds, 1e-9)
             progress.say(f"{len(texts)} rows by {n_models} in {seconds:.1f} s: {rate:.0f} rows/s by each")
-        decisions = self.run.decisions()
-        per_fold = decisions.probabilities(logits, self._weights[:, None, :])
-        return decisions.together(per_fold, self.thresholds, self.prediction)
+        task = self.run.task()
+        per_fold = task.link.probabilities(logits, self._weights[:, None, :])
+        return task.together(per_fold, self.thresholds, self.prediction)
 
 
 def predict_file(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lora_cls.data import read_sample_submission, write_submission
-from lora_cls.evaluation import Decisions, bootstrap_macro_f1, summary
+from lora_cls.evaluation import Task, bootstrap_macro_f1, summary
 from lora_cls.recipe import Prediction, Recipe, Thresholds, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import Decision, OutOfFold, Results, RunFolder, Scores, ScoreSet, TestRows
@@ -73,16 +73,17 @@ def score(run: RunFolder, thresholds: Thresholds | None = None, prediction: Pred
     """`tune` but for the card and the page."""
     recipe, oof = run.recipe, run.out_of_fold()
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
-    decisions, names, finished = run.decisions(thresholds), oof.label_names, run.finished_folds
+    task, names, finished = run.task(thresholds), oof.label_names, run.finished_folds
     optimistic = recipe.train.select == "scored_fold"
-    shipped, fitted = decisions.tune(oof.y_true, oof.y_score), oof.cross_fit(decisions, prediction.at_least_one)
+    shipped, fitted = task.tune(oof.y_true, oof.y_score), oof.cross_fit(task, prediction.at_least_one)
     cross_fitted: dict[str, Any] = {"over": oof.over, "n_parts": len(fitted.thresholds)}
     more: dict[str, Any] = _answers(run)
     by_label = {int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()}
     decision = Decision.model_validate(
         {
             "settings": Thresholds(
-                strategy=decisions.strategy,
+                objective=thresholds.objective,
+                strategy=task.strategy,
                 min_positives=thresholds.min_positives,
                 default=thresholds.default,
             ),
@@ -91,21 +92,21 @@ def score(run: RunFolder, thresholds: Thresholds | None = None, prediction: Pred
             oof.over: by_label,
         }
     )
-    submission = _Submission.of(run, decisions, shipped, prediction)
+    submission = _Submission.of(run, task, shipped, prediction)
     if submission is not None:
         more["test"] = submission.rows
     scores = Scores.model_validate(
         {
             "task": recipe.task,
-            "strategy": decisions.strategy,
+            "strategy": task.strategy,
             "optimistic": optimistic,
             "epochs_pending": recipe.train.select == "cross_fitted" and len(finished) < len(run.fold_numbers),
             "folds_finished": finished,
             "n_splits": len(run.fold_numbers),
             "rows_scored": len(oof),
             "rows": int((run.folds["fold"] >= 0).sum()),
-            "cross_fitted": _score_set(recipe, oof, fitted.y_pred, shipped, optimistic=optimistic, **cross_fitted),
-            "untuned": _score_set(recipe, oof, decisions.untuned(oof.logits), None, optimistic=optimistic),
+            "cross_fitted": _score_set(task, oof, fitted.y_pred, shipped, optimistic=optimistic, **cross_fitted),
+            "untuned": _score_set(task, oof, task.untuned(oof.logits), None, optimistic=optimistic),
             "note": f"{LEFT_OUT} {MANY_MODELS if len(run.fold_numbers) > 1 else ONE_MODEL}",
         }
         | more
@@ -137,9 +138,7 @@ class _Submission:
     sample: tuple[list[str], list[str]] | None
 
     @classmethod
-    def of(
-        cls, run: RunFolder, decisions: Decisions, shipped: np.ndarray, prediction: Prediction
-    ) -> _Submission | None:
+    def of(cls, run: RunFolder, task: Task, shipped: np.ndarray, prediction: Prediction) -> _Submission | None:
         """None for a run without test rows."""
         per_fold, ids = run.test_scores(), run.test_ids
         if per_fold is None or ids is None:
@@ -151,7 +150,7 @@ class _Submission:
             if given is None
             else read_sample_submission(given, ids, names, id_name, task=run.recipe.task, delimiter=delimiter)
         )
-        proba, y_pred = decisions.together(per_fold, shipped, prediction)
+        proba, y_pred = task.together(per_fold, shipped, prediction)
         positives = dict(zip(names, (int(count) for count in y_pred.sum(axis=0)), strict=True))
         rows = TestRows(rows=len(ids), combine=prediction.combine, positives=positives)
         return cls(ids, proba, y_pred, rows, id_name, sample)
@@ -166,12 +165,9 @@ class _Submission:
         )  # fmt: skip
 
 
-def _score_set(
-    recipe: Recipe, oof: OutOfFold, y_pred: np.ndarray, thresholds: np.ndarray | None, **more: Any
-) -> ScoreSet:
+def _score_set(task: Task, oof: OutOfFold, y_pred: np.ndarray, thresholds: np.ndarray | None, **more: Any) -> ScoreSet:
     found = summary(oof.y_true, y_pred, oof.y_score, oof.label_names, thresholds)
-    if recipe.task == "single_label":
-        found["accuracy"] = found["exact_match"]
+    found |= task.more_scores(found)
     interval = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
     return ScoreSet.model_validate(more | found | {"macro_f1_interval": asdict(interval)})
 

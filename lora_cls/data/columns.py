@@ -13,7 +13,7 @@ from lora_cls.data.labels import looks_like_labels
 from lora_cls.data.names import distinct_names, likely_delimiter, looks_like_names, occurs, split_names, too_many
 from lora_cls.data.table import as_id, is_missing, problem_report
 from lora_cls.errors import did_you_mean, shorten
-from lora_cls.recipe import Data, Task
+from lora_cls.recipe import Data, TaskName
 
 TEXT_NAMES = (
     "text", "tweet", "comment", "sentence", "content", "message", "body", "review", "document", "utterance",
@@ -32,7 +32,7 @@ class Columns:
     how: str
     """One sentence for the user: what was chosen, and why."""
     group: str | None = None
-    task: Task = "multi_label"
+    task: TaskName = "multi_label"
     classes: list[str] | None = None
     """The names in the one label column, where it holds names; None where every label has a 0/1 column."""
     notes: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ def resolve_columns(
     train: pd.DataFrame,
     test: pd.DataFrame | None = None,
     sample: pd.DataFrame | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
 ) -> Columns:
     """Decide what each column of the training table is.
 
@@ -80,7 +80,7 @@ def find_columns(
     train: pd.DataFrame,
     test: pd.DataFrame | None = None,
     sample: pd.DataFrame | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
 ) -> tuple[Columns, list[str]]:
     """`resolve_columns` that returns the problems, and what could be decided despite them."""
     problems: list[str] = []
@@ -308,7 +308,7 @@ def _fit_for_labels(
 
 def _guess_labels(
     config: Data,
-    task: Task | None,
+    task: TaskName | None,
     train: pd.DataFrame,
     test: pd.DataFrame | None,
     others: set[str],
@@ -378,8 +378,8 @@ def _only_classes(train: pd.DataFrame, sample: pd.DataFrame, id_column: str | No
 
 
 def _decide_task(
-    config: Data, task: Task | None, train: pd.DataFrame, labels: list[str], problems: list[str]
-) -> tuple[Task, list[str] | None, str, tuple[str, ...]]:
+    config: Data, task: TaskName | None, train: pd.DataFrame, labels: list[str], problems: list[str]
+) -> tuple[TaskName, list[str] | None, str, tuple[str, ...]]:
     """The task, the names in the one label column if it holds names, why, and notes.
 
     `dataset` checks the rows themselves: that each has exactly one class.

@@ -22,7 +22,7 @@ from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
-from lora_cls.recipe import Data, Task
+from lora_cls.recipe import Data, TaskName
 
 _LINE_END = re.compile(r"\r\n|\r")
 _ESCAPED = {r"\n": "\n", r"\r": "\r", r"\t": "\t"}
@@ -121,7 +121,7 @@ def load_train(
     train: TableLike | None = None,
     test: TableLike | None = None,
     sample_submission: TableLike | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
     extra_train: TableLike | None = None,
 ) -> Dataset:
     """Read and check a training table, and the rows that are only trained on.

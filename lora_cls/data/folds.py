@@ -12,14 +12,15 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from lora_cls.data.dataset import Dataset
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten
-from lora_cls.recipe import Recipe, Task
+from lora_cls.evaluation import task_of
+from lora_cls.recipe import Recipe, TaskName
 
 PARTS = 5
 """Of a single fold's rows, across which thresholds are tuned."""
 
 
 def stratified_folds(
-    labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42, *, task: Task | None = None
+    labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42, *, task: TaskName | None = None
 ) -> np.ndarray:
     """Split rows into folds that all have about the same share of each label.
 
@@ -72,7 +73,7 @@ def stratified_folds(
             f"{len(names)} groups of rows cannot fill {n_splits} folds (identical texts, and rows with the same value "
             f"of data.group_column, are one group). Set cv.n_splits to {len(names)} or less, or add rows."
         )
-    if task == "single_label":
+    if task_of(task).exclusive:
         return _folds_of_classes(labels.argmax(axis=1), group_of, n_splits, random_state)
     of_group = np.zeros((len(names), labels.shape[1]), dtype=np.int8)
     np.maximum.at(of_group, group_of, labels.astype(np.int8))

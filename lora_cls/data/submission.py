@@ -14,7 +14,7 @@ from lora_cls.data.columns import id_header, sample_id_column
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.files import whole_file
-from lora_cls.recipe import Task
+from lora_cls.recipe import TaskName
 
 
 def read_sample_submission(
@@ -23,7 +23,7 @@ def read_sample_submission(
     label_names: Sequence[str],
     id_column: str | None = None,
     *,
-    task: Task | None = None,
+    task: TaskName | None = None,
     delimiter: str | None = None,
 ) -> tuple[list[str], list[str]]:
     """Read a sample submission and check it against the test table and the labels.

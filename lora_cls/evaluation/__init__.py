@@ -1,8 +1,8 @@
 """Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
 
-Reading order: `thresholds` (scores to decisions), `metrics` (decisions to figures), `intervals` (how sure the figures
-are), `probabilities` (logits to probabilities, several folds to one score), `decisions` (all of it, by task),
-`calibration` (probabilities that mean what they say), `blending` (several runs to one).
+Reading order: `metrics` (decisions to figures), `objectives` and `thresholds` (scores to decisions), `intervals` (how
+sure the figures are), `probabilities` and `links` (logits to probabilities, several folds to one score), `tasks` (all
+of it, by task), `calibration` (probabilities that mean what they say), `blending` (several runs to one).
 
 Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
 float64 scores of the same shape, `fold` and `groups` hold one integer per row. A prediction is positive at
@@ -17,22 +17,20 @@ from lora_cls.evaluation.calibration import (
     calibration_scores,
     fit_calibration,
 )
-from lora_cls.evaluation.decisions import Decisions, decisions_for
 from lora_cls.evaluation.intervals import (
     Interval,
     bootstrap_difference,
     bootstrap_macro_f1,
     bootstrap_unpaired_difference,
 )
+from lora_cls.evaluation.links import Link, Sigmoid, Softmax
 from lora_cls.evaluation.metrics import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
 from lora_cls.evaluation.probabilities import (
-    combine_class_folds,
-    combine_folds,
-    combine_pieces,
     corrected_class_probabilities,
     corrected_probabilities,
     logit,
 )
+from lora_cls.evaluation.tasks import Task, task_of
 from lora_cls.evaluation.thresholds import (
     CrossFit,
     apply_thresholds,
@@ -44,8 +42,11 @@ from lora_cls.evaluation.thresholds import (
 __all__ = [
     "Calibration",
     "CrossFit",
-    "Decisions",
     "Interval",
+    "Link",
+    "Sigmoid",
+    "Softmax",
+    "Task",
     "apply_blend",
     "apply_calibration",
     "apply_thresholds",
@@ -55,13 +56,9 @@ __all__ = [
     "bootstrap_unpaired_difference",
     "calibrated_thresholds",
     "calibration_scores",
-    "combine_class_folds",
-    "combine_folds",
-    "combine_pieces",
     "corrected_class_probabilities",
     "corrected_probabilities",
     "cross_fit_thresholds",
-    "decisions_for",
     "exact_match",
     "f1_scores",
     "fit_blend",
@@ -71,5 +68,6 @@ __all__ = [
     "macro_f1",
     "micro_f1",
     "summary",
+    "task_of",
     "tune_thresholds",
 ]

@@ -4,7 +4,7 @@ A way is fitted on some rows and applied to others: whoever scores a blend fits 
 thresholds. `mean_proba`, `mean_logit` and `rank_mean` fit nothing.
 
 Papers: pooling of probabilities, linear and logarithmic: Genest and Zidek 1986, "Combining probability distributions",
-Statistical Science 1(1); stacking: Wolpert 1992, "Stacked generalization", Neural Networks 5(2).
+Statistical Science 1(1); stacking: see `lora_cls.evaluation.stacking`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores
-from lora_cls.evaluation.decisions import ClassDecisions, Decisions
-from lora_cls.evaluation.metrics import macro_f1
-from lora_cls.evaluation.probabilities import logit
+from lora_cls.evaluation.objectives import objective_named
+from lora_cls.evaluation.tasks import Task
 from lora_cls.recipe import BlendHow
 
-STACKING_C = 1.0
-"""Inverse strength of stacking's ridge penalty, on features of unit variance (scikit-learn's default)."""
 MAX_WEIGHT_ROWS = 20_000
 """Rows that `weights` are tuned on: a number per run needs no more, and each try sorts all of them, label by label."""
 
 
-def fit_blend(how: BlendHow, decisions: Decisions, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, Any]:
+def fit_blend(how: BlendHow, task: Task, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, Any]:
     """What a way learns from labels.
 
     Parameters
     ----------
     how : the way
-    decisions : the task, and the settings of the thresholds that `weights` are tuned together with
+    task : the task, and the settings of the thresholds that `weights` are tuned together with
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_runs, n_samples, n_labels), corrected probabilities
 
@@ -52,17 +49,16 @@ def fit_blend(how: BlendHow, decisions: Decisions, y_true: npt.ArrayLike, y_scor
     truth, scores = _checked(y_true, y_score)
     if how == "weights":
         some = np.random.default_rng(0).permutation(len(truth))[:MAX_WEIGHT_ROWS]
-        return {"weights": _weights(decisions, truth[some], decisions.logits(scores[:, some])).tolist()}
+        return {"weights": _weights(task, truth[some], task.link.logits(scores[:, some])).tolist()}
     if how == "stacking":
-        stack = _stack_classes if isinstance(decisions, ClassDecisions) else _stack_labels
-        coef, intercept = stack(truth, decisions.logits(scores))
+        coef, intercept = task.fit_stacking(truth, task.link.logits(scores))
         return {"coef": coef.tolist(), "intercept": intercept.tolist()}
     return {}
 
 
 def apply_blend(
     how: BlendHow,
-    decisions: Decisions,
+    task: Task,
     fitted: Mapping[str, Any],
     y_score: npt.ArrayLike,
     reference: npt.ArrayLike | None = None,
@@ -88,21 +84,18 @@ def apply_blend(
         For shapes that do not fit, and for `rank_mean` without reference or for classes.
     """
     scores = as_scores(y_score, "y_score", ndim=3)
-    classes = isinstance(decisions, ClassDecisions)
     if how == "mean_proba":
         return np.asarray(scores.mean(axis=0))
     if how == "rank_mean":
-        if reference is None or classes:
+        if reference is None or how not in task.blend_ways:
             raise ValueError("The 'how' parameter rank_mean needs 'reference', and labels that are decided one by one.")
         return _ranks(scores, as_scores(reference, "reference", ndim=3)).mean(axis=0)
-    values = decisions.logits(scores)
+    values = task.link.logits(scores)
     if how == "stacking":
         coef, intercept = np.asarray(fitted["coef"]), np.asarray(fitted["intercept"])
-        if classes:
-            return _pooled(np.concatenate(list(values), axis=1) @ coef.T + intercept, classes)
-        return _pooled(np.einsum("rnl,lr->nl", values, coef) + intercept, classes)
+        return task.link.probabilities(task.apply_stacking(values, coef, intercept))
     weights = fitted["weights"] if how == "weights" else np.full(len(values), 1 / len(values))
-    return _pooled(np.tensordot(weights, values, axes=1), classes)
+    return task.link.probabilities(np.tensordot(weights, values, axes=1))
 
 
 def _checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[BoolArray, FloatArray]:
@@ -113,12 +106,6 @@ def _checked(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> tuple[BoolArray, 
             f"Got {scores.shape} instead."
         )
     return truth, scores
-
-
-def _pooled(values: FloatArray, classes: bool) -> FloatArray:
-    from scipy.special import expit, softmax
-
-    return np.asarray(softmax(values, axis=-1) if classes else expit(values))
 
 
 def _ranks(scores: FloatArray, reference: FloatArray) -> FloatArray:
@@ -133,68 +120,25 @@ def _ranks(scores: FloatArray, reference: FloatArray) -> FloatArray:
     return ranks
 
 
-def _weights(decisions: Decisions, truth: BoolArray, values: FloatArray) -> FloatArray:
-    """Weights of the greatest macro-F1 at thresholds tuned on the same rows.
+def _weights(task: Task, truth: BoolArray, values: FloatArray) -> FloatArray:
+    """Weights of the greatest objective at thresholds tuned on the same rows.
 
     Macro-F1 moves in steps and has no gradient: Nelder and Mead's simplex, started from equal weights and from every
     run alone, so that it never ends below the best of these.
     """
     from scipy.optimize import minimize
 
-    n_runs, classes = len(values), isinstance(decisions, ClassDecisions)
+    n_runs, objective = len(values), objective_named(task.settings.objective)
 
     def loss(x: FloatArray) -> float:
         kept = np.maximum(x, 0)
         if not kept.sum() > 0:
             return 1.0
-        scores = _pooled(np.tensordot(kept / kept.sum(), values, axes=1), classes)
-        return -macro_f1(truth, decisions.apply(scores, decisions.tune(truth, scores)))
+        scores = task.link.probabilities(np.tensordot(kept / kept.sum(), values, axes=1))
+        return -objective.score(truth, task.apply(scores, task.tune(truth, scores)))
 
     # Only the ratios of x count; equal weights lie off the plane of the others, or the simplex would be flat.
     start = np.vstack([np.full(n_runs, 0.5 / n_runs), np.eye(n_runs)])
     options = {"initial_simplex": start, "maxfev": 20 * n_runs, "xatol": 0.01, "fatol": 1e-5}
     found = np.maximum(minimize(loss, start[0], method="Nelder-Mead", options=options).x, 0)
     return np.asarray(found / found.sum())
-
-
-def _stack_labels(truth: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Coefficients of shape (n_labels, n_runs) and intercepts: for each label of the runs' log-odds of that label."""
-    from sklearn.linear_model import LogisticRegression
-
-    n_runs, _, n_labels = values.shape
-    coef, intercept = np.zeros((n_labels, n_runs)), np.zeros(n_labels)
-    for j in range(n_labels):
-        if truth[:, j].all() or not truth[:, j].any():
-            intercept[j] = logit(truth[:, j].mean(), eps=0.5 / len(truth))
-            continue
-        features, mean, scale = _standardised(values[:, :, j].T)
-        model = LogisticRegression(C=STACKING_C, max_iter=1000).fit(features, truth[:, j])
-        coef[j] = model.coef_[0] / scale
-        intercept[j] = model.intercept_[0] - coef[j] @ mean
-    return coef, intercept
-
-
-def _stack_classes(truth: BoolArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Coefficients of shape (n_classes, n_runs * n_classes) and intercepts of one multinomial regression."""
-    from sklearn.linear_model import LogisticRegression
-
-    features, mean, scale = _standardised(np.concatenate(list(values), axis=1))
-    n_classes = truth.shape[1]
-    coef, intercept = np.zeros((n_classes, features.shape[1])), np.full(n_classes, np.log(0.5 / len(truth)))
-    present = np.flatnonzero(truth.any(axis=0))
-    if len(present) == 1:
-        intercept[present] = 0.0
-        return coef, intercept
-    model = LogisticRegression(C=STACKING_C, max_iter=1000).fit(features, truth.argmax(axis=1))
-    # of two classes scikit-learn keeps one row, the log-odds of the second
-    two = len(present) == 2
-    coef[present] = (np.vstack([np.zeros_like(model.coef_), model.coef_]) if two else model.coef_) / scale
-    intercept[present] = np.array([0.0, model.intercept_[0]] if two else model.intercept_) - coef[present] @ mean
-    return coef, intercept
-
-
-def _standardised(features: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Features of mean 0 and variance 1, with the means and scales; a constant one becomes 0."""
-    mean, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    return (features - mean) / scale, mean, scale

@@ -13,24 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
-from lora_cls.evaluation.decisions import ClassDecisions, Decisions
+from lora_cls.evaluation.tasks import Task
 
 Calibration = Literal["temperature", "isotonic"]
 N_BINS = 15
 """Bins of the expected calibration error, of equal width."""
-_LOG_T = 4.0  # temperatures from 1/55 to 55: beyond, every probability is 0 or 1, or a half
 
 
-def fit_calibration(
-    how: Calibration, decisions: Decisions, y_true: npt.ArrayLike, y_score: npt.ArrayLike
-) -> dict[str, Any]:
+def fit_calibration(how: Calibration, task: Task, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, Any]:
     """The map that makes `y_score` most likely.
 
     Parameters
     ----------
     how : "temperature" divides log-odds by one number per label, or the log-probabilities of classes by one number;
         "isotonic" is a rising step function per label, smoothed by nothing (needs some hundred positives)
-    decisions : the task
+    task : the task
     y_true, y_score : arrays of shape (n_samples, n_labels), 0/1 and corrected probabilities
 
     Returns
@@ -46,13 +43,9 @@ def fit_calibration(
         which it would calibrate one by one, so that they no longer sum to 1.
     """
     truth, scores = _checked(y_true, y_score)
-    classes = isinstance(decisions, ClassDecisions)
     if how == "temperature":
-        values = decisions.logits(scores)
-        if classes:
-            return {"temperature": [_class_temperature(truth, values)]}
-        return {"temperature": [_label_temperature(truth[:, j], values[:, j]) for j in range(truth.shape[1])]}
-    if how != "isotonic" or classes:
+        return {"temperature": task.link.temperature(truth, task.link.logits(scores))}
+    if how not in task.calibrations:
         raise ValueError(
             f"The 'how' parameter must be 'temperature', or 'isotonic' where labels are decided one by one. "
             f"Got {how!r} instead."
@@ -67,13 +60,11 @@ def fit_calibration(
     return corners
 
 
-def apply_calibration(
-    how: Calibration, decisions: Decisions, fitted: Mapping[str, Any], y_score: npt.ArrayLike
-) -> FloatArray:
+def apply_calibration(how: Calibration, task: Task, fitted: Mapping[str, Any], y_score: npt.ArrayLike) -> FloatArray:
     """Calibrated probabilities, ndarray of float64 of the shape of `y_score`, (..., n_labels)."""
     scores = as_scores(y_score, "y_score", ndim=None)
     if how == "temperature":
-        return decisions.probabilities(decisions.logits(scores) / np.asarray(fitted["temperature"]), 1.0)
+        return task.link.probabilities(task.link.logits(scores) / np.asarray(fitted["temperature"]))
     result = np.empty(scores.shape)
     for j, (x, y) in enumerate(zip(fitted["x"], fitted["y"], strict=True)):
         result[..., j] = np.interp(scores[..., j], x, y)
@@ -82,7 +73,7 @@ def apply_calibration(
 
 def calibrated_thresholds(
     how: Calibration,
-    decisions: Decisions,
+    task: Task,
     fitted: Mapping[str, Any],
     thresholds: npt.ArrayLike,
     y_true: npt.ArrayLike,
@@ -95,11 +86,8 @@ def calibrated_thresholds(
     """
     limits = as_scores(thresholds, "thresholds", ndim=1)
     if how == "isotonic":
-        return decisions.tune(y_true, apply_calibration(how, decisions, fitted, y_score))
-    temperature = np.asarray(fitted["temperature"])
-    if isinstance(decisions, ClassDecisions):  # the greatest p / t is the greatest (p / t)^(1 / T)
-        return np.asarray(limits ** (1 / temperature))
-    return apply_calibration(how, decisions, fitted, limits[None])[0]
+        return task.tune(y_true, apply_calibration(how, task, fitted, y_score))
+    return task.tempered(limits, np.asarray(fitted["temperature"]))
 
 
 def calibration_scores(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, list[float]]:
@@ -128,24 +116,3 @@ def _calibration_error(truth: BoolArray, scores: FloatArray) -> float:
     bins = np.minimum((scores * N_BINS).astype(np.int64), N_BINS - 1)
     gap = np.bincount(bins, weights=scores, minlength=N_BINS) - np.bincount(bins, weights=truth, minlength=N_BINS)
     return float(np.abs(gap).sum() / max(len(truth), 1))
-
-
-def _label_temperature(truth: BoolArray, values: FloatArray) -> float:
-    if truth.all() or not truth.any():
-        return 1.0  # any temperature would be at its bound
-    signed = np.where(truth, values, -values)
-    return _least(lambda t: np.logaddexp(0, -signed / t).mean())
-
-
-def _class_temperature(truth: BoolArray, values: FloatArray) -> float:
-    from scipy.special import log_softmax
-
-    rows, chosen = np.arange(len(truth)), truth.argmax(axis=1)
-    return _least(lambda t: -log_softmax(values / t, axis=1)[rows, chosen].mean())
-
-
-def _least(loss: Any) -> float:
-    from scipy.optimize import minimize_scalar
-
-    found = minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=(-_LOG_T, _LOG_T), method="bounded")
-    return float(np.exp(found.x))

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
+from lora_cls.evaluation.objectives import highest_best_cut, objective_named
 
 Strategy = Literal["per_label", "global", "fixed"]
 
@@ -70,26 +71,28 @@ def best_f1_threshold(
     """
     truth, scores = as_binary(y_true, "y_true", ndim=1), as_scores(y_score, "y_score", ndim=1)
     same_shape(truth, "y_true", scores, "y_score")
-    return _highest_best_cut(truth[:, None], scores[:, None], min_positives, default)
+    return highest_best_cut(truth[:, None], scores[:, None], min_positives, default)
 
 
 def tune_thresholds(
     y_true: npt.ArrayLike,
     y_score: npt.ArrayLike,
     *,
+    objective: str = "macro_f1",
     strategy: Strategy = "per_label",
     min_positives: int = 5,
     default: float = 0.5,
 ) -> FloatArray:
-    """Thresholds that maximise macro-F1 on the rows given.
+    """Thresholds that maximise an objective on the rows given.
 
     Parameters
     ----------
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_samples, n_labels)
+    objective : a name in `lora_cls.evaluation.objectives.OBJECTIVES`
     strategy : {"per_label", "global", "fixed"}
-        "per_label" calls `best_f1_threshold` for every label, which maximises macro-F1 as its terms are independent.
-        "global" finds the one threshold with the greatest macro-F1 over all labels, exactly: it visits every distinct
+        "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent.
+        "global" finds the one threshold that is best over all labels, exactly: for macro-F1 it visits every distinct
         score of every label after one sort. "fixed" gives every label `default`.
     min_positives : int
         "per_label": a label with fewer positives keeps `default`. "global": `default` if all labels together have
@@ -103,7 +106,7 @@ def tune_thresholds(
     Raises
     ------
     ValueError
-        For an unknown strategy, shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+        For an unknown objective or strategy, shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
 
     Examples
     --------
@@ -116,12 +119,11 @@ def tune_thresholds(
     """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
-    n_labels = truth.shape[1]
+    n_labels, aim = truth.shape[1], objective_named(objective)
     if strategy == "per_label":
-        columns = (slice(j, j + 1) for j in range(n_labels))
-        return np.array([_highest_best_cut(truth[:, c], scores[:, c], min_positives, default) for c in columns], float)
+        return aim.cut_each(truth, scores, min_positives, default)
     if strategy == "global":
-        return np.full(n_labels, _highest_best_cut(truth, scores, min_positives, default))
+        return np.full(n_labels, aim.cut_all(truth, scores, min_positives, default))
     if strategy == "fixed":
         return np.full(n_labels, float(default))
     raise ValueError(f"The 'strategy' parameter must be 'per_label', 'global' or 'fixed'. Got {strategy!r} instead.")
@@ -250,37 +252,3 @@ def cross_fit(
         thresholds[int(k)] = tuned
         y_pred[inside] = apply(scores[inside], tuned)
     return CrossFit(thresholds=thresholds, y_pred=y_pred)
-
-
-def _highest_best_cut(truth: BoolArray, scores: FloatArray, min_positives: int, default: float) -> float:
-    """The one threshold for all columns with the greatest sum of F1; of equals the highest."""
-    if truth.sum() < max(min_positives, 1):
-        return float(default)
-    n, n_labels = truth.shape
-    order = np.argsort(-scores, axis=0)
-    positives = np.cumsum(np.take_along_axis(truth, order, axis=0), axis=0, dtype=np.int64)
-    # F1 = 2 tp / (decided positive + truly positive), after each row of each label's own descending order.
-    f1 = 2 * positives / (np.arange(1, n + 1)[:, None] + positives[-1])
-
-    # What each row adds to the sum of F1 when the threshold falls to its score. In whole numbers these steps add up to
-    # each label's F1 without drift, however many there are; equal sums can then differ by n_labels at most.
-    unit = 1 << min(52, 62 - n_labels.bit_length())
-    steps = np.diff(np.rint(f1 * unit).astype(np.int64), axis=0, prepend=0).ravel()
-    falling = np.take_along_axis(scores, order, axis=0).ravel()
-    if n_labels > 1:  # one label is in order already
-        order = np.argsort(-falling)
-        steps, falling = steps[order], falling[order]
-
-    cuts = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))  # the last row of every run of equal scores
-    total = np.cumsum(steps)[cuts]
-    slack = n_labels if n_labels > 1 else 0
-    best = int(cuts[np.argmax(total >= total.max() - slack)])
-    if best == len(falling) - 1:
-        return float(falling[-1])
-    return _between(lower=float(falling[best + 1]), upper=float(falling[best]))
-
-
-def _between(lower: float, upper: float) -> float:
-    """The midpoint, or `upper` where it would round to `lower`: either way `>=` separates the two."""
-    middle = lower / 2 + upper / 2  # halves first: the sum of two large scores may overflow
-    return middle if lower < middle <= upper else upper

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
+from lora_cls.evaluation import task_of
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
-from lora_cls.report.sentences import KINDS, base_name, probabilities_phrase, score_sentence
+from lora_cls.report.sentences import base_name, probabilities_phrase, score_sentence
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import ExportInfo
@@ -47,9 +48,9 @@ def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
     data = PurePath(path.replace("\\", "/")).stem
     scores = metrics.cross_fitted
     how = "cross-fitted, optimistic" if metrics.optimistic else "cross-fitted"
-    binary = metrics.task == "binary"
-    named = {"macro_f1": ("f1", "F1 of the positive class" if binary else "Macro-F1")}
-    if metrics.task == "single_label":
+    task, binary = task_of(metrics.task), metrics.task == "binary"
+    named = {"macro_f1": ("f1", task.headline)}
+    if task.exclusive:
         named["accuracy"] = ("accuracy", "Accuracy")
     elif not binary:
         named["micro_f1"] = ("f1", "Micro-F1")
@@ -68,7 +69,7 @@ def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
         for key, (kind, name) in named.items()
         if getattr(scores, key) is not None
     ]
-    tags = ["lora_cls", (metrics.task or "multi_label").replace("_", "-")]
+    tags = ["lora_cls", task.name.replace("_", "-")]
     adapter = recipe.backbone is not None and recipe.lora is not None
     if adapter:
         tags += ["lora", "qlora"] if recipe.quantization else ["lora"]
@@ -92,9 +93,9 @@ def _body(run: RunFolder, metrics: Scores) -> str:
     return fill(
         "card.md.j2",
         name=run.path.name,
-        kind=KINDS[recipe.task or "multi_label"],
+        kind=run.task().title,
         base=base_name(recipe),
-        classes=recipe.task == "single_label",
+        classes=run.task().exclusive,
         label_names=run.label_names,
         score=score_sentence(metrics),
         per_label=metrics.cross_fitted.per_label,

@@ -15,17 +15,15 @@ import pandas as pd
 from lora_cls.data import Dataset
 from lora_cls.data.summary import length_summary
 from lora_cls.errors import RunError
-from lora_cls.evaluation import f1_scores, macro_f1
+from lora_cls.evaluation import f1_scores, macro_f1, task_of
 from lora_cls.evaluation.curves import reliability, score_histogram, threshold_counts
 from lora_cls.evaluation.mistakes import co_occurrence, confident_mistakes, confusion, label_doubts, taken_for
 from lora_cls.report.sentences import (
     COMBINE,
-    KINDS,
     PHASES,
     base_name,
     blend_runs,
     blend_ways,
-    decided_by,
     gain_sentence,
     lengths_sentence,
     score_sentence,
@@ -97,23 +95,23 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     """
     results = results or run.results()
     oof, decision, scores = results.oof, results.decision, results.scores
-    info, recipe, decisions = run.info, run.recipe, run.decisions()
+    info, recipe, task = run.info, run.recipe, run.task()
     if train is not None and train.subset(~train.extra).fingerprint() != info.data.train_sha256:
         raise RunError(f"{train.source} is not the data that {run.path} was trained on.")
     texts = None if train is None else [train.texts[i] for i in oof.rows]
-    shown = Shown(oof, oof.decide(decisions, decision), texts)
-    classes, n_labels = recipe.task == "single_label", len(oof.label_names)
+    shown = Shown(oof, oof.decide(task, decision), texts)
+    classes, n_labels = task.exclusive, len(oof.label_names)
     per_label = scores.cross_fitted.per_label
     shipped = np.array([decision.shipped[name] for name in oof.label_names])
     at_least_one = decision.prediction.at_least_one
-    at_shipped = macro_f1(oof.y_true, decisions.apply(oof.y_score, shipped, at_least_one))
+    at_shipped = macro_f1(oof.y_true, task.apply(oof.y_score, shipped, at_least_one))
     folds = [_fold(run.fold(number), number, shown, decision) for number in scores.folds_finished]
     lengths = length_summary(train.texts) if train is not None else info.data.lengths
     return {
         "name": run.path.resolve().name,
         "task": recipe.task,
         "classes": classes,
-        "kind": KINDS[recipe.task or "multi_label"],
+        "kind": task.title,
         "base": base_name(recipe),
         "texts": train is not None,
         "sentence": score_sentence(scores),
@@ -122,7 +120,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "optimistic": scores.optimistic,
         "at_least_one": at_least_one,
         "over": scores.cross_fitted.over,
-        "decided_by": decided_by(recipe.task),
+        "decided_by": task.thresholds_word,
         "blend": _blend(run),
         "tiles": _tiles(scores, at_shipped),
         "labels": [row.model_dump() | {"index": j} for j, row in enumerate(per_label)],
@@ -146,7 +144,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
 
 
 def _tiles(scores: Scores, at_shipped: float) -> list[dict[str, Any]]:
-    what, tiles = decided_by(scores.task), []
+    what, tiles = task_of(scores.task).thresholds_word, []
     for name, of_way in (
         (f"cross-fitted: {what} from the other {scores.cross_fitted.over}", scores.cross_fitted),
         ("untuned", scores.untuned),
@@ -162,7 +160,7 @@ def _ships(run: RunFolder, scores: Scores, decision: Decision, at_shipped: float
     n, combine = len(scores.folds_finished), COMBINE[decision.prediction.combine]
     one = "the one model" if scores.n_splits == 1 else "the one finished fold's model"
     models = f"the {n} folds' models together ({combine})" if n > 1 else one
-    what = decided_by(scores.task)
+    what = task_of(scores.task).thresholds_word
     ships = (
         f"What ships is {models}, at {what} tuned on all {scores.rows_scored} rows: there they give "
         f"{at_shipped:.4f}, which flatters, as they were tuned on these rows."

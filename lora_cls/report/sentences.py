@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_cls.evaluation import Interval
-from lora_cls.recipe import Recipe, Task
+from lora_cls.evaluation import Interval, task_of
+from lora_cls.recipe import Recipe, TaskName
 from lora_cls.runs import RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from lora_cls.training.estimate import Estimate
 
 Cells = list[list[str]]
-KINDS: dict[Task, str] = {
-    "multi_label": "Multi-label",
-    "single_label": "Single-label (one class per text)",
-    "binary": "Binary",
-}
 PHASES = {
     "load": "loading",
     "tokenize": "tokenizing",
@@ -73,8 +68,8 @@ def describe(recipe: Recipe) -> str:
 
 def score_sentence(metrics: Scores) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
-    scores, strategy = metrics.cross_fitted, metrics.strategy
-    classes = metrics.task == "single_label"
+    scores, strategy, task = metrics.cross_fitted, metrics.strategy, task_of(metrics.task)
+    classes = task.exclusive
     if strategy == "argmax":
         how = "the most probable class"
     elif strategy == "fixed":
@@ -87,9 +82,8 @@ def score_sentence(metrics: Scores) -> str:
     low, high = scores.macro_f1_interval.low, scores.macro_f1_interval.high
     rows = metrics.rows_scored
     where = f"out of fold on {rows} rows" if metrics.n_splits > 1 else f"on {rows} held-out rows"
-    name = "F1 of the positive class" if metrics.task == "binary" else "Macro-F1"
     sentence = (
-        f"{name} {scores.macro_f1:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
+        f"{task.headline} {scores.macro_f1:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
         f"{how}; untuned {metrics.untuned.macro_f1:.4f}."
     )
     if classes:
@@ -106,14 +100,9 @@ def score_sentence(metrics: Scores) -> str:
     return sentence
 
 
-def decided_by(task: Task | None) -> str:
-    """What is tuned to decide by probabilities."""
-    return "class weights" if task == "single_label" else "thresholds"
-
-
-def probabilities_phrase(task: Task | None) -> str:
+def probabilities_phrase(task: TaskName | None) -> str:
     """How probabilities and decisions come of logits."""
-    if task == "single_label":
+    if task_of(task).exclusive:
         return (
             "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
             "with the greatest probability / threshold"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.errors import RunError, shorten
-from lora_cls.evaluation import Decisions
+from lora_cls.evaluation import Task
 from lora_cls.runs.folder import RunFolder
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision
@@ -28,7 +28,7 @@ class AlignedRun:
         The decisions that the run's own score is of.
     labels : ndarray of shape (n_labels,), int64
         Where each shared label stands in the run's own order.
-    decision, decisions : how the run decides, as its `thresholds.json` was last written
+    decision, task : how the run decides, as its `thresholds.json` was last written
     """
 
     run: RunFolder
@@ -37,7 +37,7 @@ class AlignedRun:
     y_pred: np.ndarray
     labels: np.ndarray
     decision: Decision
-    decisions: Decisions
+    task: Task
 
     @property
     def at_least_one(self) -> bool:
@@ -90,7 +90,7 @@ def _table(run: RunFolder) -> pd.DataFrame:
 
 
 def _differences(run: RunFolder, table: pd.DataFrame, first: RunFolder, expected: pd.DataFrame) -> list[str]:
-    task, wanted = (one.recipe.task or "multi_label" for one in (run, first))
+    task, wanted = (one.task().name for one in (run, first))
     problems = []
     if task != wanted:
         problems.append(f"{run.path}: its task is {task}; that of {first.path} is {wanted}.")
@@ -128,14 +128,14 @@ def _differences(run: RunFolder, table: pd.DataFrame, first: RunFolder, expected
 
 def _aligned(run: RunFolder, name: str, oof: OutOfFold, shared: OutOfFold) -> AlignedRun:
     decision = Decision.read(run.files.decision)
-    decisions = run.decisions(decision.settings)
+    task = run.task(decision.settings)
     place = {row: i for i, row in enumerate(oof.ids)}
     order = np.array([place[row] for row in shared.ids])
     labels = np.array([oof.label_names.index(label) for label in shared.label_names])
     of_run = oof.take(order, labels)
-    y_pred = oof.decide(decisions, decision)[np.ix_(order, labels)]
+    y_pred = oof.decide(task, decision)[np.ix_(order, labels)]
     aligned = replace(shared, logits=of_run.logits, y_score=of_run.y_score, fitted_score=None)
-    return AlignedRun(run, name, aligned, y_pred, labels, decision, decisions)
+    return AlignedRun(run, name, aligned, y_pred, labels, decision, task)
 
 
 def _short_names(runs: Sequence[RunFolder]) -> list[str]:

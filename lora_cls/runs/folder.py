@@ -30,7 +30,7 @@ import yaml
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError, no_fold_finished
-from lora_cls.evaluation import Decisions, decisions_for
+from lora_cls.evaluation import Task, task_of
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
@@ -192,9 +192,9 @@ class RunFolder:
         """The one column that held the labels' names; None where each label had a 0/1 column."""
         return self.labels_info.column
 
-    def decisions(self, settings: Thresholds | None = None) -> Decisions:
+    def task(self, settings: Thresholds | None = None) -> Task:
         """How the run's task decides; `settings` in place of the recipe's `thresholds`."""
-        return decisions_for(self.recipe.task, settings or self.recipe.thresholds)
+        return task_of(self.recipe.task, settings or self.recipe.thresholds)
 
     @property
     def info(self) -> RunInfo:
@@ -268,18 +268,18 @@ class RunFolder:
                 f"{self.path}: the rows scored so far are one row, or stay together as one; scores need two at least. "
                 "Train more folds with --resume."
             )
-        decisions = self.decisions()
+        task = self.task()
         logits = np.empty((len(rows), len(names)), dtype=np.float32)
         y_score = np.empty(logits.shape, dtype=np.float64)
         for number, weight in zip(finished, self.pos_weights(), strict=True):
             here = fold == number
             logits[here] = read_array(self.fold(number).oof_logits, (int(here.sum()), len(names)))
-            y_score[here] = decisions.probabilities(logits[here], weight)
+            y_score[here] = task.link.probabilities(logits[here], weight)
         over, part = held_apart(fold, y_true, groups, self.recipe)
         fitted = None
         if self.files.fitted_logits.is_file():
             shape = (len(np.unique(part)), *logits.shape)
-            fitted = decisions.probabilities(read_array(self.files.fitted_logits, shape), np.ones(len(names)))
+            fitted = task.link.probabilities(read_array(self.files.fitted_logits, shape), np.ones(len(names)))
         ids = self.folds["id"].iloc[rows].tolist()
         return OutOfFold(ids, names, rows, fold, groups, over, part, y_true, logits, y_score, fitted)
 
@@ -315,7 +315,7 @@ class RunFolder:
     def test_scores(self) -> np.ndarray | None:
         """Probabilities of the test rows by each finished fold, ndarray of shape (n_folds, n_test, n_labels)."""
         logits = self.test_logits()
-        return None if logits is None else self.decisions().probabilities(logits, self.pos_weights()[:, None, :])
+        return None if logits is None else self.task().link.probabilities(logits, self.pos_weights()[:, None, :])
 
     def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:
         """Refuse to continue with another recipe or other data.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lora_cls.evaluation import CrossFit, Decisions
+from lora_cls.evaluation import CrossFit, Task
 from lora_cls.runs.records import Decision, Over
 
 
@@ -52,21 +52,21 @@ class OutOfFold:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def cross_fit(self, decisions: Decisions, at_least_one: bool = False) -> CrossFit:
+    def cross_fit(self, task: Task, at_least_one: bool = False) -> CrossFit:
         """Decide the rows of each part by thresholds tuned on the other parts' rows.
 
         Thresholds of a part are tuned on `fitted_score` where there are any, so that its labels enter nowhere.
         """
         if self.fitted_score is None:
-            return decisions.cross_fit(self.y_true, self.y_score, self.part, at_least_one)
+            return task.cross_fit(self.y_true, self.y_score, self.part, at_least_one)
         thresholds, y_pred = {}, np.empty(self.y_true.shape, dtype=np.int8)
         for number, scores in zip(np.unique(self.part).tolist(), self.fitted_score, strict=True):
             inside = self.part == number
-            thresholds[number] = decisions.tune(self.y_true[~inside], scores[~inside])
-            y_pred[inside] = decisions.apply(self.y_score[inside], thresholds[number], at_least_one)
+            thresholds[number] = task.tune(self.y_true[~inside], scores[~inside])
+            y_pred[inside] = task.apply(self.y_score[inside], thresholds[number], at_least_one)
         return CrossFit(thresholds, y_pred)
 
-    def decide(self, decisions: Decisions, decision: Decision) -> np.ndarray:
+    def decide(self, task: Task, decision: Decision) -> np.ndarray:
         """The decisions that the run's own score is of: each part's by the thresholds that were kept for it.
 
         Returns
@@ -77,7 +77,7 @@ class OutOfFold:
         for number, of_label in decision.fitted.items():
             inside = self.part == number
             limits = np.array([of_label[name] for name in self.label_names])
-            y_pred[inside] = decisions.apply(self.y_score[inside], limits, decision.prediction.at_least_one)
+            y_pred[inside] = task.apply(self.y_score[inside], limits, decision.prediction.at_least_one)
         return y_pred
 
     def take(self, order: np.ndarray, labels: np.ndarray) -> OutOfFold:

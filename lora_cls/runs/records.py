@@ -17,7 +17,7 @@ from lora_cls.data import Columns
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Interval
 from lora_cls.files import write_json
-from lora_cls.recipe import Prediction, Task, Thresholds
+from lora_cls.recipe import Prediction, TaskName, Thresholds
 from lora_cls.runs.io import read_bytes
 
 R = TypeVar("R", bound="Record")
@@ -61,7 +61,7 @@ def _path(place: tuple[int | str, ...]) -> str:
 class LabelsInfo(Record):
     """`labels.json`."""
 
-    task: Task | None
+    task: TaskName | None
     labels: list[str]
     column: str | None = None
     """The one column that held the labels' names; None where each label had a 0/1 column."""
@@ -221,7 +221,7 @@ class Scores(Record):
 
     remedy: ClassVar[str] = " Write it again with: lora-cls tune RUN."
 
-    task: Task | None
+    task: TaskName | None
     strategy: str
     optimistic: bool
     epochs_pending: bool

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora_cls.errors import RecipeError
+from lora_cls.evaluation import task_of
 from lora_cls.recipe import Recipe
 from lora_cls.text.chat import Chat, render_chat
 from lora_cls.text.prompts import label_words
@@ -35,7 +36,7 @@ def answer_format(
     ----------
     chat : as it was when a run was started; rendered from the tokenizer's template where None
     """
-    words, exclusive = label_words(recipe.head, label_names), recipe.task == "single_label"
+    words, exclusive = label_words(recipe.head, label_names), task_of(recipe.task).exclusive
     chat = chat or render_chat(tokenizer, recipe.head.prompt, words, none_word(words), exclusive)
     return chat, LabelAnswers(tokenizer, words, chat.end_id(tokenizer), exclusive)
 

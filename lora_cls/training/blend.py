@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lora_cls.errors import RunError
-from lora_cls.evaluation import apply_blend, decisions_for
+from lora_cls.evaluation import apply_blend, task_of
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.training.learner import Predictor
@@ -34,22 +34,22 @@ class BlendPredictor:
         """See `Predictor.predict`."""
         run = folder.path.parent
         self._members = self._members or self._open(run)
-        decisions = decisions_for(self.recipe.task)
+        task = task_of(self.recipe.task)
         y_score, reference = [], []
         self.predict_seconds = 0.0
         for member, predictor in self._members:
             same = FoldFolder(member.path / folder.path.name)
             labels = [member.label_names.index(name) for name in self.label_names]
             logits = predictor.predict(same, texts)
-            y_score.append(decisions.probabilities(logits, same.pos_weight(len(labels)))[:, labels])
+            y_score.append(task.link.probabilities(logits, same.pos_weight(len(labels)))[:, labels])
             self.notes = predictor.notes
             self.predict_seconds += predictor.predict_seconds
             if self.blend.how == "rank_mean":
                 reference.append(member.out_of_fold().y_score[:, labels])
         fitted = folder.info.blend or {}
         known = np.array(reference) if reference else None
-        proba = apply_blend(self.blend.how, decisions, fitted, np.array(y_score), known)
-        return decisions.logits(proba).astype(np.float32)
+        proba = apply_blend(self.blend.how, task, fitted, np.array(y_score), known)
+        return task.link.logits(proba).astype(np.float32)
 
     def _open(self, run: Path) -> list[tuple[RunFolder, Predictor]]:
         members: list[tuple[RunFolder, Predictor]] = []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lora_cls.evaluation import Link
 from lora_cls.modeling.adapter import trainable_head
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.text.tokens import Tokens
@@ -46,7 +47,7 @@ class LabelStart:
         train_rows: np.ndarray,
         labels: np.ndarray,
         weight: np.ndarray,
-        softmax: bool,
+        link: Link,
         row_weight: np.ndarray | None = None,
     ) -> None:
         """Start the head of a fold: its mean logit over the fold's training rows becomes their prior log-odds.
@@ -59,6 +60,7 @@ class LabelStart:
         train_rows : positions of the fold's training rows
         labels : ndarray of shape (n_samples, n_labels), of all training rows; 0 to 1
         weight : ndarray of shape (n_labels,)
+        link : the task's
         row_weight : ndarray of shape (n_samples,), of all training rows; None counts every row alike
         """
         mine = np.isin(self.rows, train_rows)
@@ -66,7 +68,7 @@ class LabelStart:
         of_row = np.ones(len(train_rows)) if row_weight is None else row_weight[train_rows]
         positives = (of_row / of_row.mean()) @ labels[train_rows]
         share = (positives + 0.5) / (len(train_rows) + 1)  # half a row more: 0 and 1 stay finite
-        prior = np.log(share) if softmax else np.log(share / (1 - share))
+        prior = link.logits(share)
         head: Any = trainable_head(model)
         device = head.weight.device
         level = torch.as_tensor(prior + np.log(weight), dtype=torch.float32, device=device)

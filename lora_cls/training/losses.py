@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from lora_cls.errors import RecipeError
-from lora_cls.recipe import Loss, Task
+from lora_cls.evaluation import task_of
+from lora_cls.recipe import Loss, TaskName
 
 
 def pos_weight(
-    labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None = None, task: Task | None = None
+    labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None = None, task: TaskName | None = None
 ) -> np.ndarray:
     """One positive weight per label, from the rows that train; for `single_label` one weight per class.
 
@@ -63,7 +67,7 @@ def pos_weight(
     if row_weight is not None:
         values = values * (row_weight / row_weight.mean())[:, None]
     positives = values.sum(axis=0)
-    if task == "single_label":
+    if task_of(task).exclusive:
         return _class_weight(positives, loss)
     negatives = np.maximum(len(labels) - positives, 0.0)  # weighted sums may miss 0 by their last digit
     occurs = positives > 0
@@ -100,17 +104,15 @@ def training_loss(
     weight: torch.Tensor,
     loss: Loss,
     row_weight: torch.Tensor | None = None,
-    task: Task | None = None,
+    task: TaskName | None = None,
 ) -> torch.Tensor:
     """The recipe's loss, summed over rows, averaged over labels.
 
     Summed over rows so that gradient accumulation over batches of different size divides once by all rows of a step.
 
-    - `bce`: cross-entropy, as `torch.nn.BCEWithLogitsLoss`.
-    - `focal`: cross-entropy times (1 - p of the truth)^gamma. Lin et al. 2017, "Focal loss for dense object detection".
-    - `asymmetric`: focal with a gamma each for positives and negatives, and the probability of negatives lowered by a
-      margin. Ridnik et al. 2021, "Asymmetric loss for multi-label classification".
-    - label smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision".
+    Losses and their papers: see the functions of `LOSSES`, each for labels and for classes.
+
+    Label smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision".
 
     `single_label` has the same losses over the softmax: cross-entropy, each class's term times its weight, as
     `torch.nn.CrossEntropyLoss(reduction="sum")`, which takes shares of classes as targets too; and its focal form, each
@@ -125,38 +127,67 @@ def training_loss(
     weight : Tensor of shape (n_labels,), factors on the positives' terms
     row_weight : Tensor of shape (n_rows,), factors on the rows' losses; None for 1
     """
-    if task == "single_label":
-        of_row = _class_loss(logits, targets, weight, loss)
-        return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
-    if loss.label_smoothing:
-        targets = targets * (1 - loss.label_smoothing) + loss.label_smoothing / 2
-    if loss.name == "bce":
-        terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+    form, exclusive = LOSSES[loss.name], task_of(task).exclusive
+    smoothing = loss.label_smoothing
+    if smoothing:
+        targets = targets * (1 - smoothing) + smoothing / (targets.shape[1] if exclusive else 2)
+    if exclusive:
+        assert form.of_classes is not None  # the recipe refuses it
+        of_row = -(weight * targets * form.of_classes(F.log_softmax(logits, dim=1), loss)).sum(1)
     else:
-        p, log_p, log_q = torch.sigmoid(logits), F.logsigmoid(logits), F.logsigmoid(-logits)
-        if loss.name == "focal":
-            positive, negative = (1 - p) ** loss.focal_gamma * log_p, p**loss.focal_gamma * log_q
-        else:
-            lowered = (p - loss.probability_margin).clamp(min=0)
-            positive = (1 - p) ** loss.gamma_positive * log_p
-            negative = lowered**loss.gamma_negative * torch.log1p(-lowered.clamp(max=1 - 1e-6))
-        terms = -(weight * targets * positive + (1 - targets) * negative)
-    of_row = terms.mean(1)
+        of_row = form.of_labels(logits, targets, weight, loss).mean(1)
     return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
 
 
-def _class_loss(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """Losses over the softmax, Tensor of shape (n_rows,)."""
-    if loss.label_smoothing:
-        targets = targets * (1 - loss.label_smoothing) + loss.label_smoothing / targets.shape[1]
-    log_p = F.log_softmax(logits, dim=1)
-    if loss.name == "focal":
-        log_p = (1 - log_p.exp()) ** loss.focal_gamma * log_p
-    return -(weight * targets * log_p).sum(1)
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """As `torch.nn.BCEWithLogitsLoss`."""
+    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+
+
+def _focal(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Cross-entropy times (1 - p of the truth)^gamma. Lin et al. 2017, "Focal loss for dense object detection"."""
+    p, gamma = torch.sigmoid(logits), loss.focal_gamma
+    positive, negative = (1 - p) ** gamma * F.logsigmoid(logits), p**gamma * F.logsigmoid(-logits)
+    return -(weight * targets * positive + (1 - targets) * negative)
+
+
+def _asymmetric(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """Focal with a gamma each for positives and negatives, and the probability of negatives lowered by a margin.
+
+    Ridnik et al. 2021, "Asymmetric loss for multi-label classification".
+    """
+    p = torch.sigmoid(logits)
+    lowered = (p - loss.probability_margin).clamp(min=0)
+    positive = (1 - p) ** loss.gamma_positive * F.logsigmoid(logits)
+    negative = lowered**loss.gamma_negative * torch.log1p(-lowered.clamp(max=1 - 1e-6))
+    return -(weight * targets * positive + (1 - targets) * negative)
+
+
+@dataclass(frozen=True)
+class LossForm:
+    """What a loss computes.
+
+    Attributes
+    ----------
+    of_labels : terms of shape (n_rows, n_labels) from logits, smoothed targets, positive weights and the settings
+    of_classes : what each class's log-probability, of shape (n_rows, n_classes), becomes before it is weighted,
+        multiplied by the targets and summed; None for a loss that classes have no form of
+    """
+
+    of_labels: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Loss], torch.Tensor]
+    of_classes: Callable[[torch.Tensor, Loss], torch.Tensor] | None
+
+
+LOSSES = {
+    "bce": LossForm(_cross_entropy, lambda log_p, _: log_p),
+    "focal": LossForm(_focal, lambda log_p, loss: (1 - log_p.exp()) ** loss.focal_gamma * log_p),
+    "asymmetric": LossForm(_asymmetric, None),
+}
+"""By `loss.name`; another one is an entry here, and a name in `lora_cls.recipe.Loss`."""
 
 
 def validation_loss(
-    logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss, task: Task | None = None
+    logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss, task: TaskName | None = None
 ) -> float:
     """The recipe's loss as a score of held-out rows: their mean, every row once, without label smoothing.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lora_cls.data import Dataset, stratified_folds
 from lora_cls.errors import DataError, RecipeError
+from lora_cls.evaluation import task_of
 from lora_cls.recipe import Recipe, Train
 
 
@@ -100,7 +101,7 @@ def check_selection(recipe: Recipe, data: Dataset, fold: np.ndarray) -> None:
         for number in numbers.tolist():
             own = (fold != number) & ~data.extra
             found, what = len(np.unique(data.groups[own])), "groups of rows"
-            if recipe.task == "single_label" and own.any():
+            if task_of(recipe.task).exclusive and own.any():
                 most = int(data.labels[own].sum(axis=0, dtype=np.int64).max())
                 found, what = min((found, what), (most, "rows of its most frequent class"))
             if found < _n_slices(recipe):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lora_cls.errors import BackboneError, TrainingError
-from lora_cls.evaluation import decisions_for
+from lora_cls.evaluation import task_of
 from lora_cls.machine import cache_folder, physical_cores
 from lora_cls.modeling.adapter import depth_readme, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
@@ -66,7 +66,7 @@ class Session:
         assert recipe.backbone is not None
         self.recipe, self.backbone = recipe, recipe.backbone
         self.label_names, self.n_labels = list(label_names), len(label_names)
-        self.decisions = decisions_for(recipe.task, recipe.thresholds)
+        self.task = task_of(recipe.task, recipe.thresholds)
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
         self.source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
@@ -210,7 +210,7 @@ class Session:
         """
         pieces = self.head.answer(model, tokens, self.batches)
         combine = self.recipe.data.chunk_combine
-        return Answered(self.decisions.pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
+        return Answered(self.task.link.combine_pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
 
     def prefix_cache(self, tokens: Tokens) -> PrefixCache | None:
         """The cache of what the layers below the lowest adapter say of texts; None where there are no such layers.

@@ -12,6 +12,7 @@ import numpy as np
 
 from lora_cls.data import Dataset
 from lora_cls.errors import DataError, RunError
+from lora_cls.evaluation import task_of
 from lora_cls.files import write_json
 from lora_cls.recipe import Recipe, Tfidf
 from lora_cls.runs import FoldFolder
@@ -92,7 +93,7 @@ class TfidfTrainer:
         vectorizers = _vectorizers(self.settings)
         features = hstack([_fit(v, [texts[row] for row in train_rows]) for v in vectorizers]).tocsr()
         row_weight = None if self.train.row_weight is None else self.train.row_weight[train_rows]
-        fit = self._fit_classes if self.learner.recipe.task == "single_label" else self._fit_labels
+        fit = self._fit_classes if task_of(self.learner.recipe.task).exclusive else self._fit_labels
         coef, intercept, weight = fit(features, self.targets[train_rows], row_weight)
         _save(folder.model, vectorizers, coef, intercept)
         train_seconds = time.monotonic() - started

@@ -198,7 +198,7 @@ class TransformerTrainer:
         """How the model is at an epoch's end, on the rows that epochs are compared on."""
         logits = self.session.answer(model, self.rows.tokens.take(rows), weight).logits
         return Score(
-            macro_f1(self.rows.labels[rows], self.session.decisions.untuned(logits)),
+            macro_f1(self.rows.labels[rows], self.session.task.untuned(logits)),
             validation_loss(logits, self.rows.targets[rows], weight, self.recipe.loss, self.recipe.task),
         )
 

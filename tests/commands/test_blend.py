@@ -11,15 +11,15 @@ from lora_cls.commands.blend import blend
 from lora_cls.commands.compare import compare
 from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError
-from lora_cls.evaluation import apply_blend, decisions_for, fit_blend
+from lora_cls.evaluation import apply_blend, fit_blend, task_of
 from lora_cls.evaluation.blending import MAX_WEIGHT_ROWS
-from lora_cls.evaluation.decisions import LabelDecisions
+from lora_cls.evaluation.tasks import LabelTask
 from lora_cls.recipe import Thresholds
 from lora_cls.report.sentences import gain_sentence
 from lora_cls.runs.records import BlendInfo
 
-LABELS = decisions_for("multi_label", Thresholds(min_positives=1))
-CLASSES = decisions_for("single_label", Thresholds(min_positives=1))
+LABELS = task_of("multi_label", Thresholds(min_positives=1))
+CLASSES = task_of("single_label", Thresholds(min_positives=1))
 TWO = np.array([[[0.2, 0.9]], [[0.8, 0.9]]])  # two runs, one row, two labels
 
 
@@ -80,7 +80,7 @@ def test_stacking_without_positives():
     proba = apply_blend("stacking", LABELS, fit_blend("stacking", LABELS, y_true, scores), scores)
     assert (proba[:, 0] < 0.06).all()
     for present in ([1, 2], [2]):
-        scores = CLASSES.probabilities(np.random.default_rng(0).normal(size=(2, 10, 3)), 1.0)
+        scores = CLASSES.link.probabilities(np.random.default_rng(0).normal(size=(2, 10, 3)))
         y_true = np.eye(3, dtype=int)[np.resize(present, 10)]
         classes = apply_blend("stacking", CLASSES, fit_blend("stacking", CLASSES, y_true, scores), scores)
         np.testing.assert_allclose(classes.sum(axis=1), 1)
@@ -201,12 +201,12 @@ def test_weights_of_many_rows_are_bounded():
     y_score = expit(3 * y_true - 2 + rng.normal(scale=[[[1]], [[2]], [[9]]], size=(3, *y_true.shape)))
     tried = []
 
-    class Counted(LabelDecisions):
+    class Counted(LabelTask):
         def tune(self, y_true, y_score):
             tried.append(len(y_true))
             return super().tune(y_true, y_score)
 
-    weights = fit_blend("weights", Counted(Thresholds()), y_true, y_score)["weights"]
+    weights = fit_blend("weights", Counted("multi_label", Thresholds()), y_true, y_score)["weights"]
     assert weights[0] > weights[1] > weights[2]
     assert set(tried) == {MAX_WEIGHT_ROWS}
     assert len(tried) <= 60 + 10

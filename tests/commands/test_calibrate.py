@@ -11,14 +11,14 @@ from lora_cls.evaluation import (
     apply_calibration,
     calibrated_thresholds,
     calibration_scores,
-    decisions_for,
     fit_calibration,
+    task_of,
 )
 from lora_cls.recipe import Thresholds
 from lora_cls.runs.records import CalibrationInfo
 
-LABELS = decisions_for("multi_label", Thresholds(min_positives=1))
-CLASSES = decisions_for("single_label", Thresholds(min_positives=1))
+LABELS = task_of("multi_label", Thresholds(min_positives=1))
+CLASSES = task_of("single_label", Thresholds(min_positives=1))
 
 
 def test_scores_by_hand():
@@ -41,9 +41,9 @@ def test_temperature_is_found():
         expit(logits),
         atol=1e-6,
     )
-    proba = CLASSES.probabilities(rng.normal(size=(20000, 3)), 1.0)
+    proba = CLASSES.link.probabilities(rng.normal(size=(20000, 3)))
     drawn = (rng.random((20000, 1)) > proba.cumsum(axis=1)).sum(axis=1).clip(max=2)
-    sharp = CLASSES.probabilities(2 * np.log(proba), 1.0)
+    sharp = CLASSES.link.probabilities(2 * np.log(proba))
     (temperature,) = fit_calibration("temperature", CLASSES, np.eye(3)[drawn], sharp)["temperature"]
     assert temperature == pytest.approx(2, rel=0.06)
 
@@ -57,16 +57,16 @@ def test_a_label_of_one_class():
 @pytest.mark.parametrize("task", ["multi_label", "single_label"])
 def test_temperature_keeps_decisions(task):
     """Mapped thresholds decide every row, tuned on or new, as before."""
-    rng, decisions = np.random.default_rng(1), decisions_for(task, Thresholds(min_positives=1))
+    rng, task = np.random.default_rng(1), task_of(task, Thresholds(min_positives=1))
     logits = rng.normal(scale=2, size=(500, 4))
-    y_true = decisions.untuned(logits + rng.normal(size=logits.shape))
-    scores = decisions.probabilities(logits, 1.0)
-    fitted, limits = fit_calibration("temperature", decisions, y_true, scores), decisions.tune(y_true, scores)
-    mapped = calibrated_thresholds("temperature", decisions, fitted, limits, y_true, scores)
-    new = decisions.probabilities(rng.normal(scale=2, size=(2000, 4)), 1.0)
+    y_true = task.untuned(logits + rng.normal(size=logits.shape))
+    scores = task.link.probabilities(logits)
+    fitted, limits = fit_calibration("temperature", task, y_true, scores), task.tune(y_true, scores)
+    mapped = calibrated_thresholds("temperature", task, fitted, limits, y_true, scores)
+    new = task.link.probabilities(rng.normal(scale=2, size=(2000, 4)))
     for some in (scores, new):
-        after = apply_calibration("temperature", decisions, fitted, some)
-        np.testing.assert_array_equal(decisions.apply(after, mapped), decisions.apply(some, limits))
+        after = apply_calibration("temperature", task, fitted, some)
+        np.testing.assert_array_equal(task.apply(after, mapped), task.apply(some, limits))
 
 
 def test_isotonic_by_hand():

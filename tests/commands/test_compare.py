@@ -41,7 +41,7 @@ def test_scores_are_the_runs_own(runs):
         assert one.f1 == [row["f1"] for row in metrics["cross_fitted"]["per_label"]]
         assert one.untuned == metrics["untuned"]["macro_f1"]
     decided = {
-        run.path.name: run.decisions().cross_fit(run.y_true, run.out_of_fold().y_score, run.folds["fold"]).y_pred
+        run.path.name: run.task().cross_fit(run.y_true, run.out_of_fold().y_score, run.folds["fold"]).y_pred
         for run in runs
     }
     worst, best = (decided[found.runs[i].name] for i in (-1, 0))

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lora_cls.evaluation import apply_thresholds, combine_folds, combine_pieces, corrected_probabilities, logit
+from lora_cls.evaluation import Sigmoid, apply_thresholds, corrected_probabilities, logit
+
+LINK = Sigmoid()
 
 
 @pytest.mark.parametrize("pos_weight", [0.5, 1.0, 8.0])
@@ -54,20 +56,20 @@ def test_logit_inverts_the_sigmoid_and_stays_finite():
 def test_folds_combined_by_hand():
     """Mean, mean logit (odds 1/4 and 4 cancel) and votes of two folds."""
     per_fold = np.array([[[0.2, 0.6]], [[0.8, 0.9]]])
-    assert combine_folds(per_fold)[0] == pytest.approx([0.5, 0.75])
+    assert LINK.combine_folds(per_fold)[0] == pytest.approx([0.5, 0.75])
     odds = np.sqrt(0.6 / 0.4 * 0.9 / 0.1)
-    assert combine_folds(per_fold, "mean_logit")[0] == pytest.approx([0.5, odds / (1 + odds)])
-    assert combine_folds(per_fold, "vote", thresholds=[0.9, 0.6])[0].tolist() == [0.0, 1.0]
-    assert combine_folds(per_fold, "vote", thresholds=[[0.2, 0.7], [0.9, 0.7]])[0].tolist() == [0.5, 0.5]
+    assert LINK.combine_folds(per_fold, "mean_logit")[0] == pytest.approx([0.5, odds / (1 + odds)])
+    assert LINK.combine_folds(per_fold, "vote", thresholds=[0.9, 0.6])[0].tolist() == [0.0, 1.0]
+    assert LINK.combine_folds(per_fold, "vote", thresholds=[[0.2, 0.7], [0.9, 0.7]])[0].tolist() == [0.5, 0.5]
 
 
 def test_one_fold_is_left_as_it_is():
     """With one model every combination decides as that model does."""
     scores = np.round(np.random.default_rng(1).random((50, 3)), 1)
     thresholds = np.array([0.3, 0.5, 0.8])
-    assert combine_folds(scores[None]) == pytest.approx(scores)
-    assert combine_folds(scores[None], "mean_logit") == pytest.approx(scores)
-    voted = combine_folds(scores[None], "vote", thresholds)
+    assert LINK.combine_folds(scores[None]) == pytest.approx(scores)
+    assert LINK.combine_folds(scores[None], "mean_logit") == pytest.approx(scores)
+    voted = LINK.combine_folds(scores[None], "vote", thresholds)
     assert np.array_equal(apply_thresholds(voted, 0.5), apply_thresholds(scores, thresholds))
 
 
@@ -83,13 +85,13 @@ def test_one_fold_is_left_as_it_is():
 def test_combinations_that_make_no_sense_are_refused(arguments, message):
     """Votes need thresholds and means must not seem to use them."""
     with pytest.raises(ValueError, match=message):
-        combine_folds(np.full((2, 3, 4), 0.5), **arguments)
+        LINK.combine_folds(np.full((2, 3, 4), 0.5), **arguments)
 
 
 def test_logits_passed_as_scores_are_refused():
     """The mean of raw logits would look like a score."""
     with pytest.raises(ValueError, match=r"'y_score_per_fold'.*probabilities.*-3\.0"):
-        combine_folds([[[0.5, -3.0]]])
+        LINK.combine_folds([[[0.5, -3.0]]])
 
 
 # Pieces of a text
@@ -101,10 +103,10 @@ TEXT = [0, 0, 0, 1, 2, 2]
 def test_pieces_by_hand():
     """The mean log-odds, the log-odds of the mean probability, the greatest; each text once, in order."""
     weight = np.array([4.0, 0.5])
-    mean = combine_pieces(PIECES, TEXT, weight, "mean_logit")
+    mean = LINK.combine_pieces(PIECES, TEXT, weight, "mean_logit")
     assert mean == pytest.approx(np.array([[-1.0, 1.0], [0.5, 40.0], [2.0, -1.0]]))
-    assert combine_pieces(PIECES, TEXT, weight, "max").tolist() == [[2.0, 3.0], [0.5, 40.0], [3.0, 0.0]]
-    found = combine_pieces(PIECES, TEXT, weight, "mean_proba")
+    assert LINK.combine_pieces(PIECES, TEXT, weight, "max").tolist() == [[2.0, 3.0], [0.5, 40.0], [3.0, 0.0]]
+    found = LINK.combine_pieces(PIECES, TEXT, weight, "mean_proba")
     proba = 1 / (1 + np.exp(-(PIECES.astype(float) - np.log(weight))))
     expected = np.array([proba[:3].mean(axis=0), proba[4:].mean(axis=0)])
     assert corrected_probabilities(found[[0, 2]], weight) == pytest.approx(expected, rel=1e-6)
@@ -115,13 +117,13 @@ def test_pieces_by_hand():
 def test_one_piece_is_left_as_it_is(how):
     """To the last digit and beyond the range of probabilities, whatever stands beside it; nothing of nothing."""
     weight = np.array([4.0, 0.5])
-    assert combine_pieces(PIECES, TEXT, weight, how)[1].tolist() == PIECES[3].tolist()
-    assert combine_pieces(PIECES, range(6), weight, how).tolist() == PIECES.tolist()
-    assert combine_pieces(PIECES[:0], np.zeros(0, dtype=np.int64), weight, how).shape == (0, 2)
+    assert LINK.combine_pieces(PIECES, TEXT, weight, how)[1].tolist() == PIECES[3].tolist()
+    assert LINK.combine_pieces(PIECES, range(6), weight, how).tolist() == PIECES.tolist()
+    assert LINK.combine_pieces(PIECES[:0], np.zeros(0, dtype=np.int64), weight, how).shape == (0, 2)
 
 
 @pytest.mark.parametrize("how", ["mean_logit", "mean_proba", "max"])
 def test_pieces_that_agree(how):
     """Say together what each says: the positive weight is taken back and put on again."""
     logits = np.repeat(np.array([[1.5, -0.5]], dtype=np.float32), 3, axis=0)
-    assert combine_pieces(logits, [0, 0, 0], [7.0, 0.2], how)[0] == pytest.approx([1.5, -0.5], abs=1e-6)
+    assert LINK.combine_pieces(logits, [0, 0, 0], [7.0, 0.2], how)[0] == pytest.approx([1.5, -0.5], abs=1e-6)

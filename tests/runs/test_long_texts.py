@@ -9,7 +9,7 @@ import pytest
 from lora_cls.commands.check import check
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
-from lora_cls.evaluation import combine_pieces
+from lora_cls.evaluation import Sigmoid
 from lora_cls.runs import read_array
 from lora_cls.training import objective, transformer
 from lora_cls.training.loop import predict_logits
@@ -245,5 +245,5 @@ def test_combined_as_the_recipe_says(short, documents, tmp_path):
     found, session = predictor.predict(run.fold(0), texts), predictor.session
     tokens = session.encode(texts)
     pieces = predict_logits(session.model(), tokens, batches=session.batches, pad_id=session.head.pad_id)
-    assert np.array_equal(found, combine_pieces(pieces, tokens.text, np.ones(3), "max"))
+    assert np.array_equal(found, Sigmoid().combine_pieces(pieces, tokens.text, np.ones(3), "max"))
     assert np.array_equal(found[1], pieces[tokens.text == 1].max(axis=0))

@@ -12,7 +12,7 @@ from lora_cls.commands.predict import predict_file
 from lora_cls.commands.refit import refit
 from lora_cls.data import load_train, stratified_folds
 from lora_cls.errors import DataError, RecipeError
-from lora_cls.evaluation import decisions_for, macro_f1
+from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.recipe import load_recipe
 from lora_cls.terminal import print_run
 from lora_cls.training.losses import pos_weight
@@ -128,7 +128,7 @@ def test_classes_of_a_split(mood_recipe, odd, test, tmp_path):
     y_true, groups = run.y_true[held_out], run.folds["group"].to_numpy()[held_out]
     y_score = pd.read_csv(run.path / "oof_proba.csv")[CLASSES].to_numpy()
     part = stratified_folds(y_true, groups, 5, recipe.cv.random_state)
-    fitted = decisions_for("single_label", recipe.thresholds).cross_fit(y_true, y_score, part)
+    fitted = task_of("single_label", recipe.thresholds).cross_fit(y_true, y_score, part)
     assert score["macro_f1"] == pytest.approx(macro_f1(y_true, fitted.y_pred))
     assert (fitted.y_pred.sum(axis=1) == 1).all()
     assert f"on {held_out.sum()} held-out rows, weights of the classes for each of 5 parts of them tuned on" in card

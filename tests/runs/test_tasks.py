@@ -172,7 +172,7 @@ def test_epochs_are_chosen_by_classes(small_recipe, moods, test, tmp_path, selec
         assert info["epoch"] == 1 + int(np.argmax(scores))
         if select == "scored_fold":
             here = run.folds["fold"].to_numpy() == number
-            chosen = run.decisions().untuned(np.load(run.fold(number).oof_logits))
+            chosen = run.task().untuned(np.load(run.fold(number).oof_logits))
             assert max(scores) == pytest.approx(macro_f1(run.y_true[here], chosen))
 
 

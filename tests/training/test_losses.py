@@ -1,6 +1,7 @@
 """Positive weights by hand, the loss against PyTorch's own, and gradient accumulation that changes nothing."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.text.tokens import Tokens
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import pos_weight, training_loss, validation_loss
+from lora_cls.training.losses import LOSSES, pos_weight, training_loss, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
@@ -291,3 +292,15 @@ def test_accumulation_equals_a_large_batch(n_rows, task, tiny_recipe, tmp_path):
     assert sum(float(gradient.norm()) for gradient in large) > 0
     for found, expected in zip(small, large, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_names_are_those_of_the_recipe():
+    """A recipe takes the losses of the table; those without a form for classes it refuses for them."""
+    assert tuple(LOSSES) == get_args(Loss.model_fields["name"].annotation)
+    for name, form in LOSSES.items():
+        values = {"tfidf": {}, "task": "single_label", "loss": {"name": name}}
+        if form.of_classes is None:
+            with pytest.raises(RecipeError, match=rf"loss\.name: {name}"):
+                load_recipe(values)
+        else:
+            assert load_recipe(values).loss.name == name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from lora_cls.evaluation import task_of
 from lora_cls.recipe import Recipe
 from lora_cls.text.prompts import label_words
 from lora_cls.training.heads.base import FoldStart
@@ -53,8 +54,7 @@ class LabelTokensHead(LinearHead):
         said = ", ".join(f"{name} {'-' if value is None else f'{value:.2f}'}" for name, value in scores.items())
 
         def begin(model: SequenceClassifier, train_rows: np.ndarray, weight: np.ndarray) -> None:
-            softmax = self.recipe.task == "single_label"
-            start.begin(model, train_rows, rows.targets, weight, softmax, rows.row_weight)
+            start.begin(model, train_rows, rows.targets, weight, task_of(self.recipe.task).link, rows.row_weight)
 
         note = f"ROC-AUC of the labels' own words before any training (scores, no probabilities): {said}"
         return FoldStart({"roc_auc_before_training": scores}, note, begin)

@@ -1,25 +1,27 @@
 """Decisions by task: by hand, against brute force, and never tuned on the rows that they decide."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
 from lora_cls.evaluation import (
+    Sigmoid,
+    Softmax,
     apply_thresholds,
-    combine_folds,
-    combine_pieces,
     corrected_class_probabilities,
     corrected_probabilities,
     cross_fit_thresholds,
-    decisions_for,
     macro_f1,
+    task_of,
     tune_thresholds,
 )
-from lora_cls.evaluation.decisions import EXPONENTS
-from lora_cls.recipe import Prediction, Thresholds
+from lora_cls.evaluation.tasks import EXPONENTS, TASKS
+from lora_cls.recipe import Prediction, TaskName, Thresholds
 
-CLASSES = decisions_for("single_label")
-LABELS = decisions_for("multi_label")
+CLASSES = task_of("single_label")
+LABELS = task_of("multi_label")
 
 
 def rows_of_classes(n=400, shares=(0.7, 0.2, 0.07, 0.03), seed=0):
@@ -32,8 +34,10 @@ def rows_of_classes(n=400, shares=(0.7, 0.2, 0.07, 0.03), seed=0):
 
 def test_one_place_for_every_task():
     """multi_label, binary and a task not yet known decide labels one by one; single_label one class per row."""
-    assert type(decisions_for(None)) is type(decisions_for("binary")) is type(LABELS)
-    assert type(CLASSES) is not type(LABELS)
+    assert set(TASKS) == set(get_args(TaskName))
+    assert [task_of(name).exclusive for name in (None, "multi_label", "binary", "single_label")] == [0, 0, 0, 1]
+    assert [task_of(name).name for name in (None, "binary")] == ["multi_label", "binary"]
+    assert (task_of("binary").headline, LABELS.headline) == ("F1 of the positive class", "Macro-F1")
     assert (LABELS.strategy, CLASSES.strategy) == ("per_label", "prior_adjusted")
 
 
@@ -43,8 +47,8 @@ def test_labels_do_what_their_functions_do():
     y_true, logits, fold = rng.integers(0, 2, (60, 3)), rng.normal(size=(60, 3)), rng.integers(3, size=60)
     weight = np.array([1.0, 4.0, 0.5])
     settings = Thresholds(strategy="global", min_positives=2, default=0.4)
-    decide = decisions_for("multi_label", settings)
-    scores = decide.probabilities(logits, weight)
+    decide = task_of("multi_label", settings)
+    scores = decide.link.probabilities(logits, weight)
     np.testing.assert_array_equal(scores, corrected_probabilities(logits, weight))
     same = {"strategy": "global", "min_positives": 2, "default": 0.4}
     tuned = decide.tune(y_true, scores)
@@ -56,7 +60,7 @@ def test_labels_do_what_their_functions_do():
     per_fold = np.stack([scores, scores[::-1]])
     for way in ("mean_proba", "mean_logit"):
         y_score, y_pred = decide.together(per_fold, tuned, Prediction(combine=way))
-        np.testing.assert_array_equal(y_score, combine_folds(per_fold, way))
+        np.testing.assert_array_equal(y_score, Sigmoid().combine_folds(per_fold, way))
         np.testing.assert_array_equal(y_pred, apply_thresholds(y_score, tuned))
     y_score, y_pred = decide.together(per_fold, tuned, Prediction(combine="vote"))
     np.testing.assert_array_equal(y_pred, (per_fold >= tuned).sum(axis=0) >= 1)
@@ -67,14 +71,14 @@ def test_strategies_of_the_other_task_are_refused(task):
     """No silent fallback where a strategy has no meaning."""
     strategy = "global" if task == "single_label" else "argmax"
     with pytest.raises(ValueError, match=f"Got '{strategy}'"):
-        decisions_for(task, Thresholds(strategy=strategy)).tune([[1, 0], [0, 1]], [[0.6, 0.4], [0.5, 0.5]])
+        task_of(task, Thresholds(strategy=strategy)).tune([[1, 0], [0, 1]], [[0.6, 0.4], [0.5, 0.5]])
 
 
 def test_class_probabilities_by_hand():
     """Weights 1, 2 and 4 shift ideal logits by their logarithms: taking them away gives 0.5, 0.3, 0.2 again."""
     p, weight = np.array([0.5, 0.3, 0.2]), np.array([1.0, 2.0, 4.0])
     assert corrected_class_probabilities(np.log(p * weight) + 7, weight) == pytest.approx(p)
-    assert CLASSES.probabilities([[0.0, np.log(3)]], [1.0, 1.0]) == pytest.approx(np.array([[0.25, 0.75]]))
+    assert CLASSES.link.probabilities([[0.0, np.log(3)]], [1.0, 1.0]) == pytest.approx(np.array([[0.25, 0.75]]))
 
 
 @pytest.mark.parametrize("weight", [[1.0, 2.0, 5.0], [0.3, 1.0, 1.0]])
@@ -116,7 +120,7 @@ def test_prior_adjusted_is_the_best_of_the_grid(seed):
         f1 = macro_f1(y_true, np.eye(4, dtype=int)[chosen])
         if f1 > best:
             best, at = f1, tau
-    decide = decisions_for("single_label", Thresholds(min_positives=1))
+    decide = task_of("single_label", Thresholds(min_positives=1))
     tuned = decide.tune(y_true, scores)
     assert macro_f1(y_true, decide.apply(scores, tuned)) == best
     assert tuned == pytest.approx((counts / counts.mean()) ** at)
@@ -134,7 +138,7 @@ def test_rare_classes_gain_from_tuning():
 def test_argmax_and_ties():
     """argmax keeps thresholds of 1; where no power changes a decision, prior_adjusted is argmax too."""
     y_true, scores, _ = rows_of_classes()
-    assert decisions_for("single_label", Thresholds(strategy="argmax")).tune(y_true, scores).tolist() == [1] * 4
+    assert task_of("single_label", Thresholds(strategy="argmax")).tune(y_true, scores).tolist() == [1] * 4
     assert CLASSES.tune(y_true, y_true.astype(float)).tolist() == [1] * 4
     assert EXPONENTS[0] == 0
 
@@ -142,7 +146,7 @@ def test_argmax_and_ties():
 def test_class_with_too_few_rows():
     """A class that is absent or rarer than min_positives counts as min_positives rows: its threshold is not 0."""
     y_true, scores, _ = rows_of_classes(shares=(0.6, 0.4, 0.0, 0.0))
-    decide = decisions_for("single_label", Thresholds(min_positives=8))
+    decide = task_of("single_label", Thresholds(min_positives=8))
     tuned = decide.tune(y_true, scores)
     assert (tuned > 0).all()
     assert decide.tune(np.zeros((0, 4)), np.zeros((0, 4))).tolist() == [1] * 4
@@ -225,9 +229,9 @@ def test_pieces_of_classes(how):
         "mean_proba": p[:2].mean(axis=0),
         "max": p[:2].max(axis=0),
     }[how]
-    found = CLASSES.pieces(LOGITS, TEXT, WEIGHT, how)
+    found = CLASSES.link.combine_pieces(LOGITS, TEXT, WEIGHT, how)
     assert found.shape == (2, 3) and found.dtype == np.float32
-    proba = CLASSES.probabilities(found, WEIGHT)
+    proba = CLASSES.link.probabilities(found, WEIGHT)
     assert proba[0] == pytest.approx(by_hand / by_hand.sum(), rel=1e-5)
     assert proba[1] == pytest.approx(p[2], rel=1e-5)
 
@@ -236,23 +240,32 @@ def test_pieces_of_classes(how):
 def test_a_constant_in_a_piece_changes_nothing(how):
     """Softmax ignores a constant added to all logits of a piece, and so do its combinations."""
     shifted = LOGITS + np.array([[10.0], [-3.0], [1.0]], dtype=np.float32)
-    before, after = (CLASSES.probabilities(CLASSES.pieces(z, TEXT, WEIGHT, how), WEIGHT) for z in (LOGITS, shifted))
+    before, after = (
+        CLASSES.link.probabilities(CLASSES.link.combine_pieces(z, TEXT, WEIGHT, how), WEIGHT) for z in (LOGITS, shifted)
+    )
     assert after == pytest.approx(before, rel=1e-4)
 
 
-def test_pieces_of_labels_are_as_they_were():
-    """For labels `pieces` is `combine_pieces`."""
-    for how in ("mean_logit", "mean_proba", "max"):
-        expected = combine_pieces(LOGITS, TEXT, WEIGHT, how)
-        np.testing.assert_array_equal(LABELS.pieces(LOGITS, TEXT, WEIGHT, how), expected)
+@pytest.mark.parametrize("link", [Sigmoid(), Softmax()])
+def test_links_turn_back(link):
+    """Logits of probabilities give them back, however small the softmax makes them, and 0 and 1 stay finite."""
+    p = np.array([[0.7, 0.2, 0.1], [1 - 1e-9, 1e-9 - 1e-11, 1e-11]])
+    assert link.probabilities(link.logits(p)) == pytest.approx(p, rel=1e-6)
+    assert np.isfinite(link.logits([0.0, 1.0])).all()
+
+
+def test_small_probabilities_of_classes_stay_apart():
+    """The floor of the logarithm is the smallest normal number, not one above probabilities that models do give."""
+    p = np.array([[1.0, 1e-30, 1e-200]])
+    assert Softmax().probabilities(Softmax().logits(p)) == pytest.approx(p, rel=1e-9, abs=0)
 
 
 def test_extreme_logits_stay_finite():
     """Classes whose probability underflows keep finite scores and logits."""
     logits = np.array([[2000.0, 0.0], [0.0, 2000.0]], dtype=np.float32)
-    per_fold = CLASSES.probabilities(logits, [1.0, 1.0])[None]
+    per_fold = CLASSES.link.probabilities(logits, [1.0, 1.0])[None]
     y_score, _ = CLASSES.together(np.repeat(per_fold, 2, axis=0), [1.0, 1.0], Prediction())
     assert np.isfinite(y_score).all()
     for how in ("mean_logit", "mean_proba", "max"):
-        assert np.isfinite(CLASSES.pieces(logits, np.array([0, 0]), [1.0, 1.0], how)).all()
+        assert np.isfinite(CLASSES.link.combine_pieces(logits, np.array([0, 0]), [1.0, 1.0], how)).all()
     assert log_softmax(logits, axis=1).min() == -2000  # the case is a real one

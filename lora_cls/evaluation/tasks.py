@@ -1,4 +1,4 @@
-"""From logits to decisions, by task: the one place that knows how `multi_label`, `binary` and `single_label` differ.
+"""Tasks: the one place that knows how `multi_label`, `binary` and `single_label` differ, in what they do and in words.
 
 `multi_label` and `binary` decide each label for itself: sigmoid, and positive at `y_score >= threshold`. `single_label`
 decides for exactly one class per row: softmax, and the greatest `y_score / threshold`. Arrays are the same for both:
@@ -8,35 +8,52 @@ the one class of a row is a 1 among zeros.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation.arrays import FloatArray, as_binary, as_scores, same_shape
-from lora_cls.evaluation.metrics import macro_f1
-from lora_cls.evaluation.probabilities import (
-    PieceCombination,
-    combine_class_folds,
-    combine_folds,
-    combine_pieces,
-    corrected_class_probabilities,
-    corrected_probabilities,
-    logit,
-)
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
+from lora_cls.evaluation.links import Link, Sigmoid, Softmax
+from lora_cls.evaluation.objectives import objective_named
+from lora_cls.evaluation.stacking import stack_classes, stack_labels
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
-from lora_cls.recipe import Prediction, Task, Thresholds
+from lora_cls.recipe import BlendHow, Prediction, TaskName, Thresholds
 
 EXPONENTS = tuple(step / 10 for step in range(16))
 """Powers of the classes' shares that `prior_adjusted` tries: 0 is argmax, 1 undoes the shares."""
 
 
 @dataclass(frozen=True)
-class Decisions(ABC):
-    """How a task's logits become decisions; `decisions_for` chooses one."""
+class Task(ABC):
+    """What a run decides, and how; `task_of` chooses one.
 
+    Attributes
+    ----------
+    name : the recipe's
+    settings : the recipe's `thresholds`
+    link : what turns logits into probabilities
+    exclusive : whether every row has exactly one of the labels
+    blend_ways, calibrations : what means something for the task, see `blending` and `calibration`
+    title, headline : what the task, and its score, are called
+    noun, nouns : what a row is given
+    thresholds_word : what is tuned to decide by probabilities
+    """
+
+    name: TaskName
     settings: Thresholds
+    link: ClassVar[Link]
+    exclusive: ClassVar[bool]
+    blend_ways: ClassVar[tuple[BlendHow, ...]]
+    calibrations: ClassVar[tuple[str, ...]]
+    title: ClassVar[str]
+    headline: ClassVar[str] = "Macro-F1"
+    noun: ClassVar[str]
+    nouns: ClassVar[str]
+    thresholds_word: ClassVar[str]
 
     @property
     @abstractmethod
@@ -44,26 +61,34 @@ class Decisions(ABC):
         """`settings.strategy`, or what null means for the task."""
 
     @abstractmethod
-    def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
-        """Probabilities, float64 of the shape of `logits`, which training shifted by the logarithm of `weight`."""
-
-    @abstractmethod
-    def logits(self, proba: npt.ArrayLike) -> FloatArray:
-        """Logits that `probabilities` turns into these with weights of 1; 0 and 1 stay finite."""
-
-    @abstractmethod
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """Decisions of shape (n_samples, n_labels) as notebooks report them: without weights and without tuning."""
 
     @abstractmethod
     def tune(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> FloatArray:
-        """Thresholds of shape (n_labels,) for the greatest macro-F1 on rows with `y_true`, `y_score` (n, n_labels)."""
+        """Thresholds of shape (n_labels,) for the greatest objective on rows with `y_true`, `y_score` (n, n_labels)."""
 
     @abstractmethod
     def apply(
         self, y_score: npt.ArrayLike, thresholds: npt.ArrayLike, at_least_one: bool = False
     ) -> npt.NDArray[np.int8]:
         """Decisions of shape (n_samples, n_labels)."""
+
+    @abstractmethod
+    def tempered(self, thresholds: FloatArray, temperature: FloatArray) -> FloatArray:
+        """Thresholds that decide alike once all logits are divided by `temperature`; shapes (n_labels,)."""
+
+    @abstractmethod
+    def fit_stacking(self, truth: BoolArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Coefficients and intercepts of logits of shape (n_runs, n_samples, n_labels); see `stacking`."""
+
+    @abstractmethod
+    def apply_stacking(self, logits: FloatArray, coef: FloatArray, intercept: FloatArray) -> FloatArray:
+        """The runs' logits as one, of shape (n_samples, n_labels)."""
+
+    def more_scores(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """Figures beyond those of `metrics.summary`."""
+        return {}
 
     def cross_fit(
         self, y_true: npt.ArrayLike, y_score: npt.ArrayLike, fold: npt.ArrayLike, at_least_one: bool = False
@@ -89,29 +114,22 @@ class Decisions(ABC):
         y_pred : ndarray of int8 of shape (n_samples, n_labels)
         """
 
-    @abstractmethod
-    def pieces(
-        self, logits: npt.ArrayLike, text: npt.ArrayLike, weight: npt.ArrayLike, how: PieceCombination
-    ) -> npt.NDArray[np.float32]:
-        """One row of logits per text from those of its pieces; see `combine_pieces`."""
-
 
 @dataclass(frozen=True)
-class LabelDecisions(Decisions):
+class LabelTask(Task):
     """Each label for itself (`multi_label`, `binary`): functions of `thresholds` and `probabilities` do the work."""
+
+    link = Sigmoid()
+    exclusive = False
+    blend_ways = get_args(BlendHow)
+    calibrations = ("temperature", "isotonic")
+    title = "Multi-label"
+    noun, nouns, thresholds_word = "label", "labels", "thresholds"
 
     @property
     def strategy(self) -> str:
         """See `Decisions.strategy`."""
         return self.settings.strategy or "per_label"
-
-    def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
-        """`sigmoid(logits - log weight)`."""
-        return corrected_probabilities(logits, weight)
-
-    def logits(self, proba: npt.ArrayLike) -> FloatArray:
-        """See `probabilities.logit`."""
-        return logit(proba)
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """Positive at logit > 0."""
@@ -123,6 +141,7 @@ class LabelDecisions(Decisions):
         return tune_thresholds(
             y_true,
             y_score,
+            objective=settings.objective,
             strategy=self.strategy,  # type: ignore[arg-type]  # tune_thresholds refuses those of single_label
             min_positives=settings.min_positives,
             default=settings.default,
@@ -134,23 +153,29 @@ class LabelDecisions(Decisions):
         """See `apply_thresholds`."""
         return apply_thresholds(y_score, thresholds, at_least_one=at_least_one)
 
+    def tempered(self, thresholds: FloatArray, temperature: FloatArray) -> FloatArray:
+        """Scaled as the scores are."""
+        return self.link.probabilities(self.link.logits(thresholds) / temperature)
+
+    def fit_stacking(self, truth: BoolArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """See `stack_labels`."""
+        return stack_labels(truth, logits)
+
+    def apply_stacking(self, logits: FloatArray, coef: FloatArray, intercept: FloatArray) -> FloatArray:
+        """Each label's log-odds are of the runs' log-odds of that label."""
+        return np.asarray(np.einsum("rnl,lr->nl", logits, coef) + intercept)
+
     def together(
         self, per_fold: npt.ArrayLike, thresholds: npt.ArrayLike, prediction: Prediction
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
         """See `Decisions.together`; votes are decided at half of the folds."""
         vote = prediction.combine == "vote"
-        y_score = combine_folds(per_fold, prediction.combine, thresholds if vote else None)
+        y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         return y_score, self.apply(y_score, 0.5 if vote else thresholds, prediction.at_least_one)
-
-    def pieces(
-        self, logits: npt.ArrayLike, text: npt.ArrayLike, weight: npt.ArrayLike, how: PieceCombination
-    ) -> npt.NDArray[np.float32]:
-        """See `combine_pieces`."""
-        return combine_pieces(logits, text, weight, how)
 
 
 @dataclass(frozen=True)
-class ClassDecisions(Decisions):
+class ClassTask(Task):
     """Exactly one class per row (`single_label`).
 
     `prior_adjusted` divides a class's probability by its share to a power: p_c / (K share_c)^tau. At tau = 0 that is
@@ -158,25 +183,24 @@ class ClassDecisions(Decisions):
     (Menon et al. 2021, "Long-tail learning via logit adjustment", ICLR). tau is tuned for macro-F1.
     """
 
+    link = Softmax()
+    exclusive = True
+    blend_ways = tuple(way for way in get_args(BlendHow) if way != "rank_mean")  # ranks know no greatest class of a row
+    calibrations = ("temperature",)  # steps would calibrate class by class, so that a row no longer sums to 1
+    title = "Single-label (one class per text)"
+    noun, nouns, thresholds_word = "class", "classes", "class weights"
+
     @property
     def strategy(self) -> str:
         """See `Decisions.strategy`."""
         return self.settings.strategy or "prior_adjusted"
-
-    def probabilities(self, logits: npt.ArrayLike, weight: npt.ArrayLike) -> FloatArray:
-        """`softmax(logits - log weight)`."""
-        return corrected_class_probabilities(logits, weight)
-
-    def logits(self, proba: npt.ArrayLike) -> FloatArray:
-        """Logarithms of the probabilities."""
-        return np.asarray(np.log(np.clip(as_scores(proba, "proba", ndim=None), 1e-12, 1.0)))
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
         """The class of the greatest logit."""
         return _one_hot(as_scores(logits, "logits"))
 
     def tune(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> FloatArray:
-        """Thresholds `(K share)^tau`, of all in `EXPONENTS` with the greatest macro-F1; of equals the smallest tau.
+        """Thresholds `(K share)^tau`, of all in `EXPONENTS` with the greatest objective; of equals the smallest tau.
 
         A class with fewer rows than `min_positives` is treated as if it had so many: a share of so few is chance.
         """
@@ -193,8 +217,9 @@ class ClassDecisions(Decisions):
             return np.ones(n_classes)
         counts = np.maximum(truth.sum(axis=0), max(self.settings.min_positives, 1))
         shares = counts * (n_classes / n_samples)
-        f1 = [macro_f1(truth, self.apply(scores, shares**tau)) for tau in EXPONENTS]
-        return np.asarray(shares ** EXPONENTS[int(np.argmax(f1))])  # argmax: the first of equals
+        score = objective_named(self.settings.objective).score
+        reached = [score(truth, self.apply(scores, shares**tau)) for tau in EXPONENTS]
+        return np.asarray(shares ** EXPONENTS[int(np.argmax(reached))])  # argmax: the first of equals
 
     def apply(
         self, y_score: npt.ArrayLike, thresholds: npt.ArrayLike, at_least_one: bool = False
@@ -208,34 +233,54 @@ class ClassDecisions(Decisions):
             )
         return _one_hot(scores / limits)
 
+    def tempered(self, thresholds: FloatArray, temperature: FloatArray) -> FloatArray:
+        """The greatest p / t is the greatest (p / t)^(1 / T)."""
+        return np.asarray(thresholds ** (1 / temperature))
+
+    def fit_stacking(self, truth: BoolArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """See `stack_classes`."""
+        return stack_classes(truth, logits)
+
+    def apply_stacking(self, logits: FloatArray, coef: FloatArray, intercept: FloatArray) -> FloatArray:
+        """Each class's log-probability is of all the runs' log-probabilities."""
+        return np.asarray(np.concatenate(list(logits), axis=1) @ coef.T + intercept)
+
+    def more_scores(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        """The accuracy: with one class per row, the share of rows that are right as a whole."""
+        return {"accuracy": summary["exact_match"]}
+
     def together(
         self, per_fold: npt.ArrayLike, thresholds: npt.ArrayLike, prediction: Prediction
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
         """See `Decisions.together`; of classes with equally many votes the more probable one is taken."""
         vote = prediction.combine == "vote"
-        y_score = combine_class_folds(per_fold, prediction.combine, thresholds if vote else None)
+        y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         if not vote:
             return y_score, self.apply(y_score, thresholds)
         mean = np.asarray(per_fold, dtype=np.float64).mean(axis=0) / np.asarray(thresholds, dtype=np.float64)
         most = y_score == y_score.max(axis=1, keepdims=True)
         return y_score, _one_hot(np.where(most, mean, -1.0))
 
-    def pieces(
-        self, logits: npt.ArrayLike, text: npt.ArrayLike, weight: npt.ArrayLike, how: PieceCombination
-    ) -> npt.NDArray[np.float32]:
-        """See `combine_pieces`."""
-        return combine_pieces(logits, text, weight, how, classes=True)
+
+class BinaryTask(LabelTask):
+    """`multi_label` with one label, and words for it."""
+
+    title, headline = "Binary", "F1 of the positive class"
 
 
-def decisions_for(task: Task | None, settings: Thresholds | None = None) -> Decisions:
-    """How a task decides.
+TASKS: dict[TaskName, type[Task]] = {"multi_label": LabelTask, "single_label": ClassTask, "binary": BinaryTask}
+
+
+def task_of(name: TaskName | None, settings: Thresholds | None = None) -> Task:
+    """The task of that name.
 
     Parameters
     ----------
-    task : a recipe's; None, where no table has been looked at, decides each label for itself
+    name : a recipe's; None, where no table has been looked at, decides each label for itself
     settings : the recipe's `thresholds`
     """
-    return (ClassDecisions if task == "single_label" else LabelDecisions)(settings or Thresholds())
+    name = name or "multi_label"
+    return TASKS[name](name, settings or Thresholds())
 
 
 def _one_hot(values: FloatArray) -> npt.NDArray[np.int8]:
