@@ -15,7 +15,7 @@ from lora_cls.report.sentences import base_name, probabilities_phrase, score_sen
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import ExportInfo
-from lora_cls.text.prompts import head_prompt
+from lora_cls.training.heads import head_type
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -101,7 +101,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         per_label=metrics.cross_fitted.per_label,
         note=metrics.note,
         fold=fold,
-        writes=recipe.head.kind == "generate",
+        writes=head_type(recipe.head.kind).with_output_layer,
         probabilities=probabilities_phrase(recipe.task),
         snippet=None if recipe.backbone is None else snippet(recipe, run.info, run.label_names, fold),
     )
@@ -135,17 +135,13 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
     It defines `logits(texts)`; or `answer(text)` where the model writes its labels.
     """
     assert recipe.backbone is not None
-    choices, prompt = info.choices, None
-    if recipe.head.kind == "generate":
-        template = "snippet_generate.py.j2"
-        before, after = choices["chat"]["before"], choices["chat"]["after"]
-    else:
-        template, prompt = "snippet.py.j2", head_prompt(recipe.head, label_names)
-        before, _, after = (prompt or "{text}").partition("{text}")
+    choices, head = info.choices, head_type(recipe.head.kind)
+    before, after = head.around(recipe, label_names, choices)
     start = before.rstrip(" ")  # spaces before the text are read with it
     return fill(
-        template,
+        head.snippet_template,
         recipe=recipe,
+        head=head,
         choices=choices,
         n_labels=len(label_names),
         folder=folder,
@@ -153,6 +149,5 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
         before=start,
         lead=before[len(start) :],
         after=after,
-        closed=prompt is None or recipe.head.kind == "linear",
         autocast=recipe.lora is None and choices["dtype"] != "float32",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
-from lora_cls.recipe import Recipe, TaskName
+from lora_cls.recipe import Head, Recipe, TaskName
 from lora_cls.runs import RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
@@ -62,7 +62,7 @@ def describe(recipe: Recipe) -> str:
         method = f"LoRA r={recipe.lora.r}"
     else:
         method = f"QLoRA {'8-bit' if quantization.load_in_8bit else '4-bit'} r={recipe.lora.r}"
-    kind = "" if recipe.head.kind == "linear" else f", {recipe.head.kind}"
+    kind = "" if recipe.head.kind == Head().kind else f", {recipe.head.kind}"
     return f"{recipe.backbone.name_or_path}, {method}{kind}"
 
 

@@ -200,6 +200,16 @@ def test_head_and_tail(tiny_tokenizer, max_length):
     assert tokens.truncated.tolist() == [True, False] and tokens.lengths[0] == max_length
 
 
+@pytest.mark.parametrize("mode", ["truncate", "head_tail", "chunk"])
+def test_whole_lengths(tiny_tokenizer, mode):
+    """However a text is cut, its whole length is known, as it would be read without a limit; also after `take`."""
+    tokenizer, texts = tiny_tokenizer("bert"), ["happy " * 40, "happy", "", "sad dog " * 9]
+    tokens = encode(tokenizer, texts, Data(max_length=12, long_text=mode))
+    endless = encode(tokenizer, texts, Data(max_length=10_000))
+    assert tokens.whole_lengths.tolist() == endless.lengths.tolist()
+    assert tokens.take([3, 0]).whole_lengths.tolist() == endless.lengths[[3, 0]].tolist()
+
+
 def test_a_million_characters(tiny_tokenizer):
     """Read to its last token, beside a thousand short texts; tokenised in parts, the order stays."""
     tokenizer = tiny_tokenizer("bert")

@@ -68,8 +68,9 @@ class ModelHead(ABC):
     """Why a mean of the folds' models is not made, to stand behind the run's name; None where it is."""
     training_options: ClassVar[dict[str, Any]] = {}
     """What the model's forward pass is given in a typical training step, beside ids and mask."""
-    snippet_template: ClassVar[str]
-    """File of the code that opens a fold without lora_cls, in `lora_cls/report/templates/`."""
+    snippet_template: ClassVar[str] = "snippet.py.j2"
+    """The code that opens a fold without lora_cls, in `lora_cls/report/templates/`. This one stands on a bare base, and
+    takes `snippet_layer` and `snippet_logits` from the head."""
 
     def __init__(self, recipe: Recipe, label_names: Sequence[str], tokenizer: Any, given: Mapping[str, Any]) -> None:
         self.recipe, self.label_names, self.tokenizer = recipe, list(label_names), tokenizer
@@ -112,6 +113,21 @@ class ModelHead(ABC):
         dtype : see `SequenceClassifier`
         trained : with adapters, or with every weight in fp32; False opens plain weights that only answer
         """
+
+    @staticmethod
+    @abstractmethod
+    def around(recipe: Recipe, label_names: Sequence[str], choices: Mapping[str, Any]) -> tuple[str, str]:
+        """What stands before and after every text, but for special tokens that the tokenizer adds; for the snippet."""
+
+    @staticmethod
+    def snippet_layer(n_labels: int) -> str:
+        """Lines of Python that put on `base` the layer that `attach` does."""
+        return ""
+
+    @staticmethod
+    def snippet_logits(recipe: Recipe) -> str:
+        """Lines of Python that return the logits of a batch by `model.score`, its `hidden` states, and its `mask`."""
+        return ""
 
     # Training
 

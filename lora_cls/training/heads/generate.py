@@ -89,6 +89,11 @@ class GenerateHead(ModelHead):
 
         return build_writer(base, recipe, dtype)
 
+    @staticmethod
+    def around(recipe: Recipe, label_names: Sequence[str], choices: Mapping[str, Any]) -> tuple[str, str]:
+        """See `ModelHead.around`: the whole template, special tokens spelt out."""
+        return choices["chat"]["before"], choices["chat"]["after"]
+
     def weight(self, rows: TrainingRows) -> np.ndarray:
         """See `ModelHead.weight`: there are none, as words compete at the same place."""
         return np.ones(self.n_labels)

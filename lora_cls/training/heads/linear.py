@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,8 +37,6 @@ pooled = (hidden.float() * weights).sum(1) / weights.sum(1)""",
 
 class LinearHead(ModelHead):
     """See `ModelHead`."""
-
-    snippet_template: ClassVar[str] = "snippet.py.j2"
 
     def __init__(self, recipe: Recipe, label_names: Sequence[str], tokenizer: Any, given: Mapping[str, Any]) -> None:
         super().__init__(recipe, label_names, tokenizer, given)
@@ -78,6 +76,22 @@ class LinearHead(ModelHead):
         cls.attach(base, n_labels)
         return SequenceClassifier(base, recipe.head.pooling, dtype=dtype)
 
+    @staticmethod
+    def around(recipe: Recipe, label_names: Sequence[str], choices: Mapping[str, Any]) -> tuple[str, str]:
+        """See `ModelHead.around`."""
+        before, _, after = (head_prompt(recipe.head, label_names) or "{text}").partition("{text}")
+        return before, after
+
+    @staticmethod
+    def snippet_layer(n_labels: int) -> str:
+        """See `ModelHead.snippet_layer`."""
+        return f"base.score = torch.nn.Linear(base.config.get_text_config().hidden_size, {n_labels}).to(base.device)"
+
+    @staticmethod
+    def snippet_logits(recipe: Recipe) -> str:
+        """See `ModelHead.snippet_logits`."""
+        return f"{POOLING[recipe.head.pooling]}\nreturn model.score(pooled)"
+
     def weight(self, rows: TrainingRows) -> np.ndarray:
         """See `ModelHead.weight`."""
         from lora_cls.training.losses import pos_weight
@@ -95,13 +109,3 @@ class LinearHead(ModelHead):
         from lora_cls.training.loop import predict_logits
 
         return Answered(predict_logits(model, tokens, batches=batches, pad_id=self.pad_id), [])
-
-    @staticmethod
-    def snippet_layer(n_labels: int) -> str:
-        """Python for the plain layer on the model `base`, as `attach` makes it."""
-        return f"torch.nn.Linear(base.config.get_text_config().hidden_size, {n_labels})"
-
-    @staticmethod
-    def snippet_logits(recipe: Recipe) -> str:
-        """Lines of Python that end in the logits, made of `hidden`, `mask` and `model.score`."""
-        return f"{POOLING[recipe.head.pooling]}\nreturn model.score(pooled)"
