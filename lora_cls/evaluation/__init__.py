@@ -23,50 +23,32 @@ from lora_cls.evaluation.intervals import (
     bootstrap_macro_f1,
     bootstrap_unpaired_difference,
 )
-from lora_cls.evaluation.links import Link, Sigmoid, Softmax
-from lora_cls.evaluation.metrics import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
-from lora_cls.evaluation.probabilities import (
-    corrected_class_probabilities,
-    corrected_probabilities,
-    logit,
-)
+from lora_cls.evaluation.links import Link
+from lora_cls.evaluation.metrics import f1_scores, macro_f1, summary
+from lora_cls.evaluation.probabilities import logit
 from lora_cls.evaluation.tasks import Task, task_of
-from lora_cls.evaluation.thresholds import (
-    CrossFit,
-    apply_thresholds,
-    best_f1_threshold,
-    cross_fit_thresholds,
-    tune_thresholds,
-)
+from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit_thresholds, tune_thresholds
 
 __all__ = [
     "Calibration",
     "CrossFit",
     "Interval",
     "Link",
-    "Sigmoid",
-    "Softmax",
     "Task",
     "apply_blend",
     "apply_calibration",
     "apply_thresholds",
-    "best_f1_threshold",
     "bootstrap_difference",
     "bootstrap_macro_f1",
     "bootstrap_unpaired_difference",
     "calibrated_thresholds",
     "calibration_scores",
-    "corrected_class_probabilities",
-    "corrected_probabilities",
     "cross_fit_thresholds",
-    "exact_match",
     "f1_scores",
     "fit_blend",
     "fit_calibration",
-    "label_table",
     "logit",
     "macro_f1",
-    "micro_f1",
     "summary",
     "task_of",
     "tune_thresholds",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from lora_cls.evaluation import exact_match, f1_scores, label_table, macro_f1, micro_f1, summary
+from lora_cls.evaluation import f1_scores, macro_f1, summary
+from lora_cls.evaluation.metrics import exact_match, label_table, micro_f1
 
 NAMES = ["never", "rare", "common", "always"]
 

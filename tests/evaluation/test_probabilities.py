@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from lora_cls.evaluation import Sigmoid, apply_thresholds, corrected_probabilities, logit
+from lora_cls.evaluation import apply_thresholds, logit
+from lora_cls.evaluation.links import Sigmoid
+from lora_cls.evaluation.probabilities import corrected_probabilities
 
 LINK = Sigmoid()
 

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from lora_cls.evaluation import (
-    Sigmoid,
-    Softmax,
-    apply_thresholds,
-    corrected_class_probabilities,
-    corrected_probabilities,
-    cross_fit_thresholds,
-    macro_f1,
-    task_of,
-    tune_thresholds,
-)
+from lora_cls.evaluation import apply_thresholds, cross_fit_thresholds, macro_f1, task_of, tune_thresholds
+from lora_cls.evaluation.links import Sigmoid, Softmax
+from lora_cls.evaluation.probabilities import corrected_class_probabilities, corrected_probabilities
 from lora_cls.evaluation.tasks import EXPONENTS, TASKS
 from lora_cls.recipe import Prediction, TaskName, Thresholds
 

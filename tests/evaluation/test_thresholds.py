@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lora_cls.evaluation import apply_thresholds, best_f1_threshold, cross_fit_thresholds, macro_f1, tune_thresholds
+from lora_cls.evaluation import apply_thresholds, cross_fit_thresholds, macro_f1, tune_thresholds
+from lora_cls.evaluation.thresholds import best_f1_threshold
 
 
 def f1_at(y_true, y_score, threshold):

@@ -11,7 +11,7 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import load_train
 from lora_cls.errors import BackboneError, RecipeError
-from lora_cls.evaluation import Sigmoid, Softmax
+from lora_cls.evaluation.links import Sigmoid, Softmax
 from lora_cls.modeling.adapter import load_model_weights, save_model, trainable_head
 from lora_cls.modeling.label_tokens import (
     LabelTokenHead,

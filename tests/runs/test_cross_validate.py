@@ -9,7 +9,8 @@ import pytest
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.data import load_train
 from lora_cls.errors import DataError, RunError
-from lora_cls.evaluation import apply_thresholds, corrected_probabilities, macro_f1
+from lora_cls.evaluation import apply_thresholds, macro_f1
+from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.recipe import load_recipe
 from lora_cls.runs import FoldFolder, RunFolder
 

@@ -9,7 +9,7 @@ import pytest
 from lora_cls.commands.check import check
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
-from lora_cls.evaluation import Sigmoid
+from lora_cls.evaluation.links import Sigmoid
 from lora_cls.runs import read_array
 from lora_cls.training import objective, transformer
 from lora_cls.training.loop import predict_logits

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from lora_cls.data import load_train
 from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
-from lora_cls.evaluation import corrected_probabilities
+from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.recipe import Data

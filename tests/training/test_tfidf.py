@@ -6,7 +6,7 @@ import pytest
 
 from lora_cls.data import load_train
 from lora_cls.errors import RunError
-from lora_cls.evaluation import corrected_probabilities
+from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.recipe import load_recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.training.factory import make_learner
