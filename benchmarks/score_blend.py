@@ -17,12 +17,13 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
+from lora_cls.choices import BlendHow
 from lora_cls.commands.blend import blend
 from lora_cls.commands.tune import tune
 from lora_cls.data import read_table
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
 from lora_cls.files import write_array
-from lora_cls.recipe import BlendHow, load_recipe
+from lora_cls.recipe import load_recipe
 from lora_cls.report.sentences import blend_runs
 from lora_cls.runs import Decision, FoldInfo, RunFolder
 from lora_cls.runs.records import BlendInfo

@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
+
+from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, Models, ThresholdStrategy
 
 app = typer.Typer(
     name="lora-cls",
@@ -85,9 +87,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="A new folder; RUN/predictions/NAME by default.")] = None,
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
-    models: Annotated[
-        Literal["folds", "refit"], typer.Option(help="All folds combined, or the model of all rows.")
-    ] = "folds",
+    models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
 ) -> None:
     """Answer for new texts with the models of a run."""
     from lora_cls.commands.predict import predict_file
@@ -117,7 +117,7 @@ def export(
     run: RunPath,
     out: Annotated[Path, typer.Option(help="A new folder.")],
     to: Annotated[
-        Literal["adapter", "merged"],
+        ExportKind,
         typer.Option(help="A PEFT adapter, or weights merged into the base in the precision of its files."),
     ] = "adapter",
     rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank.")] = None,
@@ -143,7 +143,7 @@ def export(
 def tune(
     run: RunPath,
     strategy: Annotated[
-        Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"] | None,
+        ThresholdStrategy | None,
         typer.Option(
             help="One threshold per label, one for all, or --default; single_label: the most probable class, or after "
             "dividing by its share to a tuned power."
@@ -152,7 +152,7 @@ def tune(
     min_positives: Annotated[int | None, typer.Option(min=1, help="A label with fewer keeps --default.")] = None,
     default: Annotated[float | None, typer.Option(min=0, max=1, help="Threshold where none is tuned.")] = None,
     combine: Annotated[
-        Literal["mean_proba", "mean_logit", "vote"] | None,
+        Combination | None,
         typer.Option(help="How the folds answer together for the test rows."),
     ] = None,
     at_least_one: Annotated[bool | None, typer.Option(help="Give every row at least its best label.")] = None,
@@ -190,7 +190,7 @@ def blend(
     runs: RunPaths,
     out: Annotated[Path, typer.Option(help="The new run folder.")],
     how: Annotated[
-        Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"],
+        BlendHow,
         typer.Option(help="The way that is written; all are scored."),
     ] = "mean_logit",
 ) -> None:
@@ -207,9 +207,7 @@ def blend(
 @app.command()
 def calibrate(
     run: RunPath,
-    how: Annotated[
-        Literal["temperature", "isotonic"], typer.Option(help="One number, or a rising step function, per label.")
-    ] = "temperature",
+    how: Annotated[Calibration, typer.Option(help="One number, or a rising step function, per label.")] = "temperature",
 ) -> None:
     """Write calibrated probabilities beside those of a run, which stay as they are. Loads no model."""
     from lora_cls.commands.calibrate import calibrate as calibrate_run

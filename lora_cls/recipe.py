@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lora_cls.choices import BlendHow, Combination, PieceCombination, ThresholdStrategy
 from lora_cls.errors import RecipeError, did_you_mean
 
 # In a wheel the recipes lie inside the package; in a checkout, beside it.
@@ -23,7 +24,6 @@ if not SHIPPED.is_dir():
 
 
 TaskName = Literal["multi_label", "single_label", "binary"]
-BlendHow = Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"]
 HeadKind = Literal["linear", "label_tokens", "generate"]
 # naming the labels before made their scores worse: they are copied
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
@@ -270,7 +270,7 @@ class Data(Section):
     pieces of equal length as `max_length` allows."""
     chunk_stride: int = Field(default=0, ge=0)
     """Tokens that neighbouring chunks share."""
-    chunk_combine: Literal["mean_logit", "mean_proba", "max"] = "mean_logit"
+    chunk_combine: PieceCombination = "mean_logit"
     """How the chunks of a text answer together: sigmoid of the mean log-odds, mean probability, or the greatest."""
     max_chunks: int | None = Field(default=None, ge=1)
     """Read no more than so many chunks of a text, evenly spread over it; null reads all."""
@@ -377,7 +377,7 @@ class Thresholds(Section):
 
     objective: Literal["macro_f1"] = "macro_f1"
     """The score that thresholds are tuned for."""
-    strategy: Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"] | None = None
+    strategy: ThresholdStrategy | None = None
     """How thresholds are set. Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label.
     One exact threshold per label, one for all, or `default`; single_label: the most probable class, or the most
     probable after dividing by the class's share to a tuned power (0 is argmax)."""
@@ -391,7 +391,7 @@ class Thresholds(Section):
 class Prediction(Section):
     """How the folds' models answer together for rows that none of them saw."""
 
-    combine: Literal["mean_proba", "mean_logit", "vote"] = "mean_logit"
+    combine: Combination = "mean_logit"
     """Mean probability, probability of the mean logit, or one vote per fold. Measured: means of probabilities are less
     extreme than one fold's, so thresholds carry over worse the fewer folds there are (`benchmarks/results/`)."""
     at_least_one: bool = False

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from lora_cls.choices import BlendHow
 from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Task, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
 from lora_cls.files import write_array
 from lora_cls.machine import surroundings
-from lora_cls.recipe import BlendHow, Recipe, load_recipe
+from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs import AlignedRun, FoldInfo, OutOfFold, RunFolder, RunInfo, align
 from lora_cls.runs.records import BlendedRun, BlendInfo, BlendWay
 

@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lora_cls.choices import Calibration
 from lora_cls.errors import RunError
-from lora_cls.evaluation import (
-    Calibration,
-    apply_calibration,
-    calibrated_thresholds,
-    calibration_scores,
-    fit_calibration,
-    macro_f1,
-)
+from lora_cls.evaluation import apply_calibration, calibrated_thresholds, calibration_scores, fit_calibration, macro_f1
 from lora_cls.evaluation.calibration import N_BINS
 from lora_cls.runs import Decision, RunFolder
 from lora_cls.runs.io import write_values

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
 
 import numpy as np
 
+from lora_cls.choices import ExportKind, Models
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import TableLike
 from lora_cls.errors import RecipeError, RunError, no_fold_finished, unwritable
@@ -28,7 +28,6 @@ from lora_cls.runs.folder import write_recipe
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
 from lora_cls.training.heads import head_type
 
-To = Literal["adapter", "merged"]
 FOLDS = "the folds together"
 
 
@@ -36,7 +35,7 @@ def export(
     run: str | Path | RunFolder,
     out: str | Path,
     *,
-    to: To = "adapter",
+    to: ExportKind = "adapter",
     rank: int | None = None,
     share: float | None = None,
     score: TableLike | None = None,
@@ -105,7 +104,7 @@ def export(
     return exported
 
 
-def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | None) -> None:
+def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     if out.exists() or out.is_symlink():
@@ -145,7 +144,7 @@ def _check(run: RunFolder, out: Path, to: To, rank: int | None, share: float | N
 
 
 def _write(
-    run: RunFolder, folder: Path, to: To, rank: int | None, share: float | None, backbone: str | None
+    run: RunFolder, folder: Path, to: ExportKind, rank: int | None, share: float | None, backbone: str | None
 ) -> ExportInfo:
     """All files of an export; returns what `export.json` says."""
     from lora_cls.modeling.updates import mean_adapter
@@ -208,7 +207,7 @@ def score_export(
 ) -> list[ExportScore]:
     """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
 
-    def load(source: RunFolder, models: Literal["folds", "refit"] = "folds") -> Callable[[], Classifier]:
+    def load(source: RunFolder, models: Models = "folds") -> Callable[[], Classifier]:
         return lambda: Classifier.load(source, backbone=backbone, models=models, show=show)
 
     rank = None if run.recipe.lora is None else run.recipe.lora.r

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lora_cls.choices import Models
 from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
 from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
@@ -16,8 +17,6 @@ from lora_cls.runs import Decision, FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
-
-Models = Literal["folds", "refit"]
 
 
 class Classifier:

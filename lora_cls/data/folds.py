@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
+from lora_cls.choices import Over
 from lora_cls.data.dataset import Dataset
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten
@@ -308,9 +308,7 @@ def check_rows(data: Dataset, fold: np.ndarray) -> None:
             )
 
 
-def held_apart(
-    fold: np.ndarray, y_true: np.ndarray, groups: np.ndarray, recipe: Recipe
-) -> tuple[Literal["folds", "parts"], np.ndarray]:
+def held_apart(fold: np.ndarray, y_true: np.ndarray, groups: np.ndarray, recipe: Recipe) -> tuple[Over, np.ndarray]:
     """What thresholds are tuned across, and where each scored row lies in it, ndarray of shape (n_rows,), int64.
 
     Folds; or, where all rows are of one fold, five stratified parts of them. Iterative stratification for classes too:

@@ -11,7 +11,6 @@ float64 scores of the same shape, `fold` and `groups` hold one integer per row. 
 
 from lora_cls.evaluation.blending import apply_blend, fit_blend
 from lora_cls.evaluation.calibration import (
-    Calibration,
     apply_calibration,
     calibrated_thresholds,
     calibration_scores,
@@ -30,7 +29,6 @@ from lora_cls.evaluation.tasks import Task, task_of
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit_thresholds, tune_thresholds
 
 __all__ = [
-    "Calibration",
     "CrossFit",
     "Interval",
     "Link",

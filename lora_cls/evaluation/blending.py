@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lora_cls.choices import BlendHow
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores
 from lora_cls.evaluation.objectives import objective_named
 from lora_cls.evaluation.tasks import Task
-from lora_cls.recipe import BlendHow
 
 MAX_WEIGHT_ROWS = 20_000
 """Rows that `weights` are tuned on: a number per run needs no more, and each try sorts all of them, label by label."""

@@ -7,15 +7,15 @@ Temperature: Guo et al. 2017, "On Calibration of Modern Neural Networks", ICML; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lora_cls.choices import Calibration
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
 from lora_cls.evaluation.tasks import Task
 
-Calibration = Literal["temperature", "isotonic"]
 N_BINS = 15
 """Bins of the expected calibration error, of equal width."""
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from lora_cls.choices import Combination, PieceCombination
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_scores
 from lora_cls.evaluation.probabilities import (
     as_probabilities,
@@ -20,8 +20,6 @@ from lora_cls.evaluation.probabilities import (
     logit,
 )
 
-PieceCombination = Literal["mean_logit", "mean_proba", "max"]
-Combination = Literal["mean_proba", "mean_logit", "vote"]
 _LOG_T = 4.0  # temperatures from 1/55 to 55: beyond, every probability is 0 or 1, or a half
 
 

@@ -16,12 +16,13 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import numpy.typing as npt
 
+from lora_cls.choices import BlendHow
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
 from lora_cls.evaluation.links import Link, Sigmoid, Softmax
 from lora_cls.evaluation.objectives import objective_named
 from lora_cls.evaluation.stacking import stack_classes, stack_labels
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
-from lora_cls.recipe import BlendHow, Prediction, TaskName, Thresholds
+from lora_cls.recipe import Prediction, TaskName, Thresholds
 
 EXPONENTS = tuple(step / 10 for step in range(16))
 """Powers of the classes' shares that `prior_adjusted` tries: 0 is argmax, 1 undoes the shares."""

@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from lora_cls.choices import LabelStrategy
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
 from lora_cls.evaluation.objectives import highest_best_cut, objective_named
-
-Strategy = Literal["per_label", "global", "fixed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ def tune_thresholds(
     y_score: npt.ArrayLike,
     *,
     objective: str = "macro_f1",
-    strategy: Strategy = "per_label",
+    strategy: LabelStrategy = "per_label",
     min_positives: int = 5,
     default: float = 0.5,
 ) -> FloatArray:
@@ -180,7 +178,7 @@ def cross_fit_thresholds(
     y_score: npt.ArrayLike,
     fold: npt.ArrayLike,
     *,
-    strategy: Strategy = "per_label",
+    strategy: LabelStrategy = "per_label",
     min_positives: int = 5,
     default: float = 0.5,
     at_least_one: bool = False,

@@ -66,13 +66,13 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
     if twice is not None:
         raise RunError(f"{twice} is given twice.")
     problems: list[str] = []
-    first, table = runs[0], _table(runs[0])
+    first, rows = runs[0], _HeldOut.of(runs[0])
     for run in runs:
         unfinished = len(run.fold_numbers) - len(run.finished_folds)
         if unfinished:
             problems.append(f"{run.path}: {unfinished} of {len(run.fold_numbers)} folds are unfinished; use --resume.")
     for run in runs[1:]:
-        problems += _differences(run, _table(run), first, table)
+        problems += _differences(run, _HeldOut.of(run), first, rows)
     if problems:
         raise RunError(
             "These runs have no common rows and folds to be scored on:\n" + "\n".join(f"  {line}" for line in problems)
@@ -81,47 +81,52 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
     return [_aligned(*of_run, own[0]) for of_run in zip(runs, _short_names(runs), own, strict=True)]
 
 
-def _table(run: RunFolder) -> pd.DataFrame:
-    """Fold and labels of the rows that are held out once, by id."""
-    folds = run.folds
-    table = pd.DataFrame(run.y_true, columns=run.label_names, index=pd.Index(folds["id"], name="id"))
-    table.insert(0, "fold", folds["fold"].to_numpy())
-    return table[table["fold"] >= 0]
+@dataclass(frozen=True)
+class _HeldOut:
+    """The rows of a run that are held out once, by id: their labels, and their folds."""
+
+    labels: pd.DataFrame
+    fold: pd.Series
+
+    @classmethod
+    def of(cls, run: RunFolder) -> _HeldOut:
+        held_out = (run.folds["fold"] >= 0).to_numpy()
+        ids = pd.Index(run.folds["id"][held_out], name="id")
+        labels = pd.DataFrame(run.y_true[held_out], columns=run.label_names, index=ids)
+        return cls(labels, pd.Series(run.folds["fold"].to_numpy()[held_out], index=ids))
 
 
-def _differences(run: RunFolder, table: pd.DataFrame, first: RunFolder, expected: pd.DataFrame) -> list[str]:
+def _differences(run: RunFolder, rows: _HeldOut, first: RunFolder, expected: _HeldOut) -> list[str]:
     task, wanted = (one.task().name for one in (run, first))
     problems = []
     if task != wanted:
         problems.append(f"{run.path}: its task is {task}; that of {first.path} is {wanted}.")
-    names, wanted_names = set(table.columns[1:]), set(expected.columns[1:])
+    names, wanted_names = set(rows.labels.columns), set(expected.labels.columns)
     if names != wanted_names:
         only, lacking = sorted(names - wanted_names), sorted(wanted_names - names)
         told = [f"has {shorten(only)}"] * bool(only) + [f"lacks {shorten(lacking)}"] * bool(lacking)
         problems.append(f"{run.path}: labels differ from those of {first.path}: it {' and '.join(told)}.")
-    extra, missing = (
-        table.index.difference(expected.index, sort=False),
-        expected.index.difference(table.index, sort=False),
-    )
+    ids, wanted_ids = rows.labels.index, expected.labels.index
+    extra, missing = ids.difference(wanted_ids, sort=False), wanted_ids.difference(ids, sort=False)
     if len(extra):
         problems.append(f"{run.path}: {len(extra)} of its rows are not in {first.path}: ids {shorten(extra, 5)}.")
     if len(missing):
         problems.append(f"{run.path}: {len(missing)} rows of {first.path} are missing: ids {shorten(missing, 5)}.")
     if problems:
         return problems
-    table = table.loc[expected.index, expected.columns]
-    labels = (table.iloc[:, 1:] != expected.iloc[:, 1:]).any(axis=1).to_numpy()
+    labels = (rows.labels.loc[wanted_ids, expected.labels.columns] != expected.labels).any(axis=1).to_numpy()
     if labels.any():
-        ids = shorten(expected.index[labels], 5)
-        problems.append(f"{run.path}: {labels.sum()} rows have other labels than in {first.path}: ids {ids}.")
-    moved = (table["fold"] != expected["fold"]).to_numpy()
+        other = shorten(wanted_ids[labels], 5)
+        problems.append(f"{run.path}: {labels.sum()} rows have other labels than in {first.path}: ids {other}.")
+    fold = rows.fold.loc[wanted_ids]
+    moved = (fold != expected.fold).to_numpy()
     if moved.any():
-        numbers = [sorted(int(k) for k in t["fold"].unique()) for t in (table, expected)]
-        row = expected.index[moved][0]
+        n_folds, n_wanted = (one.nunique() for one in (fold, expected.fold))
+        row = wanted_ids[moved][0]
         problems.append(
             f"{run.path}: {moved.sum()} of {len(moved)} rows lie in other folds than in {first.path} "
-            f"({len(numbers[0])} folds for {len(numbers[1])}; id {row} in fold {table.loc[row, 'fold']}, there in "
-            f"{expected.loc[row, 'fold']}). Train on the same folds with --fold-table {first.path / 'folds.csv'}."
+            f"({n_folds} folds for {n_wanted}; id {row} in fold {fold[row]}, there in "
+            f"{expected.fold[row]}). Train on the same folds with --fold-table {first.path / 'folds.csv'}."
         )
     return problems
 

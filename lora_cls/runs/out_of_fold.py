@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lora_cls.choices import Over
 from lora_cls.evaluation import CrossFit, Task
-from lora_cls.runs.records import Decision, Over
+from lora_cls.runs.records import Decision
 
 
 @dataclass(frozen=True, eq=False)

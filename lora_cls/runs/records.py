@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from lora_cls.choices import ExportKind, Over
 from lora_cls.data import Columns
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Interval
@@ -21,7 +22,6 @@ from lora_cls.recipe import Prediction, TaskName, Thresholds
 from lora_cls.runs.io import read_bytes
 
 R = TypeVar("R", bound="Record")
-Over = Literal["folds", "parts"]
 
 
 class Part(BaseModel):
@@ -311,7 +311,7 @@ class ExportScore(Part):
 class ExportInfo(Record):
     """`export.json`: one model made of a run's folds."""
 
-    kind: Literal["adapter", "merged"]
+    kind: ExportKind
     run: str
     folds: list[int]
     rank: int | None

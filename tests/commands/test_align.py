@@ -184,3 +184,12 @@ def test_every_file_missing_or_damaged(make_run, problem, tmp_path, how):
                 one.write_bytes(bytes_before)
             shutil.rmtree(tmp_path / "blend", ignore_errors=True)
     assert refused > len(commands)
+
+
+@pytest.mark.parametrize("name", ["fold", "group", "part", "index", "id_"])
+def test_labels_called_like_our_columns(make_run, problem, tmp_path, name):
+    """A label may have the name of a column that run folders make up: runs are aligned, compared and blended."""
+    y_true, fold, logits = problem(60)
+    a, b = (make_run(which, logits(1), y_true, fold, names=(name, "joy")) for which in ("a", "b"))
+    assert compare([a.path, b.path]).label_names == [name, "joy"]
+    assert blend([a.path, b.path], tmp_path / "blend").label_names == [name, "joy"]

@@ -1,0 +1,18 @@
+"""Sets of words that recipes, functions and the command line choose from. Nothing is imported here but `typing`."""
+
+from typing import Literal
+
+LabelStrategy = Literal["per_label", "global", "fixed"]
+ThresholdStrategy = Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"]
+"""Those of labels that are decided one by one, and those of classes."""
+Combination = Literal["mean_proba", "mean_logit", "vote"]
+"""How the folds' models answer together."""
+PieceCombination = Literal["mean_logit", "mean_proba", "max"]
+"""How the pieces of one text answer together."""
+BlendHow = Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking"]
+Calibration = Literal["temperature", "isotonic"]
+Models = Literal["folds", "refit"]
+"""What answers for new texts: all folds together, or the model of all rows."""
+ExportKind = Literal["adapter", "merged"]
+Over = Literal["folds", "parts"]
+"""What thresholds are cross-fitted over."""
