@@ -1,6 +1,7 @@
 """A head that starts from the labels' own tokens: its rows, scale and level, what it refuses, and its files."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import load_train
 from lora_cls.errors import BackboneError, RecipeError
-from lora_cls.evaluation.links import Sigmoid, Softmax
 from lora_cls.modeling.adapter import load_model_weights, save_model, trainable_head
 from lora_cls.modeling.label_tokens import (
     LabelTokenHead,
@@ -173,15 +173,17 @@ def test_a_fold_starts_at_its_prior(speaking, tiny_recipe, emotion_table):
     trainer.measure()
     session = trainer.session
     model = session.fresh_model(0)
-    start = session.head.labels_before_training(model, trainer.rows, session.source, session.batches, print)
     rows = np.arange(24)
     weight = pos_weight(data.labels[rows], recipe.loss)
-    start.begin(model, rows, data.labels, weight, link=Sigmoid())
+    trainer.start.begin(model, rows, weight)
     logits = session.answer(model, trainer.rows.tokens.take(rows), weight).logits
     share = (data.labels[rows].sum(0) + 0.5) / 25
     np.testing.assert_allclose(logits.mean(0) - np.log(weight), np.log(share / (1 - share)), atol=1e-4)
     row_weight = np.resize([0.0, 1.0, 3.0], 36)
-    start.begin(model, rows, data.labels, weight, link=Softmax(), row_weight=row_weight)
+    classes = LabelTokensHead(load_recipe(recipe, {"task": "single_label"}), LABELS, session.tokenizer, {})
+    weighted = replace(trainer.rows, row_weight=row_weight)
+    start = classes.read_base(lambda: session.fresh_model(0), weighted, session.source, session.batches, print)
+    start.begin(model, rows, weight)
     logits = session.answer(model, trainer.rows.tokens.take(rows), weight).logits
     share = (row_weight[:24] / row_weight[:24].mean() @ data.labels[rows] + 0.5) / 25
     np.testing.assert_allclose(logits.mean(0) - np.log(weight), np.log(share), atol=1e-4)

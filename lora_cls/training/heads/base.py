@@ -55,8 +55,13 @@ class ModelHead(ABC):
 
     Attributes
     ----------
+    frame : what stands around every piece of text
+    answer_tokens : how many tokens an answer behind the text may take
     choices : what `run.json` keeps, so that a later start asks and answers alike
     """
+
+    frame: Frame
+    answer_tokens: int = 0
 
     with_output_layer: ClassVar[bool] = False
     """The base is a causal language model with its output layer, and not the bare one."""
@@ -79,16 +84,6 @@ class ModelHead(ABC):
         self.choices: dict[str, Any] = {}
 
     # The text
-
-    @property
-    @abstractmethod
-    def frame(self) -> Frame:
-        """What stands around every piece of text."""
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens that an answer behind the text may take."""
-        return 0
 
     @abstractmethod
     def encode(self, texts: Sequence[str], cache: TokenCache | None) -> Tokens:

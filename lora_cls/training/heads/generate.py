@@ -13,7 +13,7 @@ from lora_cls.recipe import Recipe
 from lora_cls.text.answers import Context, answer_format
 from lora_cls.text.chat import Chat
 from lora_cls.text.token_cache import TokenCache
-from lora_cls.text.tokens import Frame, Tokens, encode
+from lora_cls.text.tokens import Tokens, encode
 from lora_cls.training.heads.base import ModelHead
 from lora_cls.training.rows import Answered, TrainingRows
 
@@ -45,18 +45,8 @@ class GenerateHead(ModelHead):
         super().__init__(recipe, label_names, tokenizer, given)
         frozen = Chat(**given["chat"]) if "chat" in given else None  # whatever a later tokenizer makes of its template
         self.chat, self.answers = answer_format(tokenizer, recipe, label_names, frozen)
-        self._frame = self.chat.frame(tokenizer)
+        self.frame, self.answer_tokens = self.chat.frame(tokenizer), self.answers.longest
         self.choices = {"chat": vars(self.chat), "max_new_tokens": self.answers.longest}
-
-    @property
-    def frame(self) -> Frame:
-        """See `ModelHead.frame`: the chat template around the prompt."""
-        return self._frame
-
-    @property
-    def answer_tokens(self) -> int:
-        """See `ModelHead.answer_tokens`."""
-        return self.answers.longest
 
     @property
     def end_ids(self) -> list[int]:

@@ -10,7 +10,7 @@ import numpy as np
 from lora_cls.recipe import Recipe
 from lora_cls.text.prompts import head_prompt
 from lora_cls.text.token_cache import TokenCache
-from lora_cls.text.tokens import Frame, Tokens, encode, prompt_frame, special_frame
+from lora_cls.text.tokens import Tokens, encode, prompt_frame, special_frame
 from lora_cls.training.heads.base import ModelHead
 from lora_cls.training.rows import Answered, TrainingRows
 
@@ -41,20 +41,21 @@ class LinearHead(ModelHead):
     def __init__(self, recipe: Recipe, label_names: Sequence[str], tokenizer: Any, given: Mapping[str, Any]) -> None:
         super().__init__(recipe, label_names, tokenizer, given)
         prompt = head_prompt(recipe.head, label_names)
-        self._frame = (
-            special_frame(tokenizer)
-            if prompt is None
-            else prompt_frame(tokenizer, prompt, closed=not self.continues_prompt)
-        )
-
-    @property
-    def frame(self) -> Frame:
-        """See `ModelHead.frame`: the recipe's prompt, or the tokenizer's special tokens alone."""
-        return self._frame
+        if prompt is None:
+            self.frame = special_frame(tokenizer)
+        else:
+            self.frame = prompt_frame(tokenizer, prompt, closed=not self.continues_prompt)
 
     def encode(self, texts: Sequence[str], cache: TokenCache | None) -> Tokens:
         """See `ModelHead.encode`."""
         return encode(self.tokenizer, texts, self.recipe.data, self.frame, cache=cache)
+
+    @staticmethod
+    def layer(hidden_size: int, n_labels: int) -> nn.Module:
+        """The layer that is trained; saved, it opens in a plain linear one."""
+        from lora_cls.modeling.classifier import linear_layer
+
+        return linear_layer(hidden_size, n_labels)
 
     @staticmethod
     def attach(base: nn.Module, n_labels: int) -> None:
@@ -72,7 +73,7 @@ class LinearHead(ModelHead):
         from lora_cls.modeling.classifier import SequenceClassifier
 
         if trained:
-            return build_model(base, recipe, n_labels, dtype)
+            return build_model(base, recipe, n_labels, dtype, cls.layer)
         cls.attach(base, n_labels)
         return SequenceClassifier(base, recipe.head.pooling, dtype=dtype)
 
