@@ -76,8 +76,10 @@ def check(
     from lora_cls.commands.check import check as look
     from lora_cls.terminal import print_check
 
-    found = look(recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure)
-    print_check(found)
+    checked = look(
+        recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure
+    )
+    print_check(checked)
 
 
 @app.command()
@@ -181,8 +183,8 @@ def compare(
     from lora_cls.report.comparison import write_comparison
     from lora_cls.terminal import print_comparison
 
-    found = compare_runs(runs)
-    print_comparison(found, write_comparison(found, out))
+    comparison = compare_runs(runs)
+    print_comparison(comparison, write_comparison(comparison, out))
 
 
 @app.command()

@@ -80,25 +80,25 @@ def print_run(run: RunFolder) -> None:
             say(f"{label:<12} {run.path / name}")
 
 
-def print_check(found: Check) -> None:
+def print_check(check: Check) -> None:
     """What `lora-cls check` found."""
-    for note in found.notes:
+    for note in check.notes:
         say(note)
-    train, test = found.data["train"], found.data["test"]
+    train, test = check.data["train"], check.data["test"]
     rows = [[row["name"], str(row["positives"]), f"{row['prevalence']:.1%}"] for row in train["labels"]]
     show("Labels", ["label", "positives", "share"], rows)
     none, several = train["rows_without_label"], train["rows_with_several_labels"]
-    if found.recipe.task == "multi_label":
+    if check.recipe.task == "multi_label":
         say(
             f"{none['count']} rows ({none['share']:.1%}) carry no label, "
             f"{several['count']} ({several['share']:.1%}) several."
         )
-    for name, lengths in found.tokens.items():
+    for name, lengths in check.tokens.items():
         say(lengths_sentence(f"Tokens per {name} text", lengths))
-    if found.memory:
-        say(memory_sentence(found.memory, found.recipe.train.per_device_train_batch_size))
-    if found.estimate:
-        say(time_sentence(found.estimate))
+    if check.memory:
+        say(memory_sentence(check.memory, check.recipe.train.per_device_train_batch_size))
+    if check.estimate:
+        say(time_sentence(check.estimate))
     duplicates = train["duplicates"]
     conflicts = [" and ".join(ids) for ids in duplicates["conflicting_examples"]]
     examples = f" (ids {shorten(conflicts, 5)})" if conflicts else ""
@@ -125,10 +125,10 @@ def print_export(exported: RunFolder) -> None:
         say(f"One merged model of {n} folds: {exported.path / 'model'}")
     else:
         say(f"One adapter of {n} folds, rank {about.rank}: {exported.path / 'adapter'}")
-    if found := about.compression:
+    if compression := about.compression:
         say(
-            f"{found.share:.2%} of the exact mean's squared norm is kept (rank {about.exact_rank} before), least "
-            f"in {found.lowest_module}: {found.lowest_share:.2%}."
+            f"{compression.share:.2%} of the exact mean's squared norm is kept (rank {about.exact_rank} before), least "
+            f"in {compression.lowest_module}: {compression.lowest_share:.2%}."
         )
     say(about.note)
     if about.scores and about.scored:
@@ -158,10 +158,10 @@ def print_export(exported: RunFolder) -> None:
     )
 
 
-def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
+def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
     """The table, F1 per label, and the paths of the files."""
-    cells = comparison_cells(found)
-    for title, columns in ((where_scored(found), SCORES), ("Cost", COST)):
+    cells = comparison_cells(comparison)
+    for title, columns in ((where_scored(comparison), SCORES), ("Cost", COST)):
         left = [place for place, i in enumerate(columns) if i < 3]
         rows = [[row[i] for i in columns] for row in cells]
         show(title, [HEADER[i] for i in columns], rows, left=left, name=1)
@@ -170,10 +170,10 @@ def print_comparison(found: Comparison, files: Sequence[Path]) -> None:
         ["label", *(row[0] for row in cells)],
         [
             [label, *(Text(value, style="bold" if best else "") for value, best in values)]
-            for label, values in label_cells(found)
+            for label, values in label_cells(comparison)
         ],
     )
-    for seeds in found.seeds:
+    for seeds in comparison.seeds:
         say(seeds_sentence(seeds))
     say(f"{NOTE}\n{COST_NOTE}\n")
     for file in files:
@@ -188,20 +188,20 @@ def print_blend(about: BlendInfo) -> None:
     say(about.note)
 
 
-def print_calibration(found: CalibrationInfo) -> None:
+def print_calibration(calibration: CalibrationInfo) -> None:
     """Brier score and calibration error before and after, per label."""
-    over = "parts" if found.parts is not None else "folds"
-    before, after, measures = found.before, found.after, ("brier", "expected_calibration_error")
+    over = "parts" if calibration.parts is not None else "folds"
+    before, after, measures = calibration.before, calibration.after, ("brier", "expected_calibration_error")
     keys = [f"{key}_{when}" for key in measures for when in ("before", "after")]
-    rows = [[row.label, *(f"{getattr(row, key):.4f}" for key in keys)] for row in found.per_label]
+    rows = [[row.label, *(f"{getattr(row, key):.4f}" for key in keys)] for row in calibration.per_label]
     rows.append(["mean", *(f"{getattr(part, key):.4f}" for key in measures for part in (before, after))])
     show(
-        f"Calibration by {found.how}, each of the {over} by the map of the others",
+        f"Calibration by {calibration.how}, each of the {over} by the map of the others",
         ["label", "Brier", "after", "calibration error", "after"],
         rows,
     )
     say(
-        f"Expected calibration error over {found.bins} bins of equal width. Macro-F1 {before.macro_f1:.4f}, with "
+        f"Expected calibration error over {calibration.bins} bins of equal width. Macro-F1 {before.macro_f1:.4f}, with "
         f"thresholds tuned again on the calibrated probabilities {after.macro_f1:.4f}: calibration is for those who "
         "read probabilities, not for the submission, which stays as it is."
     )

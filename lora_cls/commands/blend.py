@@ -204,16 +204,16 @@ def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
 def _test_scores(members: Sequence[AlignedRun]) -> np.ndarray | None:
     """Test probabilities of the runs' folds, ndarray of shape (n_runs, n_folds, n_test, n_labels); None without."""
     ids = [member.run.test_ids for member in members]
-    if all(found is None for found in ids):
+    if all(test_ids is None for test_ids in ids):
         return None
     first, problems = ids[0], []
-    for member, found in zip(members, ids, strict=True):
-        if found is None or first is None:
-            if found is None:
+    for member, test_ids in zip(members, ids, strict=True):
+        if test_ids is None or first is None:
+            if test_ids is None:
                 problems.append(f"{member.run.path}: no test rows were predicted.")
             continue
-        extra = [value for value in found if value not in set(first)]
-        missing = [value for value in first if value not in set(found)]
+        extra = [value for value in test_ids if value not in set(first)]
+        missing = [value for value in first if value not in set(test_ids)]
         name = members[0].run.path
         if extra:
             problems.append(f"{member.run.path}: {len(extra)} test rows are not in {name}: ids {shorten(extra, 5)}.")
@@ -228,9 +228,9 @@ def _test_scores(members: Sequence[AlignedRun]) -> np.ndarray | None:
         )
     assert first is not None
     result = []
-    for member, found in zip(members, ids, strict=True):
-        assert found is not None
-        place = {value: i for i, value in enumerate(found)}
+    for member, test_ids in zip(members, ids, strict=True):
+        assert test_ids is not None
+        place = {value: i for i, value in enumerate(test_ids)}
         scores = member.test_scores()
         assert scores is not None
         result.append(scores[:, [place[value] for value in first]])

@@ -111,8 +111,8 @@ def _measured(trainer: TransformerTrainer, fold: np.ndarray, numbers: list[int],
 
     trainer.measure()
     load_seconds = time.monotonic() - started - trainer.session.seconds["tokenize"]
-    found = estimate_run(trainer, fold, numbers, load_seconds)
-    return replace(found, peak_memory_bytes=peak_memory())
+    estimate = estimate_run(trainer, fold, numbers, load_seconds)
+    return replace(estimate, peak_memory_bytes=peak_memory())
 
 
 def _too_large(memory: dict[str, Any]) -> str | None:
@@ -138,10 +138,10 @@ def _memory(session: Session, longest: int) -> dict[str, Any]:
     device = session.device.type
     config = load_config(session.backbone, session.source)
     kind: Literal["cpu", "cuda"] = "cuda" if device == "cuda" else "cpu"  # Apple's GPUs share the CPU's memory
-    found = estimate_memory(
+    estimate = estimate_memory(
         session.recipe, config, dtype=session.dtype, device=kind, n_labels=session.n_labels, length=longest
     )
-    return {"device": device, "length": longest} | asdict(found) | {"total": found.total}
+    return {"device": device, "length": longest} | asdict(estimate) | {"total": estimate.total}
 
 
 def _lengths(read: Tokens) -> dict[str, float]:

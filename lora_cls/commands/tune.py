@@ -166,10 +166,10 @@ class _Submission:
 
 
 def _score_set(task: Task, oof: OutOfFold, y_pred: np.ndarray, thresholds: np.ndarray | None, **more: Any) -> ScoreSet:
-    found = summary(oof.y_true, y_pred, oof.y_score, oof.label_names, thresholds)
-    found |= task.more_scores(found)
+    scores = summary(oof.y_true, y_pred, oof.y_score, oof.label_names, thresholds)
+    scores |= task.more_scores(scores)
     interval = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
-    return ScoreSet.model_validate(more | found | {"macro_f1_interval": asdict(interval)})
+    return ScoreSet.model_validate(more | scores | {"macro_f1_interval": asdict(interval)})
 
 
 def recipe_settings(recipe: Recipe, **given: Any) -> tuple[Thresholds, Prediction]:

@@ -26,7 +26,7 @@ INK = "#1b1f24"
 MARKERS = "osD^v"
 
 
-def write_comparison(found: Comparison, out: Path) -> list[Path]:
+def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     """Write `compare.md`, `compare.csv`, `compare.svg` and `compare.html`, which holds the figure.
 
     Raises
@@ -40,43 +40,43 @@ def write_comparison(found: Comparison, out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(out, error) from error
-    picture = figure(found)
-    write_bytes(out / "compare.md", markdown(found).encode())
-    write_csv(out / "compare.csv", csv_table(found))
+    picture = figure(comparison)
+    write_bytes(out / "compare.md", markdown(comparison).encode())
+    write_csv(out / "compare.csv", csv_table(comparison))
     write_bytes(out / "compare.svg", picture.encode())
-    write_bytes(out / "compare.html", html(found, picture).encode())
+    write_bytes(out / "compare.html", html(comparison, picture).encode())
     return [out / f"compare.{kind}" for kind in ("md", "csv", "svg", "html")]
 
 
-def markdown(found: Comparison, picture: str = "compare.svg") -> str:
+def markdown(comparison: Comparison, picture: str = "compare.svg") -> str:
     """The comparison as Markdown; `picture` is the path of the figure, seen from the file."""
-    return fill("compare.md.j2", **_shown(found), names=_numbered(found), picture=picture)
+    return fill("compare.md.j2", **_shown(comparison), names=_numbered(comparison), picture=picture)
 
 
-def html(found: Comparison, picture: str) -> str:
+def html(comparison: Comparison, picture: str) -> str:
     """One page without any other file: tables and the figure."""
     # drawn in the ink of the page, on its ground
     svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
-    return fill("compare.html.j2", **_shown(found), score_columns=SCORES, cost_columns=COST, picture=svg)
+    return fill("compare.html.j2", **_shown(comparison), score_columns=SCORES, cost_columns=COST, picture=svg)
 
 
-def _shown(found: Comparison) -> dict[str, Any]:
+def _shown(comparison: Comparison) -> dict[str, Any]:
     """What both templates say."""
     return {
-        "where": where_scored(found),
+        "where": where_scored(comparison),
         "header": HEADER,
-        "cells": comparison_cells(found),
-        "labels": label_cells(found),
-        "seeds": [seeds_sentence(seeds) for seeds in found.seeds],
+        "cells": comparison_cells(comparison),
+        "labels": label_cells(comparison),
+        "seeds": [seeds_sentence(seeds) for seeds in comparison.seeds],
         "note": NOTE,
         "cost_note": COST_NOTE,
     }
 
 
-def csv_table(found: Comparison) -> pd.DataFrame:
+def csv_table(comparison: Comparison) -> pd.DataFrame:
     """One row per run, numbers in full."""
     rows = []
-    for run in found.runs:
+    for run in comparison.runs:
         row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed, "optimistic": run.optimistic}
         row |= {"macro_f1": run.score.estimate, "low": run.score.low, "high": run.score.high, "untuned": run.untuned}
         gap = run.difference
@@ -85,12 +85,12 @@ def csv_table(found: Comparison) -> pd.DataFrame:
             "minus_best_low": gap.low if gap else None,
             "minus_best_high": gap.high if gap else None,
         }
-        row |= run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(found.label_names)}
+        row |= run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(comparison.label_names)}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def figure(found: Comparison) -> str:
+def figure(comparison: Comparison) -> str:
     """SVG of macro-F1 with its interval against minutes of training, logarithmic."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def figure(found: Comparison) -> str:
         drawing = Figure(figsize=(9, 5), dpi=72, layout="constrained")  # 72 as in SVG, so that pixels are its points
         axes = drawing.subplots()
         points: list[Any] = []
-        for i, run in enumerate(found.runs):
+        for i, run in enumerate(comparison.runs):
             below, above = run.score.estimate - run.score.low, run.score.high - run.score.estimate
             points.append(
                 axes.errorbar(
@@ -114,7 +114,7 @@ def figure(found: Comparison) -> str:
                     capsize=3,
                 )
             )
-        named = _numbered(found)
+        named = _numbered(comparison)
         for text in drawing.legend(points, named, loc="outside right upper", frameon=False).get_texts():
             text.set_parse_math(False)  # a folder's name may hold dollar signs
         axes.set_xscale("log")
@@ -128,9 +128,9 @@ def figure(found: Comparison) -> str:
         drawing.set_layout_engine("none")
         ends = [
             axes.transData.transform([(_minutes(run), y) for y in (run.score.low, run.score.estimate, run.score.high)])
-            for run in found.runs
+            for run in comparison.runs
         ]
-        for i, ((x, y), run) in enumerate(zip(_free_places(ends), found.runs, strict=True)):
+        for i, ((x, y), run) in enumerate(zip(_free_places(ends), comparison.runs, strict=True)):
             colour = points[i][0].get_color()
             axes.annotate(
                 str(i + 1), (_minutes(run), run.score.estimate), xytext=(x, y), textcoords="figure pixels",
@@ -176,9 +176,9 @@ def _free_places(ends: Sequence[np.ndarray]) -> list[tuple[float, float]]:
     return places
 
 
-def comparison_cells(found: Comparison) -> Cells:
+def comparison_cells(comparison: Comparison) -> Cells:
     rows = []
-    for number, run in enumerate(found.runs, start=1):
+    for number, run in enumerate(comparison.runs, start=1):
         gap = "best" if run.difference is None else _sign_cell(run)
         name = f"{run.name} (OPTIMISTIC)" if run.optimistic else run.name
         minutes, speed, latency, memory, trained = (run.cost[key] for key in COSTS)
@@ -200,23 +200,23 @@ def comparison_cells(found: Comparison) -> Cells:
     return rows
 
 
-def label_cells(found: Comparison) -> list[tuple[str, list[tuple[str, bool]]]]:
+def label_cells(comparison: Comparison) -> list[tuple[str, list[tuple[str, bool]]]]:
     """Of each label its name, and of each run F1 and whether none has more."""
     rows = []
-    for j, label in enumerate(found.label_names):
-        winners = found.winners(j)
-        rows.append((label, [(f"{run.f1[j]:.3f}", run.name in winners) for run in found.runs]))
+    for j, label in enumerate(comparison.label_names):
+        winners = comparison.winners(j)
+        rows.append((label, [(f"{run.f1[j]:.3f}", run.name in winners) for run in comparison.runs]))
     return rows
 
 
-def _numbered(found: Comparison) -> list[str]:
-    return [f"{number} {run.name}" for number, run in enumerate(found.runs, start=1)]
+def _numbered(comparison: Comparison) -> list[str]:
+    return [f"{number} {run.name}" for number, run in enumerate(comparison.runs, start=1)]
 
 
-def where_scored(found: Comparison) -> str:
-    if found.over == "parts":
-        return f"{found.n_rows} held-out rows of one fold, cross-fitted over {found.n_parts} parts of them"
-    return f"{found.n_rows} rows, {found.n_folds} folds"
+def where_scored(comparison: Comparison) -> str:
+    if comparison.over == "parts":
+        return f"{comparison.n_rows} held-out rows of one fold, cross-fitted over {comparison.n_parts} parts of them"
+    return f"{comparison.n_rows} rows, {comparison.n_folds} folds"
 
 
 def _sign_cell(run: Compared) -> str:

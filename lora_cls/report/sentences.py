@@ -157,17 +157,20 @@ def memory_sentence(memory: dict[str, Any], rows: int) -> str:
     )
 
 
-def time_sentence(found: Estimate) -> str:
+def time_sentence(estimate: Estimate) -> str:
     """The estimate of minutes by phase, and what was measured for it."""
-    phases = ", ".join(f"{PHASES[name]} {value / 60:.1f}" for name, value in found.seconds.items() if value >= 1)
-    folds, epochs = (f"{n} {word}{'s' * (n > 1)}" for n, word in ((found.folds, "fold"), (found.epochs, "epoch")))
-    lengths = f"{found.lengths[0]} to {found.lengths[-1]}" if len(found.lengths) > 1 else str(found.lengths[0])
+    phases = ", ".join(f"{PHASES[name]} {value / 60:.1f}" for name, value in estimate.seconds.items() if value >= 1)
+    counts = ((estimate.folds, "fold"), (estimate.epochs, "epoch"))
+    folds, epochs = (f"{n} {word}{'s' * (n > 1)}" for n, word in counts)
+    lengths = (
+        f"{estimate.lengths[0]} to {estimate.lengths[-1]}" if len(estimate.lengths) > 1 else str(estimate.lengths[0])
+    )
     return (
-        f"The run takes about {found.total / 60:.1f} minutes here ({folds} of {epochs}): {phases}. Measured in "
-        f"{found.measuring_seconds:.0f} s: {found.steps} training steps on batches of {lengths} tokens "
-        f"({found.train_rows_per_second:.0f} rows/s over all batches), {found.predictions} batches predicted "
-        f"({found.predict_rows_per_second:.0f} rows/s); they took {found.peak_memory_bytes / 2**30:.2f} GiB at their "
-        "peak. Thresholds and scores come on top."
+        f"The run takes about {estimate.total / 60:.1f} minutes here ({folds} of {epochs}): {phases}. Measured in "
+        f"{estimate.measuring_seconds:.0f} s: {estimate.steps} training steps on batches of {lengths} tokens "
+        f"({estimate.train_rows_per_second:.0f} rows/s over all batches), {estimate.predictions} batches predicted "
+        f"({estimate.predict_rows_per_second:.0f} rows/s); they took {estimate.peak_memory_bytes / 2**30:.2f} GiB at "
+        "their peak. Thresholds and scores come on top."
     )
 
 

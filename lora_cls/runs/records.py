@@ -42,9 +42,9 @@ class Record(Part):
         try:
             return cls.model_validate_json(read_bytes(file), strict=True)
         except ValidationError as error:
-            found = error.errors()
-            lacking = [_path(problem["loc"]) for problem in found if problem["type"] == "missing"]
-            others = [f"{_path(problem['loc'])} {problem['msg']}".strip() for problem in found][:3]
+            problems = error.errors()
+            lacking = [_path(problem["loc"]) for problem in problems if problem["type"] == "missing"]
+            others = [f"{_path(problem['loc'])} {problem['msg']}".strip() for problem in problems][:3]
             what = f"lacks {', '.join(map(repr, lacking[:3]))}: it is damaged" if lacking else "is damaged"
             why = "" if lacking else f" ({'; '.join(others)})"
             raise RunError(f"{file} {what}{why}, or was written by another version of lora_cls.{cls.remedy}") from None
@@ -242,9 +242,9 @@ class Scores(Record):
         return pd.DataFrame([row.model_dump() for row in self.cross_fitted.per_label])
 
     def __repr__(self) -> str:
-        found, rows = self.cross_fitted, f"{self.rows_scored} of {self.rows} rows"
+        scores, rows = self.cross_fitted, f"{self.rows_scored} of {self.rows} rows"
         optimistic = ", OPTIMISTIC" if self.optimistic else ""
-        return f"Scores(macro_f1={found.macro_f1:.4f}, untuned={self.untuned.macro_f1:.4f}, {rows}{optimistic})"
+        return f"Scores(macro_f1={scores.macro_f1:.4f}, untuned={self.untuned.macro_f1:.4f}, {rows}{optimistic})"
 
     def _repr_html_(self) -> str:
         """For notebooks: the headline, and the table per label."""

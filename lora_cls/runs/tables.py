@@ -35,9 +35,9 @@ def training_data(run: RunFolder, train: TableLike | None = None, extra_train: T
         "data.extra_train": None,
     }
     tables = Tables(load_recipe(run.recipe, decided), path, extra=extra)
-    found = tables.fingerprints()
+    fingerprints = tables.fingerprints()
     for key, table in (("train_sha256", path), ("extra_train_sha256", extra)):
-        if found[key] != getattr(data, key):
+        if fingerprints[key] != getattr(data, key):
             raise RunError(f"{table_name(table)} is not the data that {run.path} was trained on.")
     return tables.train
 
