@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_cls import Classifier, RunFolder, blend, calibrate, tune
-from lora_cls.errors import RunError
+from lora_cls import Classifier, RunFolder, blend, calibrate, cross_validate, tune
+from lora_cls.errors import DataError, RunError
 from lora_cls.recipe import Prediction, Thresholds
 from lora_cls.runs import FoldInfo, RunInfo, Scores
 
@@ -128,3 +128,22 @@ def test_paths_and_runs_alike(finished, copy_of):
     assert tune(str(run.path)) == run.results().scores
     assert calibrate(run.path) == calibrate(run)
     assert repr(Classifier.load(run)) == f"Classifier({str(run.path)!r}, 3 models, labels: fear, joy, anger)"
+
+
+def test_a_bad_sample_changes_nothing(finished, copy_of):
+    """A sample submission that does not fit is refused before any file of the run is written again."""
+    run = copy_of(finished("tfidf"))
+    run.files.sample_submission.write_text("id,joy\nt00,0\n")
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    with pytest.raises(DataError, match="missing"):
+        tune(run.path, Thresholds(strategy="fixed", default=0.9))
+    assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_a_label_called_id(train, tfidf_recipe, tmp_path):
+    """A label that would overwrite the ids in every table is refused before anything is trained."""
+    table = train.rename(columns={"id": "number", "joy": "id"})
+    recipe = tfidf_recipe(data__id_column="number", data__label_columns=["id", "anger"])
+    with pytest.raises(DataError, match="label"):
+        cross_validate(recipe, table, out=tmp_path / "run")
+    assert not list(tmp_path.glob("run/fold-*"))
