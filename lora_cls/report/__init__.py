@@ -1,1 +1,1 @@
-"""What a person reads of a run: the model card and the page in its folder, and tables on the terminal."""
+"""What a person reads of a run: the card and the page in its folder, snippets, the comparison of runs, and sentences."""

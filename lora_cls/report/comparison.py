@@ -1,4 +1,4 @@
-"""What `lora-cls compare`, `blend` and `calibrate` print and write: Markdown, CSV, one HTML page, and a figure."""
+"""A comparison of runs as Markdown, CSV, one HTML page, and a figure."""
 
 from __future__ import annotations
 
