@@ -1,1 +1,1 @@
-"""What a person reads of a run: the card and the page in its folder, snippets, the comparison of runs, and sentences."""
+"""What a person reads of a run: card, page and snippets, the comparison of several, and sentences."""
