@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_cls.errors import shorten
+from lora_cls.evaluation import task_of
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Comparison
 from lora_cls.report.comparison import COST, HEADER, SCORES, comparison_cells, label_cells, seeds_sentence, where_scored
 from lora_cls.report.sentences import (
@@ -57,16 +58,11 @@ def print_run(run: RunFolder) -> None:
         cells = ["-" if value is None else f"{value:.3f}" for value in values]
         rows.append([row.label, str(row.support), f"{row.prevalence:.1%}", *cells])
     say()
-    count = "rows" if task.exclusive else "positives"
-    columns = (task.noun, count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
+    columns = (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
     show(f"{where}, per {task.noun} ({decided})", columns, rows)
     say(score_sentence(metrics))
-    more = f"Micro-F1 {scores.micro_f1:.4f}, exact match {scores.exact_match:.4f}. "
-    if task.exclusive:
-        more = ""  # said with the score
-    elif metrics.task == "binary":
-        more = f"Accuracy {scores.exact_match:.4f}. "
-    say(more + metrics.note)
+    more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in task.beside.items())
+    say(f"{more}. {metrics.note}" if more else metrics.note)
     say(cost_sentence(info))
     if info.reused:
         say(reused_sentence(info.reused))
@@ -88,7 +84,7 @@ def print_check(check: Check) -> None:
     rows = [[row["name"], str(row["positives"]), f"{row['prevalence']:.1%}"] for row in train["labels"]]
     show("Labels", ["label", "positives", "share"], rows)
     none, several = train["rows_without_label"], train["rows_with_several_labels"]
-    if check.recipe.task == "multi_label":
+    if task_of(check.recipe.task).several:
         say(
             f"{none['count']} rows ({none['share']:.1%}) carry no label, "
             f"{several['count']} ({several['share']:.1%}) several."

@@ -121,10 +121,7 @@ class Classifier:
         list, one entry per text; the entry itself for a single text
             With `task: single_label` the class, str; else the labels, list of str.
         """
-        rows = self.answer(texts)[1]
-        named: list[Any] = [[self.label_names[j] for j in np.flatnonzero(row)] for row in rows]
-        if self.run.task().exclusive:
-            named = [labels[0] for labels in named]
+        named = self.run.task().named(self.answer(texts)[1], self.label_names)
         return named[0] if isinstance(texts, str) else named
 
     def answer(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

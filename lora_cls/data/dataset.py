@@ -22,6 +22,7 @@ from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.evaluation import task_of
 from lora_cls.recipe import Data, TaskName
 
 _LINE_END = re.compile(r"\r\n|\r")
@@ -421,7 +422,7 @@ def _exclusive_notes(dataset: Dataset) -> list[str]:
     assert dataset.labels is not None and dataset.columns is not None
     if dataset.targets is not None:
         return []  # single_label takes no shares
-    exclusive = dataset.columns.task == "multi_label" and (dataset.labels.sum(axis=1, dtype=np.int64) == 1).all()
+    exclusive = task_of(dataset.columns.task).several and (dataset.labels.sum(axis=1, dtype=np.int64) == 1).all()
     if not exclusive:
         return []
     return [

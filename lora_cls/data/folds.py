@@ -87,6 +87,14 @@ def stratified_folds(
     return fold_of_group[group_of]
 
 
+def most_folds(labels: np.ndarray, groups: np.ndarray, task: TaskName | None) -> tuple[int, str]:
+    """How many folds `stratified_folds` can make of rows, and of what there are only so many."""
+    n_groups = len(np.unique(groups)), "groups of rows"
+    if not task_of(task).exclusive or not len(labels):
+        return n_groups
+    return min(n_groups, (int(labels.sum(axis=0, dtype=np.int64).max()), "rows of its most frequent class"))
+
+
 def _folds_of_classes(y: np.ndarray, group_of: np.ndarray, n_splits: int, random_state: int) -> np.ndarray:
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 

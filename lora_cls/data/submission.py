@@ -13,6 +13,7 @@ import numpy as np
 from lora_cls.data.columns import id_header, sample_id_column
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.evaluation import task_of
 from lora_cls.files import whole_file
 from lora_cls.recipe import TaskName
 
@@ -71,7 +72,7 @@ def read_sample_submission(
             for name in label_names
             if name not in columns or name == id_name
         ]
-    elif len(label_names) > 1 and task != "single_label" and delimiter is None:
+    elif len(label_names) > 1 and not task_of(task).exclusive and delimiter is None:
         problems.append(
             f"its one column '{others[0]}' must hold all labels of a row (of {shorten(label_names)}), and nothing says "
             "what stands between them: set data.label_delimiter."

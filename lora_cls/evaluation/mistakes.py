@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation.arrays import as_binary, as_scores, same_shape
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
 
 IntArray = npt.NDArray[np.int64]
 
@@ -84,15 +84,15 @@ class Doubts:
     """The label in doubt; for one class per row, the class that the model would give instead."""
 
 
-def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool = False) -> Doubts:
+def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> Doubts:
     """Labels that are likely wrong: rows that look more like those with another answer than like those with theirs.
 
     Every answer's probability is compared with its usual one, the mean over the rows that the data gives it to, so that
     rare labels, whose probabilities are low everywhere, are judged alike. A row is in doubt if another answer exceeds
     its usual probability by more than the given one does its own; sorted by that difference, ties in the order of rows.
-    Each label is two answers, yes and no; with `classes` a row has one of them all. (The adjusted normalized margin of
-    Kuan and Mueller 2022, "Model-agnostic label quality scoring to detect real-world label errors"; after Northcutt,
-    Jiang and Chuang 2021, "Confident Learning", JAIR.)
+    Each label is two answers, yes and no. (The adjusted normalized margin of Kuan and Mueller 2022, "Model-agnostic
+    label quality scoring to detect real-world label errors"; after Northcutt, Jiang and Chuang 2021, "Confident
+    Learning", JAIR.)
 
     Parameters
     ----------
@@ -110,20 +110,37 @@ def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike, *, classes: bool
     """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
-    positives, n = truth.sum(axis=0), len(truth)
-    usual_yes = np.where(positives > 0, (scores * truth).sum(axis=0) / np.maximum(positives, 1), np.inf)
-    if classes:
-        every, given = np.arange(n), np.argmax(truth, axis=1)
-        above = scores - usual_yes
-        other = np.argmax(np.where(truth, -np.inf, above), axis=1)
-        excess = above[every, other] - above[every, given]
-        rows = np.flatnonzero((excess > 0) & (other != given))
-        order = np.argsort(-excess[rows], kind="stable")
-        return Doubts(rows[order], other[rows][order])
-    negatives = n - positives
-    usual_no = np.where(negatives > 0, ((1 - scores) * ~truth).sum(axis=0) / np.maximum(negatives, 1), np.inf)
-    above_yes, above_no = scores - usual_yes, 1 - scores - usual_no
+    above_yes, above_no = _above_usual(truth, scores), _above_usual(~truth, 1 - scores)
     excess = np.where(truth, above_no - above_yes, above_yes - above_no)
     rows, labels = np.nonzero(excess > 0)
     order = np.argsort(-excess[rows, labels], kind="stable")
     return Doubts(rows[order], labels[order])
+
+
+def class_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> Doubts:
+    """`label_doubts` where a row has exactly one of the labels: its answers are all of them.
+
+    Examples
+    --------
+    Row 1 is given to the first class, but scores as those of the second do.
+
+    >>> doubts = class_doubts([[1, 0], [1, 0], [0, 1]], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    >>> doubts.rows.tolist(), doubts.labels.tolist()
+    ([1], [1])
+    """
+    truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
+    same_shape(truth, "y_true", scores, "y_score")
+    every, given = np.arange(len(truth)), np.argmax(truth, axis=1)
+    above = _above_usual(truth, scores)
+    other = np.argmax(np.where(truth, -np.inf, above), axis=1)
+    excess = above[every, other] - above[every, given]
+    rows = np.flatnonzero((excess > 0) & (other != given))
+    order = np.argsort(-excess[rows], kind="stable")
+    return Doubts(rows[order], other[rows][order])
+
+
+def _above_usual(given: BoolArray, scores: FloatArray) -> FloatArray:
+    """How far each answer's probability lies above its mean over the rows that it is given to."""
+    count = given.sum(axis=0)
+    usual = np.where(count > 0, (scores * given).sum(axis=0) / np.maximum(count, 1), np.inf)
+    return np.asarray(scores - usual)

@@ -8,7 +8,7 @@ the one class of a row is a 1 among zeros.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, get_args
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from lora_cls.choices import BlendHow
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
 from lora_cls.evaluation.links import Link, Sigmoid, Softmax
+from lora_cls.evaluation.mistakes import Doubts, class_doubts, label_doubts
 from lora_cls.evaluation.objectives import objective_named
 from lora_cls.evaluation.stacking import stack_classes, stack_labels
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
@@ -39,22 +40,34 @@ class Task(ABC):
     link : what turns logits into probabilities
     exclusive : whether every row has exactly one of the labels
     blend_ways, calibrations : what means something for the task, see `blending` and `calibration`
+    several : whether a row may have any number of them
     title, headline : what the task, and its score, are called
-    noun, nouns : what a row is given
-    thresholds_word : what is tuned to decide by probabilities
+    noun, nouns, count : what a row is given, and what those who have one are
+    thresholds_word, tuned, weights_word : what is tuned to decide by probabilities; how it is said of the other folds
+    roc_auc : what the mean ROC-AUC is called
+    in_sentence, beside : fields and names of the scores told in one sentence with the headline, and after it
+    meaning : how probabilities and decisions come of logits
     """
 
     name: TaskName
     settings: Thresholds
     link: ClassVar[Link]
     exclusive: ClassVar[bool]
+    several: ClassVar[bool] = False
     blend_ways: ClassVar[tuple[BlendHow, ...]]
     calibrations: ClassVar[tuple[str, ...]]
     title: ClassVar[str]
     headline: ClassVar[str] = "Macro-F1"
     noun: ClassVar[str]
     nouns: ClassVar[str]
+    count: ClassVar[str]
     thresholds_word: ClassVar[str]
+    tuned: ClassVar[str]
+    weights_word: ClassVar[str]
+    roc_auc: ClassVar[str] = "Mean ROC-AUC of the labels"
+    in_sentence: ClassVar[Mapping[str, str]] = {}
+    beside: ClassVar[Mapping[str, str]] = {}
+    meaning: ClassVar[str]
 
     @property
     @abstractmethod
@@ -86,6 +99,14 @@ class Task(ABC):
     @abstractmethod
     def apply_stacking(self, logits: FloatArray, coef: FloatArray, intercept: FloatArray) -> FloatArray:
         """The runs' logits as one, of shape (n_samples, n_labels)."""
+
+    @abstractmethod
+    def named(self, y_pred: npt.NDArray[np.int8], label_names: Sequence[str]) -> list[Any]:
+        """Decisions by name, one entry per row."""
+
+    @abstractmethod
+    def doubts(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> Doubts:
+        """Labels that are likely wrong; see `label_doubts`."""
 
     def more_scores(self, summary: Mapping[str, Any]) -> dict[str, Any]:
         """Figures beyond those of `metrics.summary`."""
@@ -124,12 +145,16 @@ class LabelTask(Task):
     exclusive = False
     blend_ways = get_args(BlendHow)
     calibrations = ("temperature", "isotonic")
+    several = True
     title = "Multi-label"
-    noun, nouns, thresholds_word = "label", "labels", "thresholds"
+    noun, nouns, count = "label", "labels", "positives"
+    thresholds_word, tuned, weights_word = "thresholds", "thresholds tuned", "thresholds"
+    beside: ClassVar[Mapping[str, str]] = {"micro_f1": "Micro-F1", "exact_match": "exact match"}
+    meaning = "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
 
     @property
     def strategy(self) -> str:
-        """See `Decisions.strategy`."""
+        """See `Task.strategy`."""
         return self.settings.strategy or "per_label"
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
@@ -158,6 +183,14 @@ class LabelTask(Task):
         """Scaled as the scores are."""
         return self.link.probabilities(self.link.logits(thresholds) / temperature)
 
+    def named(self, y_pred: npt.NDArray[np.int8], label_names: Sequence[str]) -> list[list[str]]:
+        """The labels of each row."""
+        return [[label_names[j] for j in np.flatnonzero(row).tolist()] for row in y_pred]
+
+    def doubts(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> Doubts:
+        """See `label_doubts`."""
+        return label_doubts(y_true, y_score)
+
     def fit_stacking(self, truth: BoolArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See `stack_labels`."""
         return stack_labels(truth, logits)
@@ -169,7 +202,7 @@ class LabelTask(Task):
     def together(
         self, per_fold: npt.ArrayLike, thresholds: npt.ArrayLike, prediction: Prediction
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-        """See `Decisions.together`; votes are decided at half of the folds."""
+        """See `Task.together`; votes are decided at half of the folds."""
         vote = prediction.combine == "vote"
         y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         return y_score, self.apply(y_score, 0.5 if vote else thresholds, prediction.at_least_one)
@@ -189,11 +222,18 @@ class ClassTask(Task):
     blend_ways = tuple(way for way in get_args(BlendHow) if way != "rank_mean")  # ranks know no greatest class of a row
     calibrations = ("temperature",)  # steps would calibrate class by class, so that a row no longer sums to 1
     title = "Single-label (one class per text)"
-    noun, nouns, thresholds_word = "class", "classes", "class weights"
+    noun, nouns, count = "class", "classes", "rows"
+    thresholds_word, tuned = "class weights", "classes weighted as tuned"
+    weights_word = "weights of the classes"
+    in_sentence: ClassVar[Mapping[str, str]] = {"accuracy": "Accuracy"}
+    meaning = (
+        "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
+        "with the greatest probability / threshold"
+    )
 
     @property
     def strategy(self) -> str:
-        """See `Decisions.strategy`."""
+        """See `Task.strategy`."""
         return self.settings.strategy or "prior_adjusted"
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
@@ -238,6 +278,14 @@ class ClassTask(Task):
         """The greatest p / t is the greatest (p / t)^(1 / T)."""
         return np.asarray(thresholds ** (1 / temperature))
 
+    def named(self, y_pred: npt.NDArray[np.int8], label_names: Sequence[str]) -> list[str]:
+        """The class of each row."""
+        return [label_names[j] for j in np.argmax(y_pred, axis=1).tolist()]
+
+    def doubts(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> Doubts:
+        """See `class_doubts`."""
+        return class_doubts(y_true, y_score)
+
     def fit_stacking(self, truth: BoolArray, logits: FloatArray) -> tuple[FloatArray, FloatArray]:
         """See `stack_classes`."""
         return stack_classes(truth, logits)
@@ -253,7 +301,7 @@ class ClassTask(Task):
     def together(
         self, per_fold: npt.ArrayLike, thresholds: npt.ArrayLike, prediction: Prediction
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-        """See `Decisions.together`; of classes with equally many votes the more probable one is taken."""
+        """See `Task.together`; of classes with equally many votes the more probable one is taken."""
         vote = prediction.combine == "vote"
         y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         if not vote:
@@ -266,7 +314,9 @@ class ClassTask(Task):
 class BinaryTask(LabelTask):
     """`multi_label` with one label, and words for it."""
 
-    title, headline = "Binary", "F1 of the positive class"
+    several = False
+    title, headline, roc_auc = "Binary", "F1 of the positive class", "ROC-AUC"
+    beside: ClassVar[Mapping[str, str]] = {"exact_match": "Accuracy"}
 
 
 TASKS: dict[TaskName, type[Task]] = {"multi_label": LabelTask, "single_label": ClassTask, "binary": BinaryTask}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_cls.evaluation import task_of
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
-from lora_cls.report.sentences import base_name, probabilities_phrase, score_sentence
+from lora_cls.report.sentences import base_name, score_sentence
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import ExportInfo
@@ -20,6 +20,8 @@ from lora_cls.training.heads import head_type
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
+HUB_METRICS = {"macro_f1": "f1", "accuracy": "accuracy", "micro_f1": "f1", "macro_roc_auc": "roc_auc"}
+"""What the hub calls the scores that it knows."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -48,13 +50,9 @@ def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
     data = PurePath(path.replace("\\", "/")).stem
     scores = metrics.cross_fitted
     how = "cross-fitted, optimistic" if metrics.optimistic else "cross-fitted"
-    task, binary = task_of(metrics.task), metrics.task == "binary"
-    named = {"macro_f1": ("f1", task.headline)}
-    if task.exclusive:
-        named["accuracy"] = ("accuracy", "Accuracy")
-    elif not binary:
-        named["micro_f1"] = ("f1", "Micro-F1")
-    named["macro_roc_auc"] = ("roc_auc", "ROC-AUC" if binary else "Mean ROC-AUC of the labels")
+    task = task_of(metrics.task)
+    told = {"macro_f1": task.headline, **task.in_sentence, **task.beside, "macro_roc_auc": task.roc_auc}
+    named = {key: (HUB_METRICS[key], name) for key, name in told.items() if key in HUB_METRICS}
     results = [
         EvalResult(
             task_type="text-classification",
@@ -95,14 +93,14 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         name=run.path.name,
         kind=run.task().title,
         base=base_name(recipe),
-        classes=run.task().exclusive,
+        nouns=run.task().nouns,
         label_names=run.label_names,
         score=score_sentence(metrics),
         per_label=metrics.cross_fitted.per_label,
         note=metrics.note,
         fold=fold,
         writes=head_type(recipe.head.kind).with_output_layer,
-        probabilities=probabilities_phrase(recipe.task),
+        probabilities=task_of(recipe.task).meaning,
         snippet=None if recipe.backbone is None else snippet(recipe, run.info, run.label_names, fold),
     )
 
@@ -124,7 +122,7 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
         label_names=run.label_names,
         no_score=no_score,
         why=why,
-        probabilities=probabilities_phrase(recipe.task),
+        probabilities=task_of(recipe.task).meaning,
         snippet=snippet(recipe, exported.info, run.label_names, "."),
     )
 

@@ -15,9 +15,9 @@ import pandas as pd
 from lora_cls.data import Dataset
 from lora_cls.data.summary import length_summary
 from lora_cls.errors import RunError
-from lora_cls.evaluation import f1_scores, macro_f1, task_of
+from lora_cls.evaluation import Task, f1_scores, macro_f1, task_of
 from lora_cls.evaluation.curves import reliability, score_histogram, threshold_counts
-from lora_cls.evaluation.mistakes import co_occurrence, confident_mistakes, confusion, label_doubts, taken_for
+from lora_cls.evaluation.mistakes import co_occurrence, confident_mistakes, confusion, taken_for
 from lora_cls.report.sentences import (
     COMBINE,
     PHASES,
@@ -112,6 +112,9 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "task": recipe.task,
         "classes": classes,
         "kind": task.title,
+        "noun": task.noun,
+        "nouns": task.nouns,
+        "count": task.count,
         "base": base_name(recipe),
         "texts": train is not None,
         "sentence": score_sentence(scores),
@@ -126,7 +129,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "labels": [row.model_dump() | {"index": j} for j, row in enumerate(per_label)],
         "mistakes": [_mistakes(shown, j) for j in range(n_labels)],
         "pairs": _pairs(shown),
-        "doubts": _doubts(shown, classes),
+        "doubts": _doubts(shown, task),
         "costs": _costs(info, folds),
         "data": _data(run, lengths),
         "rows": len(oof),
@@ -239,11 +242,11 @@ def _pairs(shown: Shown) -> dict[str, Any]:
     return {"shown": pairs, "of": int((counts > 0).sum())}
 
 
-def _doubts(shown: Shown, classes: bool) -> dict[str, Any]:
-    doubts = label_doubts(shown.oof.y_true, shown.oof.y_score, classes=classes)
+def _doubts(shown: Shown, task: Task) -> dict[str, Any]:
+    doubts = task.doubts(shown.oof.y_true, shown.oof.y_score)
     rows = []
     for i, j in zip(doubts.rows[:N_DOUBTS], doubts.labels[:N_DOUBTS], strict=True):
-        says = "yes" if classes or not shown.oof.y_true[i, j] else "no"
+        says = "no" if shown.oof.y_true[i, j] else "yes"
         rows.append(shown.row(i, j) | {"label": shown.oof.label_names[j], "model": says})
     return {"shown": rows, "of": len(doubts.rows)}
 

@@ -93,8 +93,6 @@ def render(content: dict[str, Any]) -> str:
     return fill(
         "page.html.j2",
         **content,
-        noun="class" if content["classes"] else "label",
-        nouns="classes" if content["classes"] else "labels",
         has_epochs=bool(epochs),
         has_selection=any("selection_macro_f1" in epoch for epoch in epochs),
         text_length=TEXT_LENGTH,

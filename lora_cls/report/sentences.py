@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
-from lora_cls.recipe import Head, Recipe, TaskName
+from lora_cls.recipe import Head, Recipe
 from lora_cls.runs import RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
@@ -69,16 +69,14 @@ def describe(recipe: Recipe) -> str:
 def score_sentence(metrics: Scores) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
     scores, strategy, task = metrics.cross_fitted, metrics.strategy, task_of(metrics.task)
-    classes = task.exclusive
     if strategy == "argmax":
         how = "the most probable class"
     elif strategy == "fixed":
         how = "fixed thresholds"
     else:
-        how = "classes weighted as tuned on the other folds" if classes else "thresholds tuned on the other folds"
+        how = f"{task.tuned} on the other folds"
         if scores.over == "parts":
-            what = "weights of the classes" if classes else "thresholds"
-            how = f"{what} for each of {scores.n_parts} parts of them tuned on the other parts"
+            how = f"{task.weights_word} for each of {scores.n_parts} parts of them tuned on the other parts"
     low, high = scores.macro_f1_interval.low, scores.macro_f1_interval.high
     rows = metrics.rows_scored
     where = f"out of fold on {rows} rows" if metrics.n_splits > 1 else f"on {rows} held-out rows"
@@ -86,8 +84,8 @@ def score_sentence(metrics: Scores) -> str:
         f"{task.headline} {scores.macro_f1:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
         f"{how}; untuned {metrics.untuned.macro_f1:.4f}."
     )
-    if classes:
-        sentence += f" Accuracy {scores.accuracy:.4f}, untuned {metrics.untuned.accuracy:.4f}."
+    for key, name in task.in_sentence.items():
+        sentence += f" {name} {getattr(scores, key):.4f}, untuned {getattr(metrics.untuned, key):.4f}."
     finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -98,16 +96,6 @@ def score_sentence(metrics: Scores) -> str:
     if metrics.optimistic:
         sentence += f" {OPTIMISTIC} (train.select: scored_fold)."
     return sentence
-
-
-def probabilities_phrase(task: TaskName | None) -> str:
-    """How probabilities and decisions come of logits."""
-    if task_of(task).exclusive:
-        return (
-            "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "
-            "with the greatest probability / threshold"
-        )
-    return "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
 
 
 def cost_sentence(info: RunInfo) -> str:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lora_cls.data import Dataset, stratified_folds
+from lora_cls.data.folds import most_folds
 from lora_cls.errors import DataError, RecipeError
-from lora_cls.evaluation import task_of
 from lora_cls.recipe import Recipe, Train
 
 
@@ -100,14 +100,11 @@ def check_selection(recipe: Recipe, data: Dataset, fold: np.ndarray) -> None:
         assert data.labels is not None
         for number in numbers.tolist():
             own = (fold != number) & ~data.extra
-            found, what = len(np.unique(data.groups[own])), "groups of rows"
-            if task_of(recipe.task).exclusive and own.any():
-                most = int(data.labels[own].sum(axis=0, dtype=np.int64).max())
-                found, what = min((found, what), (most, "rows of its most frequent class"))
-            if found < _n_slices(recipe):
+            most, what = most_folds(data.labels[own], data.groups[own], recipe.task)
+            if most < _n_slices(recipe):
                 raise DataError(
                     f"train.select: inner holds back one of {_n_slices(recipe)} parts (train.inner_fraction "
-                    f"{recipe.train.inner_fraction:g}), but fold {number} is trained on only {found} {what}. "
+                    f"{recipe.train.inner_fraction:g}), but fold {number} is trained on only {most} {what}. "
                     "Raise train.inner_fraction, set train.select: last, or add rows."
                 )
 

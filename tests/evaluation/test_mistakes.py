@@ -3,7 +3,14 @@
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from lora_cls.evaluation.mistakes import co_occurrence, confident_mistakes, confusion, label_doubts, taken_for
+from lora_cls.evaluation.mistakes import (
+    class_doubts,
+    co_occurrence,
+    confident_mistakes,
+    confusion,
+    label_doubts,
+    taken_for,
+)
 
 
 def test_confident_mistakes():
@@ -53,7 +60,7 @@ def test_swapped_classes_are_found():
     y_score /= y_score.sum(axis=1, keepdims=True)
     given = clean.copy()
     given[:9] = (clean[:9] + 1) % 3
-    found = label_doubts(np.eye(3)[given], y_score, classes=True)
+    found = class_doubts(np.eye(3)[given], y_score)
     assert sorted(found.rows[:9]) == list(range(9))
     assert (found.labels[:9] == clean[found.rows[:9]]).all()
 
