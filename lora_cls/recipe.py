@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lora_cls.choices import BlendHow, Combination, PieceCombination, ThresholdStrategy
+from lora_cls.choices import BlendHow, ClassStrategy, Combination, LabelStrategy, PieceCombination, ThresholdStrategy
 from lora_cls.errors import RecipeError, did_you_mean
 
 # In a wheel the recipes lie inside the package; in a checkout, beside it.
@@ -428,7 +428,7 @@ def _task_problems(recipe: Recipe) -> list[str]:
     task, strategy = recipe.task, recipe.thresholds.strategy
     problems = []
     if task == "single_label":
-        if strategy in ("per_label", "global", "fixed"):
+        if strategy in get_args(LabelStrategy):
             problems.append(
                 f"thresholds.strategy: {strategy} decides labels one by one; task: single_label takes argmax or "
                 "prior_adjusted."
@@ -450,7 +450,7 @@ def _task_problems(recipe: Recipe) -> list[str]:
             )
         if recipe.prediction.at_least_one:
             problems.append("prediction.at_least_one: task: single_label gives every row exactly one class: remove it.")
-    elif task is not None and strategy in ("argmax", "prior_adjusted"):
+    elif task is not None and strategy in get_args(ClassStrategy):
         problems.append(
             f"thresholds.strategy: {strategy} chooses one class per row; task: {task} takes per_label, global or fixed."
         )
