@@ -17,12 +17,13 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
 
 from benchmarks.machine import commit, machine
+from lora_cls.choices import Models
 from lora_cls.commands.export import FOLDS, compare, export
 from lora_cls.commands.predict import Classifier
 from lora_cls.evaluation import Interval
@@ -30,9 +31,9 @@ from lora_cls.files import write_json
 from lora_cls.runs import Labelled, RunFolder
 
 
-def ways(run: RunFolder) -> list[tuple[str, dict[str, Any] | Literal["folds", "refit"]]]:
+def ways(run: RunFolder) -> list[tuple[str, dict[str, Any] | Models]]:
     """(name, settings of `export`, or which models of the run answer)."""
-    found: list[tuple[str, dict[str, Any] | Literal["folds", "refit"]]] = [(FOLDS, "folds")]
+    found: list[tuple[str, dict[str, Any] | Models]] = [(FOLDS, "folds")]
     lora = run.recipe.lora
     if lora is not None:
         found.append(("exact mean", {}))
@@ -62,7 +63,7 @@ def _answer(
     run: RunFolder,
     labelled: Labelled,
     folder: Path,
-    how: dict[str, Any] | Literal["folds", "refit"],
+    how: dict[str, Any] | Models,
     folds: np.ndarray | None,
 ) -> dict[str, Any]:
     about: dict[str, Any] = {"rank": run.recipe.lora.r if run.recipe.lora else None, "compression": None}

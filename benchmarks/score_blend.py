@@ -17,10 +17,10 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
+from benchmarks.score_test import true_labels
 from lora_cls.choices import BlendHow
 from lora_cls.commands.blend import blend
 from lora_cls.commands.tune import tune
-from lora_cls.data import read_table
 from lora_cls.evaluation import Interval, bootstrap_difference, bootstrap_macro_f1
 from lora_cls.files import write_array
 from lora_cls.recipe import load_recipe
@@ -66,8 +66,7 @@ def score(paths: Sequence[Path], labels: Path, scratch: Path) -> list[str]:
     runs = [RunFolder(path) for path in paths]
     ids = runs[0].test_ids
     assert ids is not None
-    table = read_table(labels).set_index(runs[0].info.data.test_id_column or "id").loc[ids]
-    y_test, groups = table[runs[0].label_names].to_numpy(np.int8), np.arange(len(ids))
+    y_test, groups = true_labels(runs[0], labels), np.arange(len(ids))
     about: dict[str, BlendInfo] = {}
     lines: list[str] = []
     for how in get_args(BlendHow):

@@ -13,10 +13,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from lora_cls.choices import Combination
 from lora_cls.data import read_table
 from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.evaluation import Interval, Task, bootstrap_macro_f1, bootstrap_unpaired_difference, macro_f1
@@ -45,24 +45,30 @@ class Decided:
         """Out-of-fold decisions without tuning."""
         return self.task.untuned(self.oof.logits)
 
-    def on_test(self, way: Literal["mean_proba", "mean_logit", "vote"]) -> np.ndarray:
+    def on_test(self, way: Combination) -> np.ndarray:
         """Decisions on the test rows by all folds together, array of shape (n_test, n_labels)."""
         return self.task.together(self.per_fold, self.thresholds, Prediction(combine=way))[1]
 
 
-def decide(run: RunFolder, labels: Path) -> Decided:
-    """All decisions of a run; `labels` holds the truth of its test rows."""
-    names, results = run.label_names, run.results()
+def true_labels(run: RunFolder, labels: Path) -> np.ndarray:
+    """Labels of a run's test rows as a file has them, ndarray of shape (n_test, n_labels), int8."""
+    names = run.label_names
     table = read_table(labels).set_index(run.info.data.test_id_column or "id").loc[run.test_ids]
     columns, classes = (names, None) if run.label_column is None else ([run.label_column], names)
     y_test = as_binary_labels(label_matrix(table, columns, classes, run.recipe.data))
     if (y_test < 0).any():
         raise SystemExit(f"{labels}: labels that are missing or that the run does not know.")
+    return y_test
+
+
+def decide(run: RunFolder, labels: Path) -> Decided:
+    """All decisions of a run; `labels` holds the truth of its test rows."""
+    results = run.results()
     task, per_fold = run.task(results.decision.settings), run.test_scores()
     assert per_fold is not None
-    thresholds = np.array([results.decision.shipped[name] for name in names])
+    thresholds = np.array([results.decision.shipped[name] for name in run.label_names])
     y_pred = results.oof.decide(task, results.decision)
-    return Decided(results.oof, y_pred, y_test, per_fold, thresholds, task)
+    return Decided(results.oof, y_pred, true_labels(run, labels), per_fold, thresholds, task)
 
 
 def score(run: RunFolder, labels: Path, ways: Sequence[str] = WAYS) -> list[str]:

@@ -3,8 +3,10 @@
 from typing import Literal
 
 LabelStrategy = Literal["per_label", "global", "fixed"]
-ThresholdStrategy = Literal["per_label", "global", "fixed", "argmax", "prior_adjusted"]
-"""Those of labels that are decided one by one, and those of classes."""
+"""Of labels that are decided one by one."""
+ClassStrategy = Literal["argmax", "prior_adjusted"]
+"""Of classes, of which a row has exactly one."""
+ThresholdStrategy = Literal[LabelStrategy, ClassStrategy]
 Combination = Literal["mean_proba", "mean_logit", "vote"]
 """How the folds' models answer together."""
 PieceCombination = Literal["mean_logit", "mean_proba", "max"]

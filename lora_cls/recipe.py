@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lora_cls.choices import BlendHow, Combination, LabelStrategy, PieceCombination, ThresholdStrategy
+from lora_cls.choices import BlendHow, ClassStrategy, Combination, LabelStrategy, PieceCombination, ThresholdStrategy
 from lora_cls.errors import RecipeError, did_you_mean
 
 # In a wheel the recipes lie inside the package; in a checkout, beside it.
@@ -450,7 +450,7 @@ def _task_problems(recipe: Recipe) -> list[str]:
             )
         if recipe.prediction.at_least_one:
             problems.append("prediction.at_least_one: task: single_label gives every row exactly one class: remove it.")
-    elif task is not None and strategy not in (None, *get_args(LabelStrategy)):
+    elif task is not None and strategy in get_args(ClassStrategy):
         problems.append(
             f"thresholds.strategy: {strategy} chooses one class per row; task: {task} takes per_label, global or fixed."
         )
