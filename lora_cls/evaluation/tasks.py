@@ -129,7 +129,7 @@ class LabelTask(Task):
 
     @property
     def strategy(self) -> str:
-        """See `Decisions.strategy`."""
+        """See `Task.strategy`."""
         return self.settings.strategy or "per_label"
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
@@ -169,7 +169,7 @@ class LabelTask(Task):
     def together(
         self, per_fold: npt.ArrayLike, thresholds: npt.ArrayLike, prediction: Prediction
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-        """See `Decisions.together`; votes are decided at half of the folds."""
+        """See `Task.together`; votes are decided at half of the folds."""
         vote = prediction.combine == "vote"
         y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         return y_score, self.apply(y_score, 0.5 if vote else thresholds, prediction.at_least_one)
@@ -193,7 +193,7 @@ class ClassTask(Task):
 
     @property
     def strategy(self) -> str:
-        """See `Decisions.strategy`."""
+        """See `Task.strategy`."""
         return self.settings.strategy or "prior_adjusted"
 
     def untuned(self, logits: npt.ArrayLike) -> npt.NDArray[np.int8]:
@@ -253,7 +253,7 @@ class ClassTask(Task):
     def together(
         self, per_fold: npt.ArrayLike, thresholds: npt.ArrayLike, prediction: Prediction
     ) -> tuple[FloatArray, npt.NDArray[np.int8]]:
-        """See `Decisions.together`; of classes with equally many votes the more probable one is taken."""
+        """See `Task.together`; of classes with equally many votes the more probable one is taken."""
         vote = prediction.combine == "vote"
         y_score = self.link.combine_folds(per_fold, prediction.combine, thresholds if vote else None)
         if not vote:
