@@ -14,11 +14,12 @@ from lora_cls.choices import BlendHow
 from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Task, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
-from lora_cls.files import write_array
+from lora_cls.files import whole_folder, write_array
 from lora_cls.machine import surroundings
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs import AlignedRun, FoldInfo, OutOfFold, RunFolder, RunInfo, align
 from lora_cls.runs.records import BlendedRun, BlendInfo, BlendWay
+from lora_cls.runs.sums import sums
 
 NOTE = (
     "For every fold, what a way learns (weights, regressions) and the thresholds come from the other folds' rows. "
@@ -64,7 +65,7 @@ def blend(
     """
     out = Path(out)
     members = align(paths)
-    first, oof = members[0].run, members[0].oof
+    first = members[0].run
     recipe = _recipe(members, out, how)
     RunFolder.refuse_existing(out)  # before minutes of fitting
     task = members[0].task
@@ -80,7 +81,24 @@ def blend(
         seconds={phase: round(sum(one.seconds[phase] for one in infos), 1) for phase in ("train", "predict")},
         peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos),
     )
-    run = RunFolder.create_like(out, recipe, info, first)
+    with whole_folder(out) as scratch:
+        run = RunFolder(RunFolder.create_like(scratch, recipe, info, first).path, out.name)
+        _write(run, members, how, written, y_score, test)
+        about.write(run.files.blend)
+        tune(run, say=say)
+    return RunFolder(out)
+
+
+def _write(
+    run: RunFolder,
+    members: Sequence[AlignedRun],
+    how: BlendHow,
+    written: CrossFitted,
+    y_score: np.ndarray,
+    test: np.ndarray | None,
+) -> None:
+    """The folds of a blend, and what its fits say of all rows."""
+    oof, task = members[0].oof, members[0].task
     place = {value: i for i, value in enumerate(oof.ids)}
     held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
     for k, number in enumerate(run.fold_numbers):
@@ -96,9 +114,7 @@ def blend(
         folder.write_info(_fold_info([member.run.fold(number).info for member in members], fitted, oof))
     if written.fitted_logits is not None:
         write_array(run.files.fitted_logits, written.fitted_logits[:, held_out[held_out >= 0]])
-    about.write(run.files.blend)
-    tune(run, say=say)
-    return run
+        run.update_info(files=run.info.files | sums(run.path, [run.files.fitted_logits]))
 
 
 def blended_logits(task: Task, proba: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,27 @@ from lora_cls.choices import Calibration
 from lora_cls.errors import RunError
 from lora_cls.evaluation import apply_calibration, calibrated_thresholds, calibration_scores, fit_calibration, macro_f1
 from lora_cls.evaluation.calibration import N_BINS
-from lora_cls.runs import Decision, RunFolder
+from lora_cls.runs import RunFolder
 from lora_cls.runs.io import write_values
 from lora_cls.runs.records import CalibrationInfo
 
 
-def calibrate(run: str | Path | RunFolder, how: Calibration = "temperature") -> CalibrationInfo:
+def calibrate(
+    run: str | Path | RunFolder,
+    how: Calibration = "temperature",
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> CalibrationInfo:
     """Calibrate the out-of-fold probabilities of the finished folds, and those of the test rows.
 
     The rows of a fold are calibrated by the map of the other folds' rows (of a single fold, part by part, as `tune`
     decides them). `calibration.json` also keeps the map of all rows, with thresholds for it, for test rows and whatever
     comes later. Writes `calibration.json`, `oof_proba_calibrated.csv` and, for a run with test rows,
     `test_proba_calibrated.csv`.
+
+    Parameters
+    ----------
+    say : told of another process that writes into the run, and is waited for
 
     Returns
     -------
@@ -40,7 +50,7 @@ def calibrate(run: str | Path | RunFolder, how: Calibration = "temperature") -> 
             f"{run.path}: isotonic calibrates labels one by one, and a row's classes would no longer sum to 1. "
             "Use --how temperature."
         )
-    decision = Decision.read(run.files.decision)
+    decision = run.decision()
     task, prediction = run.task(decision.settings), decision.prediction
     oof, names = run.out_of_fold(), run.label_names
     y_true, y_score, part = oof.y_true, oof.y_score, oof.part
@@ -72,15 +82,16 @@ def calibrate(run: str | Path | RunFolder, how: Calibration = "temperature") -> 
         "shipped": shipped,
         oof.over: per_part,
     }
-    write_values(run.files.oof_calibrated, oof.ids, names, calibrated)
-    per_fold, test_ids = run.test_scores(), run.test_ids
+    per_fold, test_ids, test_proba = run.test_scores(), run.test_ids, None
     if per_fold is not None and test_ids is not None:
         # votes are counts of folds, which no map makes probabilities
         if prediction.combine == "vote":
             prediction = prediction.model_copy(update={"combine": "mean_logit"})
-        proba, _ = task.together(apply_calibration(how, task, shipped, per_fold), thresholds, prediction)
-        write_values(run.files.test_calibrated, test_ids, names, proba)
+        test_proba, _ = task.together(apply_calibration(how, task, shipped, per_fold), thresholds, prediction)
         values["test_combine"] = prediction.combine
     info = CalibrationInfo.model_validate(values)
-    info.write(run.files.calibration)
-    return info
+    with run.writing(say):
+        write_values(run.files.oof_calibrated, oof.ids, names, calibrated)
+        if test_proba is not None and test_ids is not None:
+            write_values(run.files.test_calibrated, test_ids, names, test_proba)
+        return info.write(run.files.calibration)

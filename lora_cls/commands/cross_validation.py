@@ -146,23 +146,28 @@ def cross_validate(
             info = _info(tables, learner)
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
         costs = Costs(run, learner, started)
-        todo = [k for k in wanted if not run.fold(k).finished]
-        progress.expect(len(todo))
-        for number in todo:
+        progress.expect(sum(not run.fold(number).finished for number in wanted))
+        for number in wanted:
             folder = run.fold(number)
-            result = trainer.fit_fold(number, np.flatnonzero(fold != number), np.flatnonzero(fold == number), folder)
-            complete_fold(folder, result)
+            with folder.training():
+                if folder.finished:
+                    continue
+                held_out = fold == number
+                result = trainer.fit_fold(number, np.flatnonzero(~held_out), np.flatnonzero(held_out), folder)
+                complete_fold(folder, result)
             costs.note()
-            f1 = macro_f1(data.labels[fold == number], task_of(recipe.task).untuned(result.oof_logits))
+            f1 = macro_f1(data.labels[held_out], task_of(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
             progress.fold_done(f"fold {number}", f"macro-F1 {f1:.4f} untuned{optimistic}")
-        if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
-            choose_epochs(run)
-        tuning = time.monotonic()
-        results = score(run)
-        costs.tune = time.monotonic() - tuning
-        costs.note(last_session_seconds=round(time.monotonic() - started, 1))
-        write_reports(run, progress.say, results)
+        with run.writing(progress.say):
+            run.reread()
+            if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
+                choose_epochs(run)
+            tuning = time.monotonic()
+            results = score(run)
+            costs.tune = time.monotonic() - tuning
+            costs.note(last_session_seconds=round(time.monotonic() - started, 1))
+            write_reports(run, progress.say, results)
     return run
 
 

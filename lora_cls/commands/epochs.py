@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_cls.evaluation import macro_f1
 from lora_cls.files import whole_folder, write_array, write_bytes
-from lora_cls.runs import FoldFolder, RunFolder, read_array
+from lora_cls.runs import FoldFolder, RunFolder
 
 
 def choose_epochs(run: RunFolder) -> None:
@@ -26,9 +26,10 @@ def choose_epochs(run: RunFolder) -> None:
         for number, weight in zip(numbers, weights, strict=True):
             folder, shape = run.fold(number), (int((fold == number).sum()), y_true.shape[1])
             if not chosen[number]:  # small, and kept: a fold that is trained again is chosen by the others' curves
-                logits = np.array([read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
+                logits = np.array([folder.read_array(folder.epoch(epoch).oof_logits, shape) for epoch in epochs])
                 write_array(folder.epoch_logits, logits)
-            logits = read_array(folder.epoch_logits, (len(epochs), *shape))
+            else:
+                logits = folder.read_array(folder.epoch_logits, (len(epochs), *shape))
             by_epoch[:, fold == number] = task.link.probabilities(logits, weight)
         for number in numbers:
             if not chosen[number]:

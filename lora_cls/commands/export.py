@@ -23,9 +23,10 @@ from lora_cls.modeling.merging import average_weights, merge_adapters
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import export_card
 from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
-from lora_cls.runs import Decision, FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
-from lora_cls.runs.folder import write_recipe
+from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
+from lora_cls.runs.folder import recipe_bytes
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
+from lora_cls.runs.sums import sums
 from lora_cls.training.heads import head_type
 
 FOLDS = "the folds together"
@@ -150,7 +151,8 @@ def _write(
     from lora_cls.modeling.updates import mean_adapter
 
     recipe, info, numbers, files = run.recipe, run.info, run.finished_folds, RunFiles(folder)
-    adapters = [run.fold(number).adapter for number in numbers]
+    folds = [run.fold(number) for number in numbers]
+    adapters = [fold.weights(fold.adapter) for fold in folds]
     choices, backbone_path = dict(info.choices), info.backbone_path
     chosen: int | None = None
     exact: int | None = None
@@ -179,11 +181,12 @@ def _write(
         note=NO_SCORE if len(numbers) > 1 else NO_SCORE_OF_ONE,
         pos_weight=weight,
     )
-    info.model_copy(update={"choices": choices, "backbone_path": backbone_path}).write(files.info)
+    write_bytes(files.recipe, recipe_bytes(recipe))
+    noted = sums(folder, [files.recipe])
+    info.model_copy(update={"choices": choices, "backbone_path": backbone_path, "files": noted}).write(files.info)
     run.labels_info.write(files.labels)
-    Decision.read(run.files.decision).write(files.decision)
+    run.decision().write(files.decision)
     FoldFolder(folder).write_info(FoldInfo(pos_weight=weight))
-    write_recipe(files.recipe, recipe)
     about.write(files.export)
     write_bytes(files.card, export_card(run, RunFolder(folder), about).encode())
     return about

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lora_cls.choices import Models
 from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
 from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
-from lora_cls.runs import Decision, FoldFolder, RunFolder
+from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
@@ -23,6 +24,7 @@ class Classifier:
     """The models of a run folder, ready for texts.
 
     Use `Classifier.load`. Answers are those of all finished folds together, or of the model trained on all rows.
+    Threads may share one: the folds' weights take turns in one model, so threads answer one after the other.
 
     Examples
     --------
@@ -49,6 +51,7 @@ class Classifier:
         # one model has no votes to count
         self.prediction = prediction if len(folders) > 1 else prediction.model_copy(update={"combine": "mean_proba"})
         self._show = show
+        self._turn = Lock()
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
         self._predictor = make_predictor(self.recipe, self.label_names, run.info.choices, backbone)
@@ -86,7 +89,7 @@ class Classifier:
             folders = [run.fold(number) for number in run.finished_folds]
             if not folders:
                 raise no_fold_finished(run.path)
-        decision = Decision.read(run.files.decision)
+        decision = run.decision()
         shipped = np.array([decision.shipped[name] for name in run.label_names])
         return cls(run, folders, shipped, decision.prediction, backbone, show)
 
@@ -129,7 +132,7 @@ class Classifier:
         texts = [texts] if isinstance(texts, str) else list(texts)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
         seconds = 0.0
-        with Progress(len(self._folders), self._show) as progress:
+        with self._turn, Progress(len(self._folders), self._show) as progress:
             for i, folder in enumerate(self._folders):
                 logits[i] = self._predictor.predict(folder, texts)
                 seconds += self._predictor.predict_seconds

@@ -38,7 +38,7 @@ def refit(
         raise RunError(f"{run.path} is an export: refit the run that it was made from.")
     refuse_blend(run.recipe)
     recipe, data = run.recipe, training_data(run, train, extra_train)
-    with Progress(1, show) as progress:
+    with run.refit.training(), Progress(1, show) as progress:
         if run.refit.finished:
             progress.say(f"{run.refit.path} is finished already.")
             return run.refit

@@ -43,7 +43,8 @@ def tune(
     Parameters
     ----------
     thresholds, prediction : settings to use instead of the recipe's
-    say : told what could not be written of the card and the page, which cost a run nothing
+    say : told what could not be written of the card and the page, which cost a run nothing; and of another process that
+        writes into the run, and is waited for
 
     Returns
     -------
@@ -64,12 +65,19 @@ def tune(
     1
     """
     run = RunFolder.of(run)
-    results = score(run, thresholds, prediction)
-    write_reports(run, say, results)
+    with run.writing(say):
+        results = score(run, thresholds, prediction)
+        write_reports(run, say, results)
     return results.scores
 
 
-def score(run: RunFolder, thresholds: Thresholds | None = None, prediction: Prediction | None = None) -> Results:
+def score(
+    run: RunFolder,
+    thresholds: Thresholds | None = None,
+    prediction: Prediction | None = None,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Results:
     """`tune` but for the card and the page."""
     recipe, oof = run.recipe, run.out_of_fold()
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
@@ -111,11 +119,12 @@ def score(run: RunFolder, thresholds: Thresholds | None = None, prediction: Pred
         }
         | more
     )
-    write_values(run.files.oof_proba, oof.ids, names, oof.y_score)
-    decision.write(run.files.decision)
-    if submission is not None:
-        submission.write(run)
-    scores.write(run.files.scores)
+    with run.writing(say):
+        write_values(run.files.oof_proba, oof.ids, names, oof.y_score)
+        decision = decision.write(run.files.decision)
+        if submission is not None:
+            submission.write(run)
+        scores = scores.model_copy(update={"decision_sha256": decision.sha256}).write(run.files.scores)
     return Results(oof, decision, scores)
 
 

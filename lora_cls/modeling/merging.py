@@ -48,7 +48,8 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: C
     attach(base, len(run.label_names))
     with TemporaryDirectory(dir=folder.parent) as scratch:
         adapter = Path(scratch) / "adapter"
-        mean_adapter([run.fold(number).adapter for number in run.finished_folds], adapter)
+        folds = [run.fold(number) for number in run.finished_folds]
+        mean_adapter([fold.weights(fold.adapter) for fold in folds], adapter)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers in a way it deprecates
             model = PeftModel.from_pretrained(base, str(adapter))
@@ -75,7 +76,8 @@ def average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
 
     recipe = run.recipe
     assert recipe.backbone is not None
-    models = [run.fold(number).model for number in run.finished_folds]
+    folds = [run.fold(number) for number in run.finished_folds]
+    models = [fold.weights(fold.model) for fold in folds]
     shutil.copytree(models[0], folder)
     for name in ("model.safetensors", HEAD_FILE):
         save_file(mean_weights([model / name for model in models]), folder / name, {"format": "pt"})

@@ -81,7 +81,7 @@ def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
         pipeline_tag="text-classification",
         tags=tags,
         metrics=list(dict.fromkeys(kind for kind, _ in named.values())),
-        model_name=run.path.resolve().name,
+        model_name=run.name,
         eval_results=results,
     )
 
@@ -90,7 +90,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
     recipe, fold = run.recipe, run.fold(run.finished_folds[0]).path.name
     return fill(
         "card.md.j2",
-        name=run.path.name,
+        name=run.name,
         kind=run.task().title,
         base=base_name(recipe),
         nouns=run.task().nouns,
@@ -115,7 +115,7 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
         about=about,
         scores=about.scores,
         scored=about.scored,
-        run=run.path.name,
+        run=run.name,
         base=recipe.backbone.name_or_path,
         full=run.recipe.lora is None,
         quantized=run.recipe.quantization is not None,

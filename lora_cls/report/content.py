@@ -29,6 +29,7 @@ from lora_cls.report.sentences import (
     score_sentence,
 )
 from lora_cls.runs import Decision, FoldFolder, OutOfFold, Results, RunFolder, RunInfo, Scores
+from lora_cls.runs.io import read_bytes
 from lora_cls.runs.records import BlendInfo
 
 N_THRESHOLDS = 16_000
@@ -108,7 +109,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     folds = [_fold(run.fold(number), number, shown, decision) for number in scores.folds_finished]
     lengths = length_summary(train.texts) if train is not None else info.data.lengths
     return {
-        "name": run.path.resolve().name,
+        "name": run.name,
         "task": recipe.task,
         "classes": classes,
         "kind": task.title,
@@ -266,13 +267,15 @@ def _fold(folder: FoldFolder, number: int, shown: Shown, decision: Decision) -> 
         "seconds": info.seconds,
         "trainable_parameters": info.trainable_parameters,
         "epoch": info.epoch,
-        "epochs": _epochs(folder.metrics) if folder.metrics.is_file() else [],
+        "epochs": _epochs(folder) if folder.metrics.is_file() else [],
     }
 
 
-def _epochs(file: Any) -> list[dict[str, Any]]:
+def _epochs(folder: FoldFolder) -> list[dict[str, Any]]:
+    file = folder.metrics
+    content = read_bytes(file, folder.noted(file), folder.remedy)
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in content.decode().splitlines()]
     except ValueError as error:
         raise RunError(f"{file} is damaged: {error}") from None
 

@@ -132,7 +132,7 @@ def _differences(run: RunFolder, rows: _HeldOut, first: RunFolder, expected: _He
 
 
 def _aligned(run: RunFolder, name: str, oof: OutOfFold, shared: OutOfFold) -> AlignedRun:
-    decision = Decision.read(run.files.decision)
+    decision = run.decision()
     task = run.task(decision.settings)
     place = {row: i for i, row in enumerate(oof.ids)}
     order = np.array([place[row] for row in shared.ids])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 
 from lora_cls.errors import RunError
-from lora_cls.runs.io import integers, read_csv
+from lora_cls.runs.io import integers, read_array, read_csv
+from lora_cls.runs.lock import locked
 from lora_cls.runs.records import FoldInfo
+from lora_cls.runs.sums import check, sums
 
 
 class FoldFolder:
@@ -34,6 +37,7 @@ class FoldFolder:
         self.epoch_logits, self.answers = path / "epoch_logits.npy", path / "answers.csv"
         self.info_file = path / "fold.json"
         self._info: FoldInfo | None = None
+        self._verified: set[Path] = set()
 
     def __repr__(self) -> str:
         return f"FoldFolder({str(self.path)!r})"
@@ -50,10 +54,40 @@ class FoldFolder:
         return self._info
 
     def write_info(self, info: FoldInfo) -> None:
-        """Write `fold.json`, which makes this a finished fold; with the counts of written answers, if there are any."""
-        counts = self._answer_counts()
-        self._info = info.model_copy(update=counts) if counts else info
-        self._info.write(self.info_file)
+        """Write `fold.json`, which makes this a finished fold; with the SHA-256 of what is there, and the counts of
+        written answers, if there are any."""
+        arrays = [self.oof_logits, self.test_logits, self.epoch_logits]
+        places = [self.adapter, self.model, self.metrics, *arrays, self.answers, *sorted(self.path.glob("epoch-*"))]
+        files = sums(self.path, places)
+        self._info = info.model_copy(update={"files": files} | self._answer_counts()).write(self.info_file)
+        self._verified.clear()
+
+    def weights(self, folder: Path) -> Path:
+        """`adapter`, `model`, or the same of an epoch, after a look at its SHA-256 (once). Raises RunError if it was
+        changed since."""
+        if folder not in self._verified and self.finished:
+            check(folder, self.info.files, self.remedy)
+            self._verified.add(folder)
+        return folder
+
+    def read_array(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
+        """One of the fold's arrays. Raises RunError if it is missing, damaged, changed, or of another shape."""
+        return read_array(file, shape, self.noted(file), self.remedy)
+
+    def noted(self, file: Path) -> str | None:
+        """The SHA-256 that `fold.json` holds of a file; None of a fold that is not finished."""
+        return self.info.files.get(file.relative_to(self.path).as_posix()) if self.finished else None
+
+    @property
+    def remedy(self) -> str:
+        """What mends a damaged file of the fold."""
+        if any(self.path.glob("epoch-*")):  # stopped while epochs were chosen: they are chosen again
+            return " Continue the run with --resume."
+        return f" Remove {self.info_file} and run again with --resume."
+
+    def training(self) -> AbstractContextManager[None]:
+        """Held while the fold is trained. Raises RunError if another process trains it."""
+        return locked(self.path, "is trained")
 
     def _answer_counts(self) -> dict[str, int]:
         """How many answers were written, and how many of them could not be read."""

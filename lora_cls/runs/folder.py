@@ -16,7 +16,10 @@ Files are written under a temporary name and renamed; `fold.json` completes a fo
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -34,9 +37,11 @@ from lora_cls.evaluation import Task, task_of
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
-from lora_cls.runs.io import integers, read_array, read_csv, write_values
+from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, write_values
+from lora_cls.runs.lock import LOCK, locked
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
+from lora_cls.runs.sums import sums
 
 UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
@@ -74,6 +79,10 @@ class Results:
 class RunFolder:
     """An existing run folder. Every file is read once; make another `RunFolder` to see what other processes changed.
 
+    Parameters
+    ----------
+    name : what it will be called, while it stands under a scratch name; that of the folder where None
+
     Raises
     ------
     RunError
@@ -86,8 +95,9 @@ class RunFolder:
     lora_cls.errors.RunError: no/such/run is no run folder: it has no recipe.yaml.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = Path(path)
+        self.name = name or self.path.resolve().name
         self.files = RunFiles(self.path)
         if not self.files.recipe.is_file():
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
@@ -119,48 +129,66 @@ class RunFolder:
         sample: pd.DataFrame | None = None,
     ) -> RunFolder:
         """Make a new run folder; `recipe.yaml`, which marks it as one, is written last."""
-        files = cls._begin(path)
         assert train.labels is not None
-        named = train.columns.labels[0] if train.columns and train.columns.classes is not None else None
-        LabelsInfo(task=recipe.task, labels=train.label_names, column=named).write(files.labels)
-        write_csv(files.folds, pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
-        write_values(files.train_labels, train.ids, train.label_names, train.labels)
-        if test is not None:
-            write_csv(files.test_ids, pd.DataFrame({"id": test.ids}))
-        if sample is not None:
-            write_csv(files.sample_submission, sample)
-        return cls._complete(path, recipe, info)
+        with cls._locked(path):
+            files = cls._begin(path)
+            named = train.columns.labels[0] if train.columns and train.columns.classes is not None else None
+            LabelsInfo(task=recipe.task, labels=train.label_names, column=named).write(files.labels)
+            write_csv(files.folds, pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
+            write_values(files.train_labels, train.ids, train.label_names, train.labels)
+            if test is not None:
+                write_csv(files.test_ids, pd.DataFrame({"id": test.ids}))
+            if sample is not None:
+                write_csv(files.sample_submission, sample)
+            return cls._complete(path, recipe, info)
 
     @classmethod
     def create_like(cls, path: Path, recipe: Recipe, info: RunInfo, like: RunFolder) -> RunFolder:
         """Make a new run folder on the rows, labels, folds and test rows of another, without any fold finished."""
-        files = cls._begin(path)
-        for name in ("labels", "folds", "train_labels", "test_ids", "sample_submission"):
-            if (source := getattr(like.files, name)).is_file():
-                shutil.copyfile(source, getattr(files, name))
-        return cls._complete(path, recipe, info)
+        with cls._locked(path):
+            files = cls._begin(path)
+            for name in ("labels", "folds", "train_labels", "test_ids", "sample_submission"):
+                source = getattr(like.files, name)
+                if like._has(source):
+                    write_bytes(getattr(files, name), read_bytes(source, like._noted(source), RESTORE))
+            return cls._complete(path, recipe, info)
+
+    @staticmethod
+    def _locked(path: Path, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
+        return locked(path, "is written", wait=say)
+
+    def writing(self, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
+        """Held while scores, decisions and whatever else stands at the top of the folder are written.
+
+        Parameters
+        ----------
+        say : told of another process that is waited for
+        """
+        return self._locked(self.path, say)
 
     @classmethod
     def _begin(cls, path: Path) -> RunFiles:
         cls.refuse_existing(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{path} cannot be made: {error.strerror}.") from error
         write_bytes(path / UNFINISHED, b"")
         return RunFiles(path)
 
     @classmethod
     def _complete(cls, path: Path, recipe: Recipe, info: RunInfo) -> RunFolder:
-        info.write(RunFiles(path).info)
-        write_recipe(RunFiles(path).recipe, recipe)
+        files = RunFiles(path)
+        written = recipe_bytes(recipe)
+        noted = sums(path, [files.folds, files.train_labels, files.test_ids, files.sample_submission])
+        noted |= {files.recipe.name: hashlib.sha256(written).hexdigest()}
+        info.model_copy(update={"files": noted}).write(files.info)
+        write_bytes(files.recipe, written)
         (path / UNFINISHED).unlink()
         return cls(path)
 
     @staticmethod
     def begun(path: Path) -> bool:
         """Whether there is anything to resume: neither an empty folder nor one that `create` was stopped in."""
-        return path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / UNFINISHED).exists()))
+        if not path.is_dir():
+            return path.exists()
+        return any(file.name != LOCK for file in path.iterdir()) and not (path / UNFINISHED).exists()
 
     @classmethod
     def refuse_existing(cls, path: Path) -> None:
@@ -176,7 +204,9 @@ class RunFolder:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return load_recipe(self.files.recipe)
+        file = self.files.recipe
+        read_bytes(file, self._noted(file), RESTORE)
+        return load_recipe(file)
 
     @cached_property
     def labels_info(self) -> LabelsInfo:
@@ -203,22 +233,36 @@ class RunFolder:
             self._info = RunInfo.read(self.files.info)
         return self._info
 
+    def _noted(self, file: Path) -> str | None:
+        """The SHA-256 that `run.json` holds of a file at the top of the folder."""
+        return self.info.files.get(file.name)
+
+    def _has(self, file: Path) -> bool:
+        """Whether there is, or should be, such a file."""
+        return self._noted(file) is not None or file.is_file()
+
+    def reread(self) -> None:
+        """Forget what was read of `run.json` and the folds: another process may have written them."""
+        self._info = None
+        self._folds.clear()
+
     def update_info(self, **values: Any) -> None:
         """Change fields of `run.json`, on top of what other processes wrote meanwhile."""
-        self._info = RunInfo.read(self.files.info).model_copy(update=values)
-        self._info.write(self.files.info)
+        with self.writing():
+            self._info = RunInfo.read(self.files.info).model_copy(update=values)
+            self._info.write(self.files.info)
 
     @cached_property
     def folds(self) -> pd.DataFrame:
         """Columns id, fold, group; the training rows in their order. Rows of fold -1 are only trained on."""
-        table = read_csv(self.files.folds)
+        table = read_csv(self.files.folds, self._noted(self.files.folds))
         return table.assign(**integers(self.files.folds, table, ["fold", "group"]))
 
     @cached_property
     def y_true(self) -> np.ndarray:
         """Training labels, ndarray of shape (n_samples, n_labels), int8."""
         file = self.files.train_labels
-        table, ids = read_csv(file), self.folds["id"].tolist()
+        table, ids = read_csv(file, self._noted(file)), self.folds["id"].tolist()
         if "id" not in table or table["id"].tolist() != ids:
             raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {self.files.folds}.")
         columns = integers(file, table, self.label_names)
@@ -273,36 +317,54 @@ class RunFolder:
         y_score = np.empty(logits.shape, dtype=np.float64)
         for number, weight in zip(finished, self.pos_weights(), strict=True):
             here = fold == number
-            logits[here] = read_array(self.fold(number).oof_logits, (int(here.sum()), len(names)))
+            folder = self.fold(number)
+            logits[here] = folder.read_array(folder.oof_logits, (int(here.sum()), len(names)))
             y_score[here] = task.link.probabilities(logits[here], weight)
         over, part = held_apart(fold, y_true, groups, self.recipe)
         fitted = None
-        if self.files.fitted_logits.is_file():
+        if self._has(file := self.files.fitted_logits):
             shape = (len(np.unique(part)), *logits.shape)
-            fitted = task.link.probabilities(read_array(self.files.fitted_logits, shape), np.ones(len(names)))
+            again = " Make the blend anew with another --out."
+            fitted = task.link.probabilities(read_array(file, shape, self._noted(file), again), np.ones(len(names)))
         ids = self.folds["id"].iloc[rows].tolist()
         return OutOfFold(ids, names, rows, fold, groups, over, part, y_true, logits, y_score, fitted)
 
     def results(self) -> Results:
         """The run's predictions, decisions and scores, as they were last tuned. Raises RunError if it has none yet."""
-        scores, decision = Scores.read(self.files.scores), Decision.read(self.files.decision)
+        scores, decision = Scores.read(self.files.scores), self.decision()
+        if scores.decision_sha256 not in (None, decision.sha256):
+            raise RunError(
+                f"{self.files.scores} does not belong to {self.files.decision}: tuning was stopped between the two. "
+                f"Write both again with: lora-cls tune {shlex.quote(str(self.path))}"
+            )
         return Results(self.out_of_fold(), decision, scores)
+
+    def decision(self) -> Decision:
+        """`thresholds.json`. Raises RunError if it is damaged or of other labels."""
+        decision = Decision.read(self.files.decision)
+        if list(decision.shipped) != self.label_names:
+            raise RunError(f"{self.files.decision} holds thresholds of other labels.{Decision.remedy}")
+        return decision
 
     @cached_property
     def test_ids(self) -> list[str] | None:
         """Ids of the test rows that the folds answered for; None where the run had no test file."""
         file = self.files.test_ids
-        if not file.is_file():
+        if not self._has(file):
             return None
-        table = read_csv(file)
+        table = read_csv(file, self._noted(file))
         if "id" not in table:
             raise RunError(f"{file} is damaged: it has no column id.")
         return [str(value) for value in table["id"]]
 
     @property
     def sample_submission(self) -> Path | None:
+        """Where it lies; None without one. Raises RunError if it was changed since the run was started."""
         file = self.files.sample_submission
-        return file if file.is_file() else None
+        if not self._has(file):
+            return None
+        read_bytes(file, self._noted(file), RESTORE)
+        return file
 
     def test_logits(self) -> np.ndarray | None:
         """Test logits of the finished folds, ndarray of shape (n_folds, n_test, n_labels), float32."""
@@ -310,7 +372,8 @@ class RunFolder:
         if ids is None:
             return None
         shape = (len(ids), len(self.label_names))
-        return np.array([read_array(self.fold(number).test_logits, shape) for number in self.finished_folds])
+        folders = [self.fold(number) for number in self.finished_folds]
+        return np.array([folder.read_array(folder.test_logits, shape) for folder in folders])
 
     def test_scores(self) -> np.ndarray | None:
         """Probabilities of the test rows by each finished fold, ndarray of shape (n_folds, n_test, n_labels)."""
@@ -345,6 +408,6 @@ class RunFolder:
             )
 
 
-def write_recipe(file: Path, recipe: Recipe) -> None:
-    """The resolved recipe, defaults included."""
-    write_bytes(file, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode())
+def recipe_bytes(recipe: Recipe) -> bytes:
+    """The resolved recipe, defaults included, as YAML."""
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +14,35 @@ import pandas as pd
 from lora_cls.errors import DataError, RunError
 from lora_cls.files import write_csv
 
+RESTORE = " Restore it from a copy, or start a new run with another --out."  # what nothing can write again
+
 # pandas 3 reads floats back exactly by itself, and warns when asked to.
 EXACT_FLOATS: dict[str, Any] = {"float_precision": "round_trip"} if int(pd.__version__.split(".")[0]) < 3 else {}
 
 
-def read_bytes(file: Path) -> bytes:
-    """Raises RunError if the file is missing or cannot be read."""
+def read_bytes(file: Path, noted: str | None = None, remedy: str = "") -> bytes:
+    """Raises RunError if the file is missing, cannot be read, or its SHA-256 is not the `noted` one."""
     try:
-        return file.read_bytes()
+        content = file.read_bytes()
     except FileNotFoundError:
-        raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
+        raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.{remedy}") from None
     except OSError as error:
         raise RunError(f"{file} cannot be read: {error.strerror}.") from None
+    if noted not in (None, hashlib.sha256(content).hexdigest()):
+        raise changed(file, remedy)
+    return content
 
 
-def read_csv(file: Path, **options: Any) -> pd.DataFrame:
-    """Exact floats, ids as text. Raises RunError if the file is missing or damaged."""
+def changed(file: Path, remedy: str) -> RunError:
+    """What is said of a file whose SHA-256 is not the one that was noted when it was written."""
+    return RunError(f"{file} is damaged, or was changed since it was written: its SHA-256 is another.{remedy}")
+
+
+def read_csv(file: Path, noted: str | None = None, **options: Any) -> pd.DataFrame:
+    """Exact floats, ids as text. Raises RunError if the file is missing or damaged, or is not the `noted` one."""
+    content = read_bytes(file, noted, RESTORE)
     try:
-        return pd.read_csv(file, dtype={"id": str}, keep_default_na=False, **EXACT_FLOATS, **options)
-    except FileNotFoundError:
-        raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
+        return pd.read_csv(io.BytesIO(content), dtype={"id": str}, keep_default_na=False, **EXACT_FLOATS, **options)
     except (ValueError, pd.errors.ParserError) as error:
         raise RunError(f"{file} is damaged: {error}") from None
 
@@ -62,17 +73,15 @@ def write_values(file: Path, ids: Sequence[str], names: Sequence[str], values: n
     write_csv(file, pd.DataFrame({"id": list(ids)} | columns))
 
 
-def read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Raises RunError if the file is missing, damaged, or of another shape."""
-    again = f"Remove {file.parent}/fold.json and run again with --resume."
+def read_array(file: Path, shape: tuple[int, ...], noted: str | None = None, remedy: str = "") -> np.ndarray:
+    """Raises RunError if the file is missing, damaged, of another shape, or is not the `noted` one."""
+    content = read_bytes(file, noted, remedy)
     try:
-        array = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise RunError(f"{file} is missing. {again}") from None
+        array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise RunError(f"{file} is damaged ({error}). {again}") from None
+        raise RunError(f"{file} is damaged ({error}).{remedy}") from None
     if array.shape != shape:
         raise RunError(f"{file} must have the shape {shape}. Got {array.shape} instead.")
     if not np.isfinite(array).all():
-        raise RunError(f"{file} is damaged (numbers that are not finite). {again}")
+        raise RunError(f"{file} is damaged (numbers that are not finite).{remedy}")
     return array

@@ -6,6 +6,7 @@ its file, and None here.
 
 from __future__ import annotations
 
+import json
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -20,6 +21,7 @@ from lora_cls.evaluation import Interval
 from lora_cls.files import write_json
 from lora_cls.recipe import Prediction, TaskName, Thresholds
 from lora_cls.runs.io import read_bytes
+from lora_cls.runs.sums import of_values
 
 R = TypeVar("R", bound="Record")
 
@@ -35,12 +37,15 @@ class Record(Part):
 
     remedy: ClassVar[str] = ""
     """What mends a damaged file."""
+    sha256: str | None = None
+    """Of all other fields; written last. A file without it, as of an earlier version, is read unchecked."""
 
     @classmethod
     def read(cls: type[R], file: Path) -> R:
-        """Raises RunError if the file is missing or damaged, or a field is missing or of another type; names it."""
+        """Raises RunError if the file is missing or was changed, or a field is missing or of another type; names it."""
+        content = read_bytes(file)
         try:
-            return cls.model_validate_json(read_bytes(file), strict=True)
+            record = cls.model_validate_json(content, strict=True)
         except ValidationError as error:
             problems = error.errors()
             lacking = [_path(problem["loc"]) for problem in problems if problem["type"] == "missing"]
@@ -48,10 +53,19 @@ class Record(Part):
             what = f"lacks {', '.join(map(repr, lacking[:3]))}: it is damaged" if lacking else "is damaged"
             why = "" if lacking else f" ({'; '.join(others)})"
             raise RunError(f"{file} {what}{why}, or was written by another version of lora_cls.{cls.remedy}") from None
+        if record.sha256 is not None and record.sha256 != of_values(json.loads(content)):
+            raise RunError(
+                f"{file} was changed since it was written (its field sha256 is that of other values).{cls.remedy} "
+                "If you changed it on purpose, remove its field sha256."
+            )
+        return record
 
-    def write(self, file: Path) -> None:
-        """Write what is set; the file appears whole."""
-        write_json(file, self.model_dump(mode="json", exclude_unset=True))
+    def write(self: R, file: Path) -> R:
+        """Write what is set, and the SHA-256 of it; the file appears whole. Returns the record with that sum."""
+        values = self.model_dump(mode="json", exclude_unset=True, exclude={"sha256"})
+        written = self.model_copy(update={"sha256": of_values(values)})
+        write_json(file, values | {"sha256": written.sha256})
+        return written
 
 
 def _path(place: tuple[int | str, ...]) -> str:
@@ -108,6 +122,8 @@ class RunInfo(Record):
     choices: dict[str, Any]
     """What was measured or found at the start, and is not to change: device, precision, attention, base."""
     backbone_path: str | None = None
+    files: dict[str, str] = {}
+    """SHA-256 of the folder's recipe, tables and arrays, by path."""
     seconds: dict[str, float] = {}
     """By phase, over all folds and starts."""
     reused: dict[str, int] = {}
@@ -135,6 +151,8 @@ class FoldInfo(Record):
 
     remedy: ClassVar[str] = " Remove it and run again with --resume."
 
+    files: dict[str, str] = {}
+    """SHA-256 of the fold's arrays and weights, by path."""
     pos_weight: list[float]
     """Positive or class weights of the fold's training rows, one per label."""
     blend: dict[str, Any] | None = None
@@ -224,6 +242,8 @@ class Scores(Record):
     task: TaskName | None
     strategy: str
     optimistic: bool
+    decision_sha256: str | None = None
+    """The field `sha256` of the `thresholds.json` that is scored."""
     epochs_pending: bool
     """With `select: cross_fitted`, epochs are chosen when all folds are done."""
     folds_finished: list[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,12 +77,19 @@ def save_state(
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
     for epoch, weights in kept.items():
         tensors |= {f"epoch/{epoch}/{name}": tensor for name, tensor in weights.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    about = json.dumps(asdict(progress))
     with whole_file(file) as scratch:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            scratch,
-            {"progress": json.dumps(asdict(progress))},
-        )
+        save_file(tensors, scratch, {"progress": about, "sha256": _sha256(about, tensors)})
+
+
+def _sha256(about: str, tensors: dict[str, torch.Tensor]) -> str:
+    """Of progress and tensors: a flipped bit would go on into other weights without a word."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_state(
@@ -96,9 +104,12 @@ def load_state(
     """
     try:
         with safe_open(file, framework="pt") as opened:
-            progress = FoldState(**json.loads(opened.metadata()["progress"]))
-            progress.scores = [Score(*score) for score in progress.scores]
+            about = opened.metadata()
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no iteration of its own)
+        if about["sha256"] != _sha256(about["progress"], tensors):
+            raise RuntimeError("its SHA-256 is another")
+        progress = FoldState(**json.loads(about["progress"]))
+        progress.scores = [Score(*score) for score in progress.scores]
         found = _under(tensors, "model/")
         expected = {name: parameter.shape for name, parameter in trainable(model).items()}
         if {name: tensor.shape for name, tensor in found.items()} != expected:  # copying would broadcast some shapes

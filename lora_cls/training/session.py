@@ -187,7 +187,7 @@ class Session:
     def load(self, folder: FoldFolder) -> SequenceClassifier:
         """The model with the weights saved in `folder`."""
         model = self.model()
-        load_model_weights(model, folder.adapter if self.recipe.lora else folder.model)
+        load_model_weights(model, folder.weights(folder.adapter if self.recipe.lora else folder.model))
         self._pristine = False
         return model
 

@@ -51,7 +51,7 @@ class TfidfLearner:
         from scipy.sparse import hstack
 
         started = time.monotonic()
-        vectorizers, coef, intercept = _load(folder.model, self.settings)
+        vectorizers, coef, intercept = _load(folder.weights(folder.model), self.settings)
         if not len(texts):
             return np.zeros((0, self.n_labels), dtype=np.float32)
         features = hstack([vectorizer.transform(texts) for vectorizer in vectorizers]).tocsr()

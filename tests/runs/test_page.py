@@ -365,7 +365,7 @@ def test_card_names_a_base_of_the_hub(finished, copy_of):
     run = copy_of(finished("llama"))
     file = run.path / "recipe.yaml"
     file.write_text(re.sub(r"name_or_path: .*", "name_or_path: google/gemma-2-2b", file.read_text()))
-    run.update_info(backbone_path="google/gemma-2-2b")
+    run.update_info(backbone_path="google/gemma-2-2b", files={})
     assert card_data(run, run.results().scores).base_model == "google/gemma-2-2b"
 
 

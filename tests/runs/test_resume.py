@@ -307,12 +307,12 @@ def test_stopped_while_the_folder_was_made(finished, train, test, sample, tmp_pa
     """Stopped before the folder was complete, the same command with --resume goes on."""
     import lora_cls.runs.folder as folder
 
-    def stop(file, *values):
+    def stop(recipe):
         raise Stopped
 
     recipe = finished("tfidf").recipe
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "write_recipe", stop)
+        patch.setattr(folder, "recipe_bytes", stop)
         with pytest.raises(Stopped):
             cross_validate(recipe, train, test, tmp_path / "run", sample_submission=sample)
     run = cross_validate(recipe, train, test, tmp_path / "run", sample_submission=sample, resume=True)

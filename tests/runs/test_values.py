@@ -41,7 +41,8 @@ def test_a_tune_reads_each_file_once(finished, copy_of, reads, kind):
     tune(RunFolder(path))
     of_run = {os.path.relpath(file, path): n for file, n in reads.items() if file.startswith(str(path))}
     assert {"folds.csv", "train_labels.csv", "run.json", "fold-00/oof_logits.npy", "fold-00/fold.json"} <= set(of_run)
-    assert {file: n for file, n in of_run.items() if n > 1} == {}
+    # of two the sum is compared first, and then they are read as a user's files are
+    assert {file for file, n in of_run.items() if n > 1} <= {"recipe.yaml", "sample_submission.csv"}
 
 
 def test_python_writes_what_the_command_writes(finished, copy_of):
@@ -101,8 +102,9 @@ def test_records_write_what_they_read(finished):
         (type(run.results().decision), run.files.decision),
     ):
         record = kind.read(file)
-        written = json.dumps(record.model_dump(mode="json", exclude_unset=True), indent=2, ensure_ascii=False) + "\n"
-        assert written == file.read_text(encoding="utf-8")
+        before = file.read_bytes()
+        record.write(file)
+        assert file.read_bytes() == before
 
 
 def test_shown_in_a_notebook(finished):
@@ -134,6 +136,7 @@ def test_a_bad_sample_changes_nothing(finished, copy_of):
     """A sample submission that does not fit is refused before any file of the run is written again."""
     run = copy_of(finished("tfidf"))
     run.files.sample_submission.write_text("id,joy\nt00,0\n")
+    run.update_info(files={})  # as a run of an earlier version, whose files have no sums
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
     with pytest.raises(DataError, match="missing"):
         tune(run.path, Thresholds(strategy="fixed", default=0.9))

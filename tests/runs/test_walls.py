@@ -1,0 +1,236 @@
+"""What a run wrote is checked when it is read; one process writes at a time; threads share a `Classifier`."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from lora_cls.commands.blend import blend
+from lora_cls.commands.calibrate import calibrate
+from lora_cls.commands.compare import compare
+from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.export import export
+from lora_cls.commands.predict import Classifier, predict_file
+from lora_cls.commands.tune import tune
+from lora_cls.errors import LoraClsError, RunError
+from lora_cls.report.page import write_page
+from lora_cls.runs import RunFolder
+from lora_cls.runs.lock import LOCK, locked
+
+TEXTS = ["happy and delighted, a lovely day", "furious and angry, I hate it", "afraid of the dark"] * 3
+
+
+def flip(content):
+    """One bit in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+
+
+DAMAGES = {
+    "flipped": lambda file: file.write_bytes(flip(file.read_bytes())),
+    "cut": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "empty": lambda file: file.write_bytes(b""),
+    "gone": lambda file: file.unlink(),
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+    "digit": lambda file: file.write_bytes(another_digit(file.read_bytes())),
+}
+
+
+def another_digit(content):
+    """The last digit of a file of text, changed: other numbers in a sound file."""
+    for i in range(len(content) - 1, -1, -1):
+        if content[i : i + 1].isdigit():
+            return content[:i] + (b"1" if content[i : i + 1] != b"1" else b"2") + content[i + 1 :]
+    return flip(content)
+
+
+def commands(path, test, other, tmp_path):
+    """Every command that reads a run, as functions that return what they answer."""
+
+    def proba(run):
+        return np.array(Classifier.load(run).predict_proba(TEXTS))
+
+    def tuned():
+        copy = shutil.copytree(path, tmp_path / "tuned")
+        return [round(tune(copy).cross_fitted.macro_f1, 12), (copy / "submission.csv").read_text()]
+
+    def calibrated():
+        copy = shutil.copytree(path, tmp_path / "calibrated")
+        return calibrate(copy).after.brier
+
+    def blended():
+        return blend([path, other], tmp_path / "blend").out_of_fold().y_score.tolist()
+
+    return {
+        "predict": lambda: proba(path).tolist(),
+        "decide": lambda: Classifier.load(path).predict(TEXTS).tolist(),
+        "tune": tuned,
+        "calibrate": calibrated,
+        "compare": lambda: [row.macro_f1 for row in RunFolder(path).results().scores.cross_fitted.per_label]
+        if False
+        else compare([path, other]).table().to_csv(),
+        "blend": blended,
+        "page": lambda: write_page(RunFolder(path), out=tmp_path / "page.html").read_text(),
+        "results": lambda: RunFolder(path).results().oof.y_score.tolist(),
+    }
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["tfidf"])
+def test_no_damaged_file_gives_another_answer(finished, test, tmp_path, kind, damage):
+    """Every file that a run keeps, damaged in each way, under each command: the right answer, or one sentence."""
+    source = finished(kind).path
+    good = shutil.copytree(source, tmp_path / "good")
+    expected = {name: run() for name, run in commands(good, test, source, tmp_path / "0").items()}
+    files = sorted(file.relative_to(source) for file in source.rglob("*") if file.is_file())
+    wrong = []
+    for number, file in enumerate(files):
+        folder = tmp_path / f"{number + 1}"
+        path = shutil.copytree(source, folder / "good")
+        DAMAGES[damage](path / file)
+        for name, run in commands(path, test, source, folder).items():
+            try:
+                found = run()
+            except LoraClsError as error:
+                if len(str(error)) > 2000:
+                    wrong.append((str(file), name, "a long message"))
+            except Exception as error:
+                wrong.append((str(file), name, f"{type(error).__name__}: {error}"))
+            else:
+                if found != expected[name]:
+                    wrong.append((str(file), name, "another answer"))
+        shutil.rmtree(folder)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("kind", ["tfidf", "llama"])
+def test_threads_answer_as_one_after_the_other(finished, kind):
+    """Four threads on one `Classifier`: each gets the answers that it would have got alone."""
+    classifier = Classifier.load(finished(kind).path)
+    parts = [TEXTS[i : i + 3] + [f"text {i} of its own"] for i in range(8)]
+    alone = [classifier.predict_proba(part) for part in parts]
+    found = {}
+
+    def work(first):
+        for _ in range(3):
+            for i in range(first, len(parts), 4):
+                found.setdefault(i, []).append(classifier.predict_proba(parts[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, expected in enumerate(alone):
+        assert len(found[i]) == 3
+        assert all(np.array_equal(answer, expected) for answer in found[i])
+
+
+def test_a_fold_that_another_process_trains(finished, train, test, sample, copy_of):
+    """The message says which process, and nothing is trained twice; afterwards the lock is gone."""
+    run = copy_of(finished("tfidf"))
+    run.fold(1).info_file.unlink()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom lora_cls.runs.lock import locked\n"
+        "with locked(Path(sys.argv[1]), 'is trained'):\n    print('held', flush=True)\n    sys.stdin.readline()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.fold(1).path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    again = {"out": run.path, "sample_submission": sample, "resume": True}
+    with pytest.raises(RunError, match=f"fold-01: is trained by process {holder.pid} on .* since "):
+        cross_validate(run.recipe, train, test, **again)
+    holder.communicate("\n")
+    assert cross_validate(run.recipe, train, test, **again).finished_folds == [0, 1, 2]
+    assert not list(run.path.rglob(LOCK))
+
+
+def test_a_lock_of_a_killed_process(tmp_path):
+    """What a kill leaves behind stops nobody, and goes with the next use."""
+    (tmp_path / LOCK).write_text("process 1 on another-machine since 2026-01-01 00:00:00")
+    with locked(tmp_path, "is written"), locked(tmp_path, "is written"):  # a process may take it again
+        assert (tmp_path / LOCK).is_file()
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_tuning_stopped_between_thresholds_and_scores(finished, copy_of):
+    """New thresholds beside old scores are not shown as one result; `tune` mends it."""
+    run = copy_of(finished("tfidf"))
+    old = run.files.scores.read_bytes()
+    before = run.results().scores.strategy
+    from lora_cls.recipe import Thresholds
+
+    tune(run.path, Thresholds(strategy="fixed", default=0.9))
+    run.files.scores.write_bytes(old)
+    with pytest.raises(RunError, match="lora-cls tune"):
+        RunFolder(run.path).results()
+    tune(run.path)
+    assert RunFolder(run.path).results().scores.strategy == before
+
+
+def test_a_blend_without_its_fits(finished, copy_of, tmp_path):
+    """A blend that learnt from labels is never scored without what it learnt."""
+    first = finished("tfidf")
+    second = shutil.copytree(first.path, tmp_path / "second")
+    blended = blend([first.path, second], tmp_path / "blend", "stacking")
+    score = blended.results().scores.cross_fitted.macro_f1
+    assert tune(blended.path).cross_fitted.macro_f1 == score
+    blended.files.fitted_logits.unlink()
+    with pytest.raises(RunError, match=r"fitted_logits\.npy is missing"):
+        tune(blended.path)
+
+
+def test_a_blend_stopped_while_it_is_written(finished, tmp_path, monkeypatch):
+    """Stopped at any time, there is no blend at all, and the same command makes it."""
+    import lora_cls.commands.blend as module
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_, **__):
+        raise Stopped
+
+    first = finished("tfidf")
+    second = shutil.copytree(first.path, tmp_path / "second")
+    for name in ("tune", "sums", "_fold_info"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, stop)
+            with pytest.raises(Stopped):
+                blend([first.path, second], tmp_path / "blend", "stacking")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["second"]
+    run = blend([first.path, second], tmp_path / "blend", "stacking")
+    assert "# blend" in run.files.card.read_text()
+    assert not list(run.path.rglob(LOCK))
+
+
+def test_changed_on_purpose(finished, copy_of):
+    """Thresholds that a user changed by hand are taken, as the message says, without their sum; but for nonsense."""
+    run = copy_of(finished("tfidf"))
+    values = json.loads(run.files.decision.read_text())
+    for threshold, right in ((0.9, True), (2.5, False), (-1, False), ("0.5", False), (True, False)):
+        changed = values | {"shipped": values["shipped"] | {"joy": threshold}}
+        run.files.decision.write_text(json.dumps(changed))
+        with pytest.raises(RunError):
+            Classifier.load(run.path)
+        del changed["sha256"]
+        run.files.decision.write_text(json.dumps(changed))
+        if right:
+            assert Classifier.load(run.path).thresholds[0] == threshold
+        else:
+            with pytest.raises(RunError, match=r"shipped\.joy"):
+                Classifier.load(run.path)
+
+
+def test_exports_are_checked(finished, tmp_path, test):
+    """A flipped bit in the weights of an export is found before it answers."""
+    exported = export(finished("llama").path, tmp_path / "out")
+    file = tmp_path / "out" / "adapter" / "adapter_model.safetensors"
+    assert predict_file(exported, test, tmp_path / "good").is_dir()
+    file.write_bytes(flip(file.read_bytes()))
+    with pytest.raises(RunError, match="SHA-256"):
+        predict_file(tmp_path / "out", test, tmp_path / "bad")
