@@ -32,7 +32,7 @@ import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
-from lora_cls.errors import RunError, no_fold_finished
+from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task, task_of
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
@@ -340,10 +340,21 @@ class RunFolder:
         return Results(self.out_of_fold(), decision, scores)
 
     def decision(self) -> Decision:
-        """`thresholds.json`. Raises RunError if it is damaged or of other labels."""
-        decision = Decision.read(self.files.decision)
+        """`thresholds.json`. Raises RunError if it is damaged, of other labels or folds, or holds no thresholds."""
+        file = self.files.decision
+        decision = Decision.read(file)
         if list(decision.shipped) != self.label_names:
-            raise RunError(f"{self.files.decision} holds thresholds of other labels.{Decision.remedy}")
+            raise RunError(f"{file} holds thresholds of other labels.{Decision.remedy}")
+        highest = float("inf") if self.task().exclusive else 1.0  # of classes they divide, and need no bound
+        wrong = [f"shipped.{name} is {value}" for name, value in decision.shipped.items() if not 0 <= value <= highest]
+        if wrong:
+            raise RunError(f"{file} is damaged: {shorten(wrong)}, and thresholds lie from 0 to 1.{Decision.remedy}")
+        tuned = set() if self.exported else set(decision.folds or {})
+        if gone := sorted(tuned - set(self.finished_folds)):
+            raise RunError(
+                f"{file} was tuned with folds that are not finished any more: {shorten(gone)}. Continue the run with "
+                "--resume; or decide without them: lora-cls tune RUN."
+            )
         return decision
 
     @cached_property

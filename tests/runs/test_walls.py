@@ -17,6 +17,7 @@ from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.commands.tune import tune
 from lora_cls.errors import LoraClsError, RunError
+from lora_cls.report.comparison import markdown
 from lora_cls.report.page import write_page
 from lora_cls.runs import RunFolder
 from lora_cls.runs.lock import LOCK, locked
@@ -70,9 +71,7 @@ def commands(path, test, other, tmp_path):
         "decide": lambda: Classifier.load(path).predict(TEXTS).tolist(),
         "tune": tuned,
         "calibrate": calibrated,
-        "compare": lambda: [row.macro_f1 for row in RunFolder(path).results().scores.cross_fitted.per_label]
-        if False
-        else compare([path, other]).table().to_csv(),
+        "compare": lambda: markdown(compare([path, other])),
         "blend": blended,
         "page": lambda: write_page(RunFolder(path), out=tmp_path / "page.html").read_text(),
         "results": lambda: RunFolder(path).results().oof.y_score.tolist(),
@@ -101,7 +100,9 @@ def test_no_damaged_file_gives_another_answer(finished, test, tmp_path, kind, da
             except Exception as error:
                 wrong.append((str(file), name, f"{type(error).__name__}: {error}"))
             else:
-                if found != expected[name]:
+                # a fold that was finished can be removed to be trained again: `tune` says how many it scores
+                fewer = name == "tune" and file.name == "fold.json" and damage in ("gone", "folder")
+                if found != expected[name] and not fewer:
                     wrong.append((str(file), name, "another answer"))
         shutil.rmtree(folder)
     assert wrong == []
@@ -111,7 +112,7 @@ def test_no_damaged_file_gives_another_answer(finished, test, tmp_path, kind, da
 def test_threads_answer_as_one_after_the_other(finished, kind):
     """Four threads on one `Classifier`: each gets the answers that it would have got alone."""
     classifier = Classifier.load(finished(kind).path)
-    parts = [TEXTS[i : i + 3] + [f"text {i} of its own"] for i in range(8)]
+    parts = [[*TEXTS[i : i + 3], f"text {i} of its own"] for i in range(8)]
     alone = [classifier.predict_proba(part) for part in parts]
     found = {}
 
@@ -220,7 +221,7 @@ def test_changed_on_purpose(finished, copy_of):
         del changed["sha256"]
         run.files.decision.write_text(json.dumps(changed))
         if right:
-            assert Classifier.load(run.path).thresholds[0] == threshold
+            assert Classifier.load(run.path).thresholds[run.label_names.index("joy")] == threshold
         else:
             with pytest.raises(RunError, match=r"shipped\.joy"):
                 Classifier.load(run.path)
