@@ -169,9 +169,9 @@ def load_train(
     if config.on_missing == "error":
         problems += _missing_problems(frame, columns, ids, empty, values)
     if problems:
-        raise problem_report(where, problems)
+        raise problem_report(where, problems, frame.attrs["header"])
     keep = ~(empty | unlabelled)
-    notes = _drop_notes(empty, unlabelled)
+    notes = _header_notes(frame) + _drop_notes(empty, unlabelled)
     if not keep.any():
         raise DataError(f"{where}: every row lacks a label or a text, so none is left after data.on_missing: drop.")
     dataset = Dataset(
@@ -236,8 +236,8 @@ def load_test(config: Data, test: TableLike | None = None, *, train_columns: Col
     texts, empty, text_problems = _texts(config, frame, columns)
     problems += id_problems + text_problems
     if problems:
-        raise problem_report(str(frame.attrs["source"]), problems)
-    notes = _escape_notes(config, texts, "test")
+        raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
+    notes = _header_notes(frame) + _escape_notes(config, texts, "test")
     if empty.any():
         rows = _rows(frame, columns, ids, empty)
         notes.append(f"{_count(empty, 'empty test text')}, predicted all the same: {rows}.")
@@ -415,6 +415,10 @@ def _missing_problems(
             f"Write {'0 or 1' if columns.classes is None else 'a name'}, or set data.on_missing: drop."
         )
     return problems
+
+
+def _header_notes(frame: pd.DataFrame) -> list[str]:
+    return [f"{frame.attrs['source']}: {frame.attrs['header']}"] if frame.attrs["header"] else []
 
 
 def _drop_notes(empty: np.ndarray, unlabelled: np.ndarray, rows: str = "training rows") -> list[str]:

@@ -36,6 +36,8 @@ def parse_weights(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, list[st
             bad.append(f"{row_name(frame, i)} has {shown(value)}")
     if bad:
         return weights, [f"weight column '{column}': expected a number of 0 or more, but {shorten(bad)}."]
+    if not math.isfinite(sum(weights.tolist())):
+        return weights, [f"weight column '{column}': the weights are too large to be added up."]
     if not weights.any():
         return weights, [f"weight column '{column}': every row weighs 0, so nothing can be learnt."]
     return weights, []

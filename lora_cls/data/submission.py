@@ -82,7 +82,7 @@ def read_sample_submission(
         problems.append(f"column '{id_name}': no id at {shorten(blank)}.")
     problems += _id_problems([value for value in ids if value], test_ids, "the test table")
     if problems:
-        raise problem_report(str(frame.attrs["source"]), problems)
+        raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
     return columns, ids
 
 
