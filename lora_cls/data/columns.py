@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
@@ -11,11 +10,14 @@ import pandas as pd
 
 from lora_cls.data.labels import looks_like_labels
 from lora_cls.data.names import (
+    Names,
     distinct_names,
     holds_lists,
     likely_delimiter,
+    look,
     looks_like_names,
     occurs,
+    spellings,
     split_names,
     too_many,
     vectors,
@@ -423,7 +425,7 @@ def _decide_task(
         )
     names = split_names(values, config.label_delimiter)
     classes, filled = distinct_names(names), sum(bool(cell) for cell in names)
-    notes = _spelling_notes(name, classes)
+    notes = _spelling_notes(name, classes, names)
     if vectors(names):
         problems.append(
             f"label column '{name}' holds lists of one number per label, such as {shown(values.iloc[0])}, and nothing "
@@ -471,12 +473,17 @@ def _examples(names: Sequence[list[str] | None], mark: str = "") -> str:
     return shorten((repr(cell) for cell in cells), 3) or "nothing"
 
 
-def _spelling_notes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
+def _spelling_notes(name: str, classes: Sequence[str], names: Names) -> tuple[str, ...]:
+    same = [same for same in spellings(names).values() if len(same) > 1]
+    one = [" and ".join(map(ascii, alike)) for alike in same]
+    notes = [f"column '{name}': {shorten(one)} look alike and are taken as one label each."] if one else []
     alike: dict[str, list[str]] = {}
     for value in classes:
-        alike.setdefault(unicodedata.normalize("NFC", value).casefold(), []).append(value)
+        alike.setdefault(look(value).casefold(), []).append(value)
     pairs = [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
-    return (f"column '{name}': {shorten(pairs)} differ only in case and are different labels.",) if pairs else ()
+    if pairs:
+        notes.append(f"column '{name}': {shorten(pairs)} differ only in case and are different labels.")
+    return tuple(notes)
 
 
 def sample_id_column(sample: pd.DataFrame, id_column: str | None) -> str:

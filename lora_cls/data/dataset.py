@@ -20,7 +20,7 @@ from lora_cls.data.columns import Columns, fill_template, find_columns, find_tes
 from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_soft_labels
 from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
-from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.data.table import TableLike, as_id, half_character, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Data, TaskName
@@ -290,6 +290,11 @@ def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
     missing = [row_name(frame, i) for i, value in enumerate(ids) if not value]
     if missing:
         problems.append(f"column '{columns.id}': no id at {shorten(missing)}. Every row needs one.")
+    broken = [row_name(frame, i) for i, value in enumerate(ids) if half_character(value)]
+    if broken:
+        problems.append(
+            f"column '{columns.id}': half of a character (a lone surrogate) in the id at {shorten(broken)}."
+        )
     places: dict[str, list[int]] = defaultdict(list)
     for i, value in enumerate(ids):
         if value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.data.labels import BAD, MISSING, parse_labels, parse_soft_labels
-from lora_cls.data.table import as_id, is_missing
+from lora_cls.data.table import as_id, half_character, is_missing
 from lora_cls.recipe import Data
 
 MOST_NAMES = 1000
@@ -47,7 +48,7 @@ def split_names(values: pd.Series, delimiter: str | None) -> Names:
         if isinstance(value, str) and not lists and delimiter is not None:
             parts = value.split(delimiter)
         found = [None] if parts is None else [_scalar_name(part) for part in parts]
-        names.append(None if None in found else [name for name in found if name])
+        names.append(None if None in found else [name for name in found if name and look(name)])
     return names
 
 
@@ -102,7 +103,7 @@ def vectors(names: Names) -> bool:
 def _scalar_name(value: object) -> str | None:
     """The name that a value is, stripped; None for one that is none."""
     if isinstance(value, str):
-        return value.strip()
+        return None if half_character(value) else value.strip()
     if isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)) and not is_missing(value):
         return as_id(value)
     return None
@@ -116,9 +117,31 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def look(name: str) -> str:
+    """What names that nobody can tell apart have in common: without characters of no width, any white space as one
+    blank, composed; and 5.0 is 5."""
+    if not name.isascii():
+        name = unicodedata.normalize("NFC", _NO_WIDTH.sub("", name))
+    name = " ".join(name.split())
+    return name.removesuffix(".0") if _WHOLE_FLOAT.fullmatch(name) else name
+
+
+_NO_WIDTH = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
+_WHOLE_FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.0")
+
+
+def spellings(names: Names) -> dict[str, list[str]]:
+    """The spellings of every look, the commonest first."""
+    counts = Counter(name for cell in names for name in cell or ())
+    found: dict[str, list[str]] = {}
+    for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        found.setdefault(look(name), []).append(name)
+    return found
+
+
 def distinct_names(names: Names) -> list[str]:
-    """Every name once, sorted; by value if all are integers."""
-    found = {name for cell in names for name in cell or ()}
+    """Every name once, in the commonest spelling of those that look alike; sorted, by value if all are integers."""
+    found = [alike[0] for alike in spellings(names).values()]
     if all(_is_integer(name) for name in found):
         return sorted(found, key=lambda name: (int(name), name))
     return sorted(found)
@@ -162,7 +185,11 @@ def name_matrix(names: Names, classes: Sequence[str]) -> np.ndarray:
 
     `MISSING` in all of a row without names, and `BAD` in all of one whose cell holds no name or one that is no class.
     """
-    position = {name: j for j, name in enumerate(classes)}
+    position = {look(name): j for j, name in enumerate(classes)}
+    position |= {name: j for j, name in enumerate(classes)}
+    for name in {name for cell in names for name in cell or ()} - set(position):
+        if (alike := look(name)) in position:
+            position[name] = position[alike]
     labels = np.zeros((len(names), len(classes)), dtype=np.int8)
     for i, cell in enumerate(names):
         if cell is None or any(name not in position for name in cell):

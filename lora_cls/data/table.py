@@ -136,6 +136,11 @@ def as_id(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def half_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which JSON can write and no file can hold."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def problem_report(where: str, problems: Sequence[str], hint: str = "", at_most: int = 40) -> DataError:
     """One error for all problems of a table, one line each; `hint` is a last line that applies to all."""
     count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
@@ -330,6 +335,9 @@ def _json_integer(digits: str) -> int | str:
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
+    broken = next((name for name in record if half_character(name)), None)
+    if broken is not None:
+        raise ValueError(f"the name {broken!r} holds half of a character (a lone surrogate)")
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the name '{next(name for name in names if names.count(name) > 1)}' stands more than once")

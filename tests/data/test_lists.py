@@ -152,3 +152,33 @@ def test_brackets_of_a_name():
 def test_texts_of_lists(text, items):
     """What Python, JSON and NumPy write is read; nothing is evaluated, and nothing nested is guessed."""
     assert list_items(text) == items
+
+
+@pytest.mark.parametrize(
+    ("common", "odd"),
+    [
+        ("joy", "joy\u200b"),
+        ("so so", "so\u00a0so"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("5", "5.0"),
+        ("joy", "\ufeffjoy"),
+        ("a b", "a  b"),
+    ],
+)
+def test_names_that_look_alike_are_one(common, odd):
+    """Characters that nobody sees make no class of their own: the commonest spelling stands for all, with a note."""
+    frame = table([common, "other"] * 11 + [odd, "other"])
+    data = load_train(NAMED, frame)
+    assert data.label_names == sorted([common, "other"])
+    assert int(data.labels[22, data.label_names.index(common)]) == 1
+    assert any("look alike and are taken as one label" in note and ascii(odd) in note for note in data.notes)
+    listed = load_train(NAMED, table([[common], ["other", odd]] * 12))
+    assert len(listed.label_names) == 2 and listed.labels[1].tolist() == [1, 1]
+    extra = pd.DataFrame({"text": ["an extra text"], "tags": [odd]})
+    assert load_train(NAMED, table([common, "other"] * 12), extra_train=extra).labels[-1].sum() == 1
+
+
+def test_names_that_differ():
+    """Case, leading zeros and marks that can be seen keep names apart."""
+    names = ["joy", "Joy", "010", "10", "a-b", "a b", "1.5", "1.50"]
+    assert len(load_train(NAMED, table(names * 3)).label_names) == 8

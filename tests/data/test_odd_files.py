@@ -235,6 +235,16 @@ def test_endless_integers(tmp_path, digits):
         read_folds(pd.DataFrame({"id": ["a", "b"], "fold": [10**400, 0]}), ["a", "b"])
 
 
+@pytest.mark.parametrize("place", ["id", "text", "tag", "name"])
+def test_halves_of_characters(tmp_path, place):
+    """JSON can write a lone surrogate, and no file can hold one: refused wherever it stands."""
+    rows = [{"id": str(i), "text": f"text {i}", "tag": "ab"[i % 2]} for i in range(4)]
+    rows[2] |= {"\ud800": 1} if place == "name" else {place: "\ud800"}
+    file = written(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=r"line 3.*ud800|line 3.*half of a character|half of a character.*line 3"):
+        load_train(Data(label_columns=["tag"]), file)
+
+
 def test_parquet_with_damaged_notes_of_pandas(tmp_path):
     """What pandas wrote of its index is not needed to read the columns."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
