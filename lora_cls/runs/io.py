@@ -32,6 +32,8 @@ def read_csv(file: Path, **options: Any) -> pd.DataFrame:
         return pd.read_csv(file, dtype={"id": str}, keep_default_na=False, **EXACT_FLOATS, **options)
     except FileNotFoundError:
         raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
+    except OSError as error:
+        raise RunError(f"{file} cannot be read: {error.strerror or error}.") from None
     except (ValueError, pd.errors.ParserError) as error:
         raise RunError(f"{file} is damaged: {error}") from None
 
