@@ -72,19 +72,23 @@ def write_json(file: Path, values: Any) -> None:
 def write_csv(file: Path, table: pd.DataFrame) -> None:
     """CSV with every float in the shortest form that reads back exactly, and every text as it is."""
     lines: list[str] = []
-    # Python's writer quotes a carriage return within a cell only where it is part of the line end (before 3.11.9).
-    table.to_csv(_Lines(lines), index=False, lineterminator="\r\n")
+    table.to_csv(CsvLines(lines), index=False, lineterminator=CsvLines.END)
     write_bytes(file, "".join(lines).encode())
 
 
-class _Lines(io.TextIOBase):
-    """A file for `csv.writer`, which writes one line at a time; their ends become plain."""
+class CsvLines(io.TextIOBase):
+    """A file for `csv.writer`, which writes one line at a time; their ends become plain.
+
+    Before Python 3.11.9 that writer quotes a carriage return within a cell only where it is part of the line end.
+    """
+
+    END = "\r\n"
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = lines
 
     def write(self, line: str) -> int:
-        self._lines.append(line.removesuffix("\r\n") + "\n")
+        self._lines.append(line.removesuffix(self.END) + "\n")
         return len(line)
 
 
