@@ -70,8 +70,26 @@ def write_json(file: Path, values: Any) -> None:
 
 
 def write_csv(file: Path, table: pd.DataFrame) -> None:
-    """CSV with every float in the shortest form that reads back exactly."""
-    write_bytes(file, table.to_csv(index=False, lineterminator="\n").encode())
+    """CSV with every float in the shortest form that reads back exactly, and every text as it is."""
+    lines: list[str] = []
+    table.to_csv(CsvLines(lines), index=False, lineterminator=CsvLines.END)
+    write_bytes(file, "".join(lines).encode())
+
+
+class CsvLines(io.TextIOBase):
+    """A file for `csv.writer`, which writes one line at a time; their ends become plain.
+
+    Before Python 3.11.9 that writer quotes a carriage return within a cell only where it is part of the line end.
+    """
+
+    END = "\r\n"
+
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+
+    def write(self, line: str) -> int:
+        self._lines.append(line.removesuffix(self.END) + "\n")
+        return len(line)
 
 
 def write_array(file: Path, array: np.ndarray) -> None:

@@ -217,8 +217,8 @@ class Data(Section):
     """Where the rows come from and how a row becomes a text."""
 
     train: str | None = None
-    """The training table: CSV, TSV, JSONL or Parquet, or `sample:NAME` for a file of the package's sample. Null where
-    it is given beside the recipe, which counts more."""
+    """The training table: CSV, TSV, JSON, Parquet or Excel, or `sample:NAME` for a file of the package's sample. Null
+    where it is given beside the recipe, which counts more."""
     test: str | None = None
     """The table to predict, likewise; null and none beside the recipe: no submission."""
     sample_submission: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
@@ -10,9 +9,21 @@ from string import Formatter
 import pandas as pd
 
 from lora_cls.data.labels import looks_like_labels
-from lora_cls.data.names import distinct_names, likely_delimiter, looks_like_names, occurs, split_names, too_many
+from lora_cls.data.names import (
+    Names,
+    distinct_names,
+    holds_lists,
+    likely_delimiter,
+    look,
+    looks_like_names,
+    occurs,
+    spellings,
+    split_names,
+    too_many,
+    vectors,
+)
 from lora_cls.data.table import as_id, is_missing, problem_report
-from lora_cls.errors import did_you_mean, shorten
+from lora_cls.errors import did_you_mean, shorten, shown
 from lora_cls.recipe import Data, TaskName
 
 TEXT_NAMES = (
@@ -45,6 +56,8 @@ class Columns:
 
     weight: str | None = None
     split: str | None = None
+    lists: bool = False
+    """Whether the cells of the one label column are lists of names."""
 
 
 def resolve_columns(
@@ -127,7 +140,7 @@ def find_columns(
     group_name, weight_name, split_name = (names[0] if names else None for names in (group, weight, split))
     columns = Columns(
         id=id_column, text=text, labels=labels, how=how, group=group_name, weight=weight_name, split=split_name,
-        task=found, classes=classes, notes=notes,
+        task=found, classes=classes, notes=notes, lists=classes is not None and holds_lists(train[labels[0]]),
     )  # fmt: skip
     return columns, problems
 
@@ -404,23 +417,33 @@ def _decide_task(
             f"task: binary needs a 0/1 column, but '{name}' holds {_examples(split_names(values, None))}. Set task: "
             "single_label, or data.label_columns."
         )
-    if task == "multi_label" and config.label_delimiter is None:
+    lists = holds_lists(values)
+    if task == "multi_label" and config.label_delimiter is None and not lists:
         problems.append(
             f"task: multi_label needs 0/1 columns, or data.label_delimiter to split the names in '{name}' "
             f"({_examples(split_names(values, None))}). For one class per row set task: single_label."
         )
     names = split_names(values, config.label_delimiter)
     classes, filled = distinct_names(names), sum(bool(cell) for cell in names)
-    notes = _spelling_notes(name, classes)
-    if len(classes) < 2:
+    notes = _spelling_notes(name, classes, names)
+    if vectors(names):
         problems.append(
-            f"label column '{name}': at least two different names are needed. Got {shorten(classes) or 'none'} instead."
+            f"label column '{name}' holds lists of one number per label, such as {shown(values.iloc[0])}, and nothing "
+            "says which label each number is of. Write one column per label in their place, its name in the header, "
+            "and name these columns in data.label_columns; or write lists of the labels' names."
         )
+    elif len(classes) < 2:
+        odd = next((value for value, cell in zip(values.tolist(), names, strict=True) if cell is None), None)
+        found = shorten(classes) or ("none" if odd is None else f"cells such as {shown(odd)}, which are no names,")
+        problems.append(f"label column '{name}': at least two different names are needed. Got {found} instead.")
     elif too_many(len(classes), filled):
         problems.append(
             f"column '{name}' is no label column: {len(classes)} different values in {filled} filled cells "
             f"({shorten(classes, 3)}). Set data.label_columns."
         )
+    elif lists:
+        if config.label_delimiter is not None:
+            notes += (f"column '{name}' holds lists: data.label_delimiter splits none of them.",)
     elif config.label_delimiter is not None:
         if not occurs(values, config.label_delimiter):
             problems.append(
@@ -437,6 +460,8 @@ def _decide_task(
                 f"column '{name}' looks like several labels separated by {mark!r} ({_examples(names, mark)}). Set "
                 f"data.label_delimiter to {mark!r}; or task: single_label, if each value is one class."
             )
+    if lists:
+        return task or "multi_label", classes, why or f"because {name} holds lists of names", notes
     if config.label_delimiter is not None:
         return task or "multi_label", classes, why or f"because {name} is split at data.label_delimiter", notes
     return task or "single_label", classes, why or f"because {name} holds one name per row", notes
@@ -448,12 +473,17 @@ def _examples(names: Sequence[list[str] | None], mark: str = "") -> str:
     return shorten((repr(cell) for cell in cells), 3) or "nothing"
 
 
-def _spelling_notes(name: str, classes: Sequence[str]) -> tuple[str, ...]:
+def _spelling_notes(name: str, classes: Sequence[str], names: Names) -> tuple[str, ...]:
+    same = [same for same in spellings(names).values() if len(same) > 1]
+    one = [" and ".join(map(ascii, alike)) for alike in same]
+    notes = [f"column '{name}': {shorten(one)} look alike and are taken as one label each."] if one else []
     alike: dict[str, list[str]] = {}
     for value in classes:
-        alike.setdefault(unicodedata.normalize("NFC", value).casefold(), []).append(value)
+        alike.setdefault(look(value).casefold(), []).append(value)
     pairs = [" and ".join(map(repr, same)) for same in alike.values() if len(same) > 1]
-    return (f"column '{name}': {shorten(pairs)} differ only in case and are different labels.",) if pairs else ()
+    if pairs:
+        notes.append(f"column '{name}': {shorten(pairs)} differ only in case and are different labels.")
+    return tuple(notes)
 
 
 def sample_id_column(sample: pd.DataFrame, id_column: str | None) -> str:

@@ -20,8 +20,8 @@ from lora_cls.data.columns import Columns, fill_template, find_columns, find_tes
 from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_soft_labels
 from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
-from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
-from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.data.table import TableLike, as_id, half_character, is_missing, problem_report, read_table, row_name
+from lora_cls.errors import DataError, did_you_mean, shorten, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Data, TaskName
 
@@ -169,9 +169,9 @@ def load_train(
     if config.on_missing == "error":
         problems += _missing_problems(frame, columns, ids, empty, values)
     if problems:
-        raise problem_report(where, problems)
+        raise problem_report(where, problems, frame.attrs["header"])
     keep = ~(empty | unlabelled)
-    notes = _drop_notes(empty, unlabelled)
+    notes = _header_notes(frame) + _drop_notes(empty, unlabelled)
     if not keep.any():
         raise DataError(f"{where}: every row lacks a label or a text, so none is left after data.on_missing: drop.")
     dataset = Dataset(
@@ -236,8 +236,8 @@ def load_test(config: Data, test: TableLike | None = None, *, train_columns: Col
     texts, empty, text_problems = _texts(config, frame, columns)
     problems += id_problems + text_problems
     if problems:
-        raise problem_report(str(frame.attrs["source"]), problems)
-    notes = _escape_notes(config, texts, "test")
+        raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
+    notes = _header_notes(frame) + _escape_notes(config, texts, "test")
     if empty.any():
         rows = _rows(frame, columns, ids, empty)
         notes.append(f"{_count(empty, 'empty test text')}, predicted all the same: {rows}.")
@@ -290,6 +290,11 @@ def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
     missing = [row_name(frame, i) for i, value in enumerate(ids) if not value]
     if missing:
         problems.append(f"column '{columns.id}': no id at {shorten(missing)}. Every row needs one.")
+    broken = [row_name(frame, i) for i, value in enumerate(ids) if half_character(value)]
+    if broken:
+        problems.append(
+            f"column '{columns.id}': half of a character (a lone surrogate) in the id at {shorten(broken)}."
+        )
     places: dict[str, list[int]] = defaultdict(list)
     for i, value in enumerate(ids):
         if value:
@@ -354,7 +359,7 @@ def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str])
         bad = np.flatnonzero(labels[:, column] == BAD).tolist()
         if bad:
             cells = frame[name].tolist()
-            examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
+            examples = shorten(f"{_row(frame, columns, ids, i)} has {shown(cells[i])}" for i in bad)
             hint = ""
             if columns.task != "single_label" and (parse_soft_labels(frame[name].iloc[bad]) >= 0).all():
                 hint = ", or data.soft_labels: true if these are shares"
@@ -380,11 +385,18 @@ def _names(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) 
     """`_labels` for one column that holds names."""
     (name,), classes = columns.labels, columns.classes or []
     labels = label_matrix(frame, columns.labels, classes, config)
+    several = ((labels >= 0).all(axis=1) & (labels.sum(axis=1) != 1)).tolist()
+    if columns.task == "single_label" and any(several):
+        rows = _rows(frame, columns, ids, np.array(several))
+        return labels, [
+            f"task: single_label needs exactly one name per row, but '{name}' has lists of another number: {rows}. "
+            "Mend the rows, or set task: multi_label."
+        ]
     bad = np.flatnonzero((labels == BAD).any(axis=1)).tolist()
     if not bad:
         return labels, []
     cells = frame[name].tolist()
-    examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
+    examples = shorten(f"{_row(frame, columns, ids, i)} has {shown(cells[i])}" for i in bad)
     return labels, [
         f"label column '{name}': expected names that the training table has ({shorten(classes)}), but row {examples}."
     ]
@@ -408,6 +420,10 @@ def _missing_problems(
             f"Write {'0 or 1' if columns.classes is None else 'a name'}, or set data.on_missing: drop."
         )
     return problems
+
+
+def _header_notes(frame: pd.DataFrame) -> list[str]:
+    return [f"{frame.attrs['source']}: {frame.attrs['header']}"] if frame.attrs["header"] else []
 
 
 def _drop_notes(empty: np.ndarray, unlabelled: np.ndarray, rows: str = "training rows") -> list[str]:

@@ -14,7 +14,7 @@ from lora_cls.data.columns import id_header, sample_id_column
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.evaluation import task_of
-from lora_cls.files import whole_file
+from lora_cls.files import CsvLines, write_bytes
 from lora_cls.recipe import TaskName
 
 
@@ -82,7 +82,7 @@ def read_sample_submission(
         problems.append(f"column '{id_name}': no id at {shorten(blank)}.")
     problems += _id_problems([value for value in ids if value], test_ids, "the test table")
     if problems:
-        raise problem_report(str(frame.attrs["source"]), problems)
+        raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
     return columns, ids
 
 
@@ -181,8 +181,9 @@ def write_submission(
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(rows)
+    lines: list[str] = []
+    csv.writer(CsvLines(lines), lineterminator=CsvLines.END).writerows(rows)
+    write_bytes(path, "".join(lines).encode())
     return path
 
 

@@ -1,4 +1,4 @@
-"""Tables: CSV, TSV, JSON lines and Parquet files (or a DataFrame) read so that no value is guessed away."""
+"""Tables: CSV, TSV, JSON, Parquet and Excel files (or a DataFrame) read so that no value is guessed away."""
 
 from __future__ import annotations
 
@@ -15,24 +15,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 
-from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.data.encoding import LINE_END, decode
+from lora_cls.data.header import check_header, lacks_header
+from lora_cls.errors import DataError, did_you_mean, shorten, shown
 
 TableLike: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
 
 FILE_LINE = "file line"
-"""Name of the index of a table read from a text file: the line on which each row starts (quoted texts span lines)."""
+"""Name of the index of a table read from a text file: the line on which each row starts (quoted texts span lines); of
+an Excel sheet its rows."""
 
 SAMPLE = Path(__file__).parent.parent / "sample"
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".ndjson.gz", ".parquet")
-_LINE_END = re.compile(r"\r\n|\r|\n")
+_TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet", ".xlsx")
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*(?:\r\n|\r|\n)', re.IGNORECASE)
+_LONGEST_INTEGER = 300
+"""Longer ones, which no float can hold, stay text."""
 
 
 def table_path(source: str | os.PathLike[str]) -> Path:
     """The file that a name stands for; `sample:train.csv` is a file of the sample that comes with the package."""
     text = str(source)
-    return SAMPLE / text.removeprefix("sample:") if text.startswith("sample:") else Path(text).expanduser()
+    if text.startswith("sample:"):
+        return SAMPLE / text.removeprefix("sample:")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # `~` of nobody's home
+        return Path(text)
 
 
 def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFrame:
@@ -42,22 +54,24 @@ def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFram
     ----------
     source : path or DataFrame
         A path, or `sample:NAME` (see `table_path`),
-        with one of the suffixes in `SUFFIXES`. Text files are UTF-8, with or without a byte order mark.
+        with one of the suffixes in `SUFFIXES`. Text files are UTF-8, with or without a byte order mark. JSON is one
+        object per line, or an array of them. Excel files need openpyxl, and hold one sheet.
     name : str
         What messages call a table given as a DataFrame; files go by their path.
 
     Returns
     -------
     DataFrame
-        Of CSV and TSV, every value is a `str` ('' where the cell is empty); of JSON lines and Parquet, the value as
-        stored. The index holds file lines (named `FILE_LINE`) for text files and row positions otherwise;
-        `attrs["source"]` says where the table comes from. A named index of a DataFrame becomes columns.
+        Of CSV and TSV, every value is a `str` ('' where the cell is empty); of the other formats, the value as
+        stored. The index holds file lines (named `FILE_LINE`) where there are lines and row positions otherwise;
+        `attrs["source"]` says where the table comes from, `attrs["header"]` is a note on its header, or ''. A named
+        index of a DataFrame becomes columns.
 
     Raises
     ------
     DataError
         If the file is missing, empty, without rows, not UTF-8, damaged or of an unknown suffix, if a line has too many
-        or too few fields, or if two columns share a name.
+        or too few fields, if two columns share a name, or if the header is missing or stands twice.
 
     Examples
     --------
@@ -71,24 +85,36 @@ def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFram
         where = str(source.attrs.get("source", name))
         frame = _plain_index(source)
         frame.columns = pd.Index(_checked_names([str(column) for column in frame.columns], where))
+        kind = ""
     else:
         path = table_path(source)
         where = str(path)
-        suffix = _suffix(path)
-        _check_exists(path)
-        if suffix == ".parquet":
-            frame = _read_parquet(path)
-        else:
-            text = _decode(_read_bytes(path), path)
-            kind = suffix.removesuffix(".gz")
-            frame = (
-                _read_json_lines(text, where) if kind in (".jsonl", ".ndjson") else _read_delimited(text, kind, where)
-            )
+        try:
+            kind = _checked_suffix(path)
+            frame = _read_file(path, kind)
+        except MemoryError:
+            raise DataError(f"{where} is too large for this machine's memory. Give a smaller table.") from None
+        except OSError as error:
+            raise DataError(f"{where} cannot be read: {error.strerror or error}.") from None
     if frame.empty:
         columns = f" It has the columns {shorten(frame.columns)}." if len(frame.columns) else ""
         raise DataError(f"{where} has no rows.{columns} At least one row is needed.")
     frame.attrs["source"] = where
+    frame.attrs["header"] = "" if kind in _JSON else check_header(frame, where) or ""
     return frame
+
+
+_JSON = (".jsonl", ".ndjson", ".json")
+
+
+def _read_file(path: Path, kind: str) -> pd.DataFrame:
+    where = str(path)
+    if kind == ".parquet":
+        return _read_parquet(path)
+    if kind == ".xlsx":
+        return _read_excel(path)
+    text = decode(_read_bytes(path), path)
+    return _read_json(text, where) if kind in _JSON else _read_delimited(text, kind, where)
 
 
 def row_name(frame: pd.DataFrame, position: int) -> str:
@@ -100,12 +126,19 @@ def is_missing(value: object) -> bool:
     """Whether a cell holds nothing: None, NaN, NA, or a text of white space only. The word "NA" is a text."""
     if isinstance(value, str):
         return not value.strip()
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+    if isinstance(value, (float, np.floating)):
+        return math.isnan(value)
+    return value is None or value is pd.NA or value is pd.NaT
 
 
 def as_id(value: object) -> str:
     """An id as text: "007" stays "007"; 7.0, which pandas makes of 7 beside a missing cell, is "7"."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def half_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which JSON can write and no file can hold."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def problem_report(where: str, problems: Sequence[str], hint: str = "", at_most: int = 40) -> DataError:
@@ -129,25 +162,26 @@ def _plain_index(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _suffix(path: Path) -> str:
+def _checked_suffix(path: Path) -> str:
+    """What kind of file it is: its suffix, without .gz. Raises DataError if it is missing, or of no known kind."""
+    if not path.is_file():
+        raise _missing(path)
     found = next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
     if found is None:
         raise DataError(
             f"{path} has the suffix '{path.suffix}'; tables are read by suffix: {', '.join(SUFFIXES)}. "
             "Save it as one of these (from a spreadsheet: CSV UTF-8), or rename it."
         )
-    return found
+    return found.removesuffix(".gz")
 
 
-def _check_exists(path: Path) -> None:
-    if path.is_file():
-        return
+def _missing(path: Path) -> DataError:
     if path.exists():
-        raise DataError(f"{path} is a folder; give the path of a table.")
+        return DataError(f"{path} is {'a folder' if path.is_dir() else 'no file'}; give the path of a table.")
     if not path.parent.is_dir():
-        raise DataError(f"{path} does not exist, and neither does the folder {path.parent.absolute()}.")
+        return DataError(f"{path} does not exist, and neither does the folder {path.parent.absolute()}.")
     files = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
-    raise DataError(f"{path} does not exist in {path.parent.absolute()}.{did_you_mean(path.name, files)}")
+    return DataError(f"{path} does not exist in {path.parent.absolute()}.{did_you_mean(path.name, files)}")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -157,36 +191,9 @@ def _read_bytes(path: Path) -> bytes:
             data = gzip.decompress(data)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path} is no intact gzip file ({error}). Copy or download it again.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
     if not data.strip():
         raise DataError(f"{path} is empty. It must hold a table with at least one row.")
     return data
-
-
-def _decode(data: bytes, path: Path) -> str:
-    """UTF-8 bytes as text, without the byte order mark."""
-    problem = None
-    text = ""
-    try:
-        text = data.decode("utf-8")
-        position = data.find(b"\0")  # valid in UTF-8, but in a table it means UTF-16 or a damaged file
-        if position >= 0:
-            problem = "there is a NUL byte"
-    except UnicodeDecodeError as error:
-        position = error.start
-        problem = f"there is the byte 0x{data[position]:02x}"
-    if problem is None:
-        return text.removeprefix("\ufeff")
-    line = len(_LINE_END.findall(data[:position].decode("latin-1"))) + 1
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:100]
-    guess = "UTF-16" if wide else "WINDOWS-1252"
-    unpacked, to = (f"gunzip -c '{path}'", path.stem) if path.suffix.lower() == ".gz" else (f"cat '{path}'", path.name)
-    raise DataError(
-        f"{path} is not UTF-8 text: {problem} at position {position} (line {line}). "
-        f"Convert it, for example: {unpacked} | iconv -f {guess} -t UTF-8 > 'utf8_{to}'"
-        f"{'' if wide else ' (if it was written on Windows; else name its encoding)'}"
-    )
 
 
 @contextmanager
@@ -202,16 +209,19 @@ def _no_field_size_limit() -> Iterator[None]:
 def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
     # Python's own reader, and not pandas': it says on which line a row starts, and it is strict about quotes.
     delimiter = "\t" if kind == ".tsv" else ","
+    lines_before = 0
+    if separator := _SEPARATOR_LINE.match(text):  # how spreadsheets are told what separates the fields
+        delimiter, text, lines_before = separator[1], text[separator.end() :], 1
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     names: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
     problems: list[str] = []
-    start = 1
+    start = lines_before + 1
     with _no_field_size_limit():
         try:
             for fields in reader:
-                line, start = start, reader.line_num + 1
+                line, start = start, lines_before + reader.line_num + 1
                 if not fields:  # a blank line
                     continue
                 if not names:
@@ -224,14 +234,14 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
         except csv.Error as error:
             raise DataError(_quote_problem(where, start, delimiter, error)) from None
     if problems:
-        comma = "tab" if delimiter == "\t" else "comma"
+        comma = {"\t": "tab", ",": "comma"}.get(delimiter, delimiter)
         hint = f'A text that holds a {comma}, a line break or a " must stand between double quotes.'
         raise problem_report(where, problems, hint, at_most=10)
     return pd.DataFrame(rows, columns=names, index=pd.Index(lines, name=FILE_LINE), dtype=object)
 
 
 def _quote_problem(where: str, line: int, delimiter: str, error: Exception) -> str:
-    separator = "\\t" if delimiter == "\t" else ","
+    separator = "\\t" if delimiter == "\t" else delimiter
     return (
         f"{where}: the quotes of the row that starts on line {line} do not match ({error}). A text that starts with a "
         '" must also end with one, and a " inside it is doubled (""). If the file was written without quoting, convert '
@@ -243,7 +253,7 @@ def _quote_problem(where: str, line: int, delimiter: str, error: Exception) -> s
 def _header(fields: list[str], delimiter: str, where: str) -> list[str]:
     if len(fields) == 1:
         other = next((mark for mark in (";", "\t", "|", ",") if mark in fields[0] and mark != delimiter), None)
-        if other:
+        if other and delimiter in ("\t", ","):
             wanted = "tabs" if delimiter == "\t" else "commas"
             raise DataError(
                 f"{where}: the header looks separated by {other!r}, but this suffix means {wanted}. "
@@ -259,36 +269,75 @@ def _checked_names(names: Iterable[str], where: str) -> list[str]:
     if twice:
         raise DataError(
             f"{where}: these column names stand more than once: {shorten(twice)}. Rename or remove columns."
+            f"{lacks_header(names)}"
         )
     return names
 
 
-def _read_json_lines(text: str, where: str) -> pd.DataFrame:
+def _read_json(text: str, where: str) -> pd.DataFrame:
+    """JSON lines, or an array of objects."""
+    array = _json_array(text, where)
     records: list[dict[str, Any]] = []
     lines: list[int] = []
     problems: list[str] = []
     # Not splitlines(): a JSON text may hold U+2028 and other characters that it would split at.
-    for number, line in enumerate(_LINE_END.split(text), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line, object_pairs_hook=_unique_pairs)
-        except (ValueError, RecursionError) as error:
-            problems.append(f"line {number} is not a JSON object: {error}.")
-            continue
+    for number, line in enumerate(LINE_END.split(text) if array is None else array, start=1):
+        place = f"line {number}" if array is None else f"item {number}"
+        record = line
+        if isinstance(line, str) and array is None:
+            if not line.strip():
+                continue
+            try:
+                record = _json_value(line)
+            except (ValueError, RecursionError) as error:
+                problems.append(f"{place} is not a JSON object: {error}.")
+                continue
         if isinstance(record, dict):
             records.append(record)
             lines.append(number)
         else:
-            problems.append(f"line {number} holds a JSON {type(record).__name__}, not an object.")
+            problems.append(f"{place} holds a JSON {type(record).__name__}, not an object.")
     if problems:
-        raise problem_report(where, problems, "Each line must hold one object with the row's columns.", at_most=10)
+        hint = "Each line (or each item of one array) must hold one object with the row's columns."
+        raise problem_report(where, problems, hint, at_most=10)
     # dtype=object: an integer id beside a row without one must not become a float.
-    return pd.DataFrame(records, index=pd.Index(lines, name=FILE_LINE), dtype=object)
+    index = pd.Index(lines, name=FILE_LINE) if array is None else None
+    return pd.DataFrame(records, index=index, dtype=object)
+
+
+def _json_array(text: str, where: str) -> list[object] | None:
+    """The items of a text that is one array; None for JSON lines."""
+    start = text.lstrip()[:1]
+    if start not in ("[", "{"):
+        return None
+    try:
+        found = _json_value(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(found, list):
+        return found
+    nested = isinstance(found, dict) and any(isinstance(value, (dict, list)) for value in found.values())
+    if isinstance(found, dict) and nested and ("\n" in text.strip() or len(found) == 1):
+        raise DataError(
+            f"{where} is one JSON object ({shorten(found)}), not one per row. Write an array of objects, or one "
+            'object per line: with pandas to_json(..., orient="records", lines=True).'
+        )
+    return None
+
+
+def _json_value(text: str) -> object:
+    return json.loads(text, object_pairs_hook=_unique_pairs, parse_int=_json_integer)
+
+
+def _json_integer(digits: str) -> int | str:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else digits
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
+    broken = next((name for name in record if half_character(name)), None)
+    if broken is not None:
+        raise ValueError(f"the name {broken!r} holds half of a character (a lone surrogate)")
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the name '{next(name for name in names if names.count(name) > 1)}' stands more than once")
@@ -297,7 +346,6 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise DataError(f"{path}: Parquet files need pyarrow: pip install pyarrow, or save the table as CSV.") from None
@@ -305,8 +353,53 @@ def _read_parquet(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} is empty. It must hold a table with at least one row.")
     try:
         table = pq.read_table(path)
-        _checked_names(table.column_names, str(path))
-        # Integers beside missing cells stay integers: id 7 must not become 7.0.
-        return _plain_index(table.to_pandas(integer_object_nulls=True))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no readable Parquet file: {error}") from None
+        names = _checked_names(table.column_names, str(path))
+        try:
+            # Integers beside missing cells stay integers: id 7 must not become 7.0.
+            return _plain_index(table.to_pandas(integer_object_nulls=True))
+        except Exception:  # what pandas noted of its index is damaged: the columns themselves are not
+            plain = table.select([name for name in names if not re.fullmatch(r"__index_level_\d+__", name)])
+            return plain.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # pyarrow raises what it meets: its own errors, ValueError, KeyError, UnicodeError ...
+        raise DataError(f"{path} is no readable Parquet file: {shown(error, 300, quoted=False)}") from None
+
+
+def _read_excel(path: Path) -> pd.DataFrame:
+    """The only sheet with cells of an .xlsx file; formulas count as what they last showed."""
+    try:
+        import openpyxl
+    except ImportError:
+        raise DataError(
+            f"{path}: Excel files need openpyxl: pip install openpyxl. Or save the sheet as CSV UTF-8 in a spreadsheet."
+        ) from None
+    sheets: dict[str, list[tuple[int, list[object]]]] = {}
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        try:
+            for sheet in book.worksheets:
+                cells_of = enumerate(sheet.iter_rows(values_only=True), start=1)
+                filled = [(line, list(cells)) for line, cells in cells_of if not all(map(is_missing, cells))]
+                if filled:
+                    sheets[sheet.title] = filled
+        finally:
+            book.close()
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever the parsers of ZIP and XML meet in a damaged file
+        raise DataError(
+            f"{path} is no readable Excel file ({shown(error, 300, quoted=False)}). Save it as CSV UTF-8."
+        ) from None
+    if len(sheets) > 1:
+        raise DataError(
+            f"{path} has several sheets with cells ({shorten(sheets)}): save the one that is the table as CSV UTF-8."
+        )
+    if not sheets:
+        raise DataError(f"{path} is empty. It must hold a table with at least one row.")
+    ((_, header), *rows) = next(iter(sheets.values()))
+    width = max(i + 1 for _, cells in [(0, header), *rows] for i, cell in enumerate(cells) if not is_missing(cell))
+    table = [["" if cell is None else cell for cell in [*cells, *[None] * width][:width]] for _, cells in rows]
+    names = ["" if is_missing(cell) else as_id(cell) for cell in [*header, *[None] * width][:width]]
+    index = pd.Index([line for line, _ in rows], name=FILE_LINE)
+    return pd.DataFrame(table, columns=_header(names, "", str(path)), index=index, dtype=object)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora_cls.data import read_sample_submission, write_submission
+from lora_cls.data import read_sample_submission, read_table, write_submission
 from lora_cls.errors import DataError
 
 SAMPLE = pd.DataFrame({"ID": ["y", "007", "x"], "fear": [0, 0, 0], "joy": [0, 0, 0]})
@@ -128,3 +128,11 @@ def test_one_column_that_is_a_label():
     """A sample with only one of the labels lacks the others; it is not a column of names."""
     with pytest.raises(DataError, match="no column for the label 'joy'"):
         read_sample_submission(SAMPLE.drop(columns="joy"), IDS, LABELS, task="single_label")
+
+
+def test_any_id_reads_back(tmp_path):
+    """Line ends, quotes and commas within ids, however Python's writer quotes them."""
+    ids = ["a\rb", "a\nb", "a\r\nb", '"', "a,b", " a "]
+    file = write_submission(tmp_path / "s.csv", ids, np.ones((len(ids), 1)), ["joy\r"])
+    assert read_table(file)["id"].tolist() == ids
+    assert file.read_bytes().endswith(b"\n a ,1\n")

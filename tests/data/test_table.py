@@ -112,7 +112,7 @@ def test_table_can_be_read_again(write):
         ("t.csv", b"id,text\n", ["no rows", "id, text"]),
         ("t.csv", b"id,text\n1,caf\xe9\n", ["not UTF-8", "0xe9", "position 13", "line 2", "iconv -f WINDOWS-1252"]),
         ("t.csv", "id,text\n1,a\n".encode("utf-16"), ["not UTF-8", "iconv -f UTF-16"]),
-        ("t.csv", "id,text\n1,a\n".encode("utf-16-le"), ["NUL byte", "iconv -f UTF-16"]),
+        ("t.csv", "id,text\n1,a\n".encode("utf-16-le"), ["not UTF-8 text but UTF-16LE", "iconv -f UTF-16LE"]),
         (
             "t.csv",
             b"id,text\n1,a\n2,b,c\n3\n",
@@ -128,8 +128,8 @@ def test_table_can_be_read_again(write):
         ("t.jsonl", b'{"a": 1}\n{"a": \n[1]\n', ["2 problems", "line 2 is not a JSON", "line 3 holds a JSON list"]),
         ("t.jsonl", b'{"a": 1, "a": 2}\n', ["line 1", "'a' stands more than once"]),
         ("t.parquet", b"PAR1 not really", ["no readable Parquet file"]),
-        ("t.xlsx", b"PK", [".xlsx", ".csv", "CSV UTF-8"]),
-        ("t.json", b"[]", [".jsonl"]),
+        ("t.xls", b"PK", [".xlsx", ".csv", "CSV UTF-8"]),
+        ("t.json", b"[]", ["no rows"]),
     ],
 )
 def test_broken_files(write, name, content, expected):
