@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.choices import Models
-from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
+from lora_cls.data import Dataset, load_test, read_sample_submission, table_path, write_submission
+from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
 from lora_cls.runs import Decision, FoldFolder, RunFolder
@@ -94,12 +94,14 @@ class Classifier:
         models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
         return f"Classifier({str(self.run.path)!r}, {models}, labels: {shorten(self.label_names)})"
 
-    def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
+    def predict_proba(self, texts: Texts | Dataset) -> np.ndarray:
         """Probabilities (with `prediction.combine: vote` shares of votes), float64.
 
         Parameters
         ----------
-        texts : one text or several
+        texts : one text or several (list, array or Series of str), as they stand in the run's text column; or a
+            DataFrame with its text columns. `data.text_template` and `data.unescape` apply, as they do to a file
+            (a `Dataset` holds texts that are read already)
 
         Returns
         -------
@@ -108,12 +110,12 @@ class Classifier:
         y_score = self.answer(texts)[0]
         return y_score[0] if isinstance(texts, str) else y_score
 
-    def predict(self, texts: str | Sequence[str]) -> np.ndarray:
+    def predict(self, texts: Texts | Dataset) -> np.ndarray:
         """Decisions at the run's thresholds, 0 or 1, int8; shapes as in `predict_proba`."""
         y_pred = self.answer(texts)[1]
         return y_pred[0] if isinstance(texts, str) else y_pred
 
-    def predict_labels(self, texts: str | Sequence[str]) -> Any:
+    def predict_labels(self, texts: Texts | Dataset) -> Any:
         """Decisions by name.
 
         Returns
@@ -124,9 +126,16 @@ class Classifier:
         named = self.run.task().named(self.answer(texts)[1], self.label_names)
         return named[0] if isinstance(texts, str) else named
 
-    def answer(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+    def answer(self, texts: Texts | Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text.
+
+        Raises
+        ------
+        DataError
+            For what is no text: names its position and type.
+        """
+        columns = self.run.info.data.text_columns or ["text"]
+        texts = texts.texts if isinstance(texts, Dataset) else given_texts(self.recipe.data, texts, columns)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
         seconds = 0.0
         with Progress(len(self._folders), self._show) as progress:
@@ -196,7 +205,7 @@ def predict_file(
     except OSError as error:
         raise unwritable(folder, error) from error
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
-    y_score, y_pred = classifier.answer(test.texts)
+    y_score, y_pred = classifier.answer(test)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
