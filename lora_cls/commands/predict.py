@@ -197,18 +197,28 @@ def predict_file(
         None
         if sample_submission is None
         else read_sample_submission(
-            sample_submission, test.ids, run.label_names, id_name, task=task, delimiter=delimiter
+            sample_submission,
+            test.ids,
+            run.label_names,
+            id_name,
+            task=task,
+            delimiter=delimiter,
+            label_column=run.label_column,
         )
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
     except OSError as error:
         raise unwritable(folder, error) from error
+    if sample is not None:
+        with Progress(0, show) as progress:
+            for note in sample.notes:
+                progress.say(note)
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
     y_score, y_pred = classifier.answer(test)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
-        label_column=run.label_column, delimiter=delimiter,
+        label_column=run.label_column, delimiter=delimiter, y_score=y_score,
     )  # fmt: skip
     return folder

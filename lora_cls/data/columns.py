@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from lora_cls.recipe import Data, TaskName
 TEXT_NAMES = (
     "text", "tweet", "comment", "sentence", "content", "message", "body", "review", "document", "utterance",
 )  # fmt: skip
+
+_ID_ENDS = ("_id", "_Id", "ID")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Columns:
     def label_names(self) -> list[str]:
         """The labels in their order: the classes, or the 0/1 columns."""
         return self.labels if self.classes is None else self.classes
+
+    @property
+    def label_column(self) -> str | None:
+        """The one column that holds the labels' names; None where every label has a 0/1 column."""
+        return None if self.classes is None else self.labels[0]
 
     weight: str | None = None
     split: str | None = None
@@ -169,7 +177,7 @@ def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | Non
     named = {config.group_column, *(config.text_columns or []), *(config.label_columns or [])}
     named |= {config.weight_column, config.split_column, *config.ignore_columns}
     for name in frame.columns:
-        if name.endswith(("_id", "_Id", "ID")) and name not in named and _is_unique(frame[name]):
+        if name.endswith(_ID_ENDS) and name not in named and _is_unique(frame[name]):
             return str(name)
     return None
 
@@ -250,7 +258,7 @@ def _named_text(config: Data, frame: pd.DataFrame, problems: list[str]) -> list[
 def _guess_text(
     frame: pd.DataFrame, test: pd.DataFrame | None, taken: set[str], problems: list[str]
 ) -> tuple[list[str], str]:
-    free = [name for name in frame.columns if name not in taken and not name.startswith("Unnamed: ")]
+    free = [name for name in frame.columns if name not in taken and not is_index_name(name)]
     if test is not None:
         free = [name for name in free if name in test.columns]
     candidates = [name for name in free if _is_text(frame[name])]
@@ -279,7 +287,7 @@ def _named_labels(
             problems.append("data.label_columns is an empty list: name the labels, or set it to null.")
         return "data.label_columns", named, "from data.label_columns"
     sample_id = sample_id_column(sample, id_column)
-    named = [name for name in sample.columns if name != sample_id]
+    named = [name for name in sample.columns if name != sample_id and not is_index_name(name)]
     if not named:
         problems.append(f"the sample submission has no column but '{sample_id}': set data.label_columns.")
     return "sample submission", named, "as in the sample submission"
@@ -316,7 +324,7 @@ def _guess_labels(
 ) -> tuple[list[str], str]:
     """The 0/1 columns (of soft labels: those of numbers from 0 to 1) that the test table, if there is one, lacks; or
     its one column of names."""
-    free = [name for name in train.columns if name not in others and not name.startswith("Unnamed: ")]
+    free = [name for name in train.columns if name not in others and not is_index_name(name)]
     zero_one = [name for name in free if looks_like_labels(train[name], config.soft_labels)]
     of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], config.label_delimiter)]
     kind = _kind(config)
@@ -371,10 +379,18 @@ def _no_labels(
 
 
 def _only_classes(train: pd.DataFrame, sample: pd.DataFrame, id_column: str | None) -> bool:
-    """Whether a sample submission names classes, one column each, and no column of the training table."""
+    """Whether a sample submission names classes, one column each, in place of columns of the training table.
+
+    A class may be called like a column; then they are the names that stand in one column.
+    """
     sample_id = sample_id_column(sample, id_column)
-    named = [name for name in sample.columns if name != sample_id]
-    return len(named) > 1 and not any(name in train.columns for name in named)
+    named = [name for name in sample.columns if name != sample_id and not is_index_name(name)]
+    columns = [name for name in named if name in train.columns]
+    if len(named) < 2 or len(columns) == len(named):
+        return False
+    return not columns or any(
+        set(named) <= {str(value).strip() for value in train[name].tolist()} for name in train.columns
+    )
 
 
 def _decide_task(
@@ -461,11 +477,22 @@ def sample_id_column(sample: pd.DataFrame, id_column: str | None) -> str:
     return id_header([str(name) for name in sample.columns], id_column)
 
 
-def id_header(columns: Sequence[str], id_column: str | None) -> str:
-    """`sample_id_column` from the names of the columns."""
+def id_header(columns: Sequence[str], id_column: str | None, label_names: Sequence[str] = ()) -> str:
+    """`sample_id_column` from the names of the columns; where all labels have columns, the id's is another one."""
     if id_column is not None and id_column in columns:
         return id_column
-    return next((name for name in columns if name.lower() == "id"), columns[0])
+    labels = label_names if set(label_names) < set(columns) else ()
+    free = [name for name in columns if name not in labels]
+    named = [name for name in free if name.lower() == "id"] or [name for name in free if name.endswith(_ID_ENDS)]
+    first = free[0]
+    if is_index_name(first) and named:  # else the unnamed index is what names the rows
+        return named[0]
+    return next((name for name in named if name.lower() == "id"), first)
+
+
+def is_index_name(name: str) -> bool:
+    """Whether a column is the index that pandas writes without a name."""
+    return not name.strip() or re.fullmatch(r"Unnamed: \d+", name) is not None
 
 
 def _is_unique(values: pd.Series) -> bool:

@@ -184,7 +184,7 @@ def read_folds(
         rows that are only trained on.
     ids : length n_samples
     id_column : str or None
-        Null, or a name that the table lacks, takes the column `id`.
+        Null, or a name that the table lacks or that `folds.csv` uses, takes the column `id`.
     extra : ndarray of shape (n_samples,), bool
         Rows that the table may leave out, and must not hold out.
     sampled : bool
@@ -202,7 +202,9 @@ def read_folds(
     """
     frame = read_table(source, name="the table of folds")
     where = str(frame.attrs["source"])
-    id_name = id_column if id_column is not None and id_column in frame.columns else "id"
+    # `fold`, and `group` beside `id`, are columns of ours, as `folds.csv` has them, whatever the ids are called
+    ours = ("fold", "group") if "id" in frame.columns else ("fold",)
+    id_name = id_column if id_column is not None and id_column in frame.columns and id_column not in ours else "id"
     absent = [name for name in (id_name, "fold") if name not in frame.columns]
     if absent:
         raise problem_report(

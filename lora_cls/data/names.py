@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -48,6 +48,19 @@ def distinct_names(names: Names) -> list[str]:
     if all(_is_integer(name) for name in found):
         return sorted(found, key=lambda name: (int(name), name))
     return sorted(found)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name of ours for a column beside users' names: with `_` behind it until it is none of theirs.
+
+    Examples
+    --------
+    >>> free_name("id", ["joy", "anger"]), free_name("id", ["id", "en"])
+    ('id', 'id_')
+    """
+    while name in taken:
+        name += "_"
+    return name
 
 
 def too_many(n_names: int, n_cells: int) -> bool:

@@ -51,7 +51,8 @@ def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFram
     DataFrame
         Of CSV and TSV, every value is a `str` ('' where the cell is empty); of JSON lines and Parquet, the value as
         stored. The index holds file lines (named `FILE_LINE`) for text files and row positions otherwise;
-        `attrs["source"]` says where the table comes from. A named index of a DataFrame becomes columns.
+        `attrs["source"]` says where the table comes from, `attrs["header"]`
+        of a text file how it spells the columns' names. A named index of a DataFrame becomes columns.
 
     Raises
     ------
@@ -203,6 +204,7 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
     # Python's own reader, and not pandas': it says on which line a row starts, and it is strict about quotes.
     delimiter = "\t" if kind == ".tsv" else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
     names: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -215,7 +217,7 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
                 if not fields:  # a blank line
                     continue
                 if not names:
-                    names = _header(fields, delimiter, where)
+                    header, names = fields, _header(fields, delimiter, where)
                 elif len(fields) != len(names):
                     problems.append(f"line {line} has {len(fields)} fields, but the header has {len(names)}.")
                 else:
@@ -227,7 +229,9 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
         comma = "tab" if delimiter == "\t" else "comma"
         hint = f'A text that holds a {comma}, a line break or a " must stand between double quotes.'
         raise problem_report(where, problems, hint, at_most=10)
-    return pd.DataFrame(rows, columns=names, index=pd.Index(lines, name=FILE_LINE), dtype=object)
+    frame = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name=FILE_LINE), dtype=object)
+    frame.attrs["header"] = header
+    return frame
 
 
 def _quote_problem(where: str, line: int, delimiter: str, error: Exception) -> str:

@@ -29,12 +29,13 @@ import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
+from lora_cls.data.submission import spelled_header
 from lora_cls.errors import RunError, no_fold_finished
 from lora_cls.evaluation import Task, task_of
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
-from lora_cls.runs.io import integers, read_array, read_csv, write_values
+from lora_cls.runs.io import integers, read_array, read_csv, read_values, write_values
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
 
@@ -121,14 +122,14 @@ class RunFolder:
         """Make a new run folder; `recipe.yaml`, which marks it as one, is written last."""
         files = cls._begin(path)
         assert train.labels is not None
-        named = train.columns.labels[0] if train.columns and train.columns.classes is not None else None
+        named = train.columns.label_column if train.columns else None
         LabelsInfo(task=recipe.task, labels=train.label_names, column=named).write(files.labels)
         write_csv(files.folds, pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
         write_values(files.train_labels, train.ids, train.label_names, train.labels)
         if test is not None:
             write_csv(files.test_ids, pd.DataFrame({"id": test.ids}))
         if sample is not None:
-            write_csv(files.sample_submission, sample)
+            write_csv(files.sample_submission, sample.set_axis(spelled_header(sample), axis=1))
         return cls._complete(path, recipe, info)
 
     @classmethod
@@ -217,12 +218,7 @@ class RunFolder:
     @cached_property
     def y_true(self) -> np.ndarray:
         """Training labels, ndarray of shape (n_samples, n_labels), int8."""
-        file = self.files.train_labels
-        table, ids = read_csv(file), self.folds["id"].tolist()
-        if "id" not in table or table["id"].tolist() != ids:
-            raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {self.files.folds}.")
-        columns = integers(file, table, self.label_names)
-        return np.column_stack([columns[name] for name in self.label_names]).astype(np.int8)
+        return read_values(self.files.train_labels, self.folds["id"].tolist(), self.label_names).astype(np.int8)
 
     def fold(self, number: int) -> FoldFolder:
         return self._folds.setdefault(number, FoldFolder(self.path / f"fold-{number:02d}"))
