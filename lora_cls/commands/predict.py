@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.choices import Models
-from lora_cls.data import Dataset, load_test, read_sample_submission, table_path, write_submission
+from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
+from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
@@ -184,7 +185,7 @@ def predict_file(
     ['submission.csv', 'test_proba.csv']
     """
     run = RunFolder.of(run)
-    name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]
+    name = "table" if isinstance(table, pd.DataFrame) else table_stem(table)
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
 
 import pandas as pd
+import yaml
 
 from lora_cls.data.labels import looks_like_labels
 from lora_cls.data.names import distinct_names, likely_delimiter, looks_like_names, occurs, split_names, too_many
@@ -21,6 +24,7 @@ TEXT_NAMES = (
 )  # fmt: skip
 
 _ID_ENDS = ("_id", "_Id", "ID")
+_YES_NO = ({"yes", "no"}, {"y", "n"}, {"t", "f"}, {"true", "false"}, {"on", "off"}, {"-1", "1"}, {"-1.0", "1.0"})
 
 
 @dataclass(frozen=True)
@@ -104,12 +108,13 @@ def find_columns(
     id_column = find_id(config, train, problems)
     others = {*named_text, *group, *weight, *split, *([id_column] if id_column else [])}
     others |= _ignored(config, train, test, others, problems)
-    if config.label_columns is not None or (sample is not None and not _only_classes(train, sample, id_column)):
-        field, named, labels_how = _named_labels(config, sample, id_column, problems)
-        labels = _fit_for_labels(train, named, field, others, problems)
+    named = config.label_columns is not None or (sample is not None and not _only_classes(train, sample, id_column))
+    if named:
+        field, names, labels_how = _named_labels(config, sample, id_column, problems)
+        labels = _fit_for_labels(train, names, field, others, problems)
     else:
         labels, labels_how = _guess_labels(config, task, train, test, others, problems)
-    found, classes, task_how, notes = _decide_task(config, task, train, labels, problems)
+    found, classes, task_how, notes = _decide_task(config, task, train, labels, named, problems)
     text, text_how = named_text, "from the recipe"
     if config.text_columns is None and config.text_template is None:
         text, text_how = _guess_text(train, test, {*others, *labels}, problems)
@@ -177,7 +182,7 @@ def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | Non
     named = {config.group_column, *(config.text_columns or []), *(config.label_columns or [])}
     named |= {config.weight_column, config.split_column, *config.ignore_columns}
     for name in frame.columns:
-        if name.endswith(_ID_ENDS) and name not in named and _is_unique(frame[name]):
+        if name.endswith(_ID_ENDS) and name not in named and is_unique(frame[name]):
             return str(name)
     return None
 
@@ -331,6 +336,7 @@ def _guess_labels(
     if test is None:
         if not zero_one:
             _no_labels(train, kind, [], [] if config.soft_labels else of_names, problems)
+        _undecided(config, train, zero_one, [name for name in free if name not in zero_one], problems)
         return zero_one, f"the {kind} (no test file was given to compare with)"
     labels = [name for name in zero_one if name not in test.columns]
     if not of_names and not labels:  # of a delimiter that stands nowhere `_decide_task` knows more to say
@@ -348,9 +354,42 @@ def _guess_labels(
         wanted = kind if config.soft_labels else f"{kind} (or one column of few values)"
         _no_labels(train, f"{wanted} that the test file lacks", zero_one, of_names, problems)
     left_out = [name for name in free if name not in test.columns and name not in labels]
+    _undecided(config, train, labels, left_out, problems)
     how = f"the {kind} that the test file lacks"
     why = "not from 0 to 1" if config.soft_labels else "not 0/1"
     return labels, how + (f" (it also lacks {shorten(left_out)}: {why}, so not labels)" if left_out else "")
+
+
+def _undecided(config: Data, train: pd.DataFrame, labels: list[str], left_out: list[str], problems: list[str]) -> None:
+    """Refuse to leave out a column that may be a label too, written in another way than those beside it."""
+    for name in left_out if labels else ():
+        values = train[name]
+        if not config.soft_labels and looks_like_labels(values, soft=True):
+            what, wanted = "numbers from 0 to 1", "--set data.soft_labels=true"
+        elif _is_yes_no(values):
+            words = dict.fromkeys(repr(str(value).strip()) for value in values.tolist() if not is_missing(value))
+            what, wanted = " and ".join(words), "write it as 0 and 1"
+        else:
+            continue
+        problems.append(
+            f"column '{name}' holds {what} beside the {_kind(config)} ({shorten(labels)}): if it is a label, {wanted}; "
+            f"if not, name the labels ({set_list('data.label_columns', labels)}) or leave it out "
+            f"({set_list('data.ignore_columns', [*config.ignore_columns, name])})."
+        )
+
+
+def _is_yes_no(values: pd.Series) -> bool:
+    """Whether every filled cell is one of two words for yes and no."""
+    words = {str(value).strip().lower() for value in values.tolist() if not is_missing(value)}
+    return bool(words) and any(words <= pair for pair in _YES_NO)
+
+
+def set_list(field: str, names: Sequence[str]) -> str:
+    """The option for a list of names, ready to be pasted: what YAML or a shell would take otherwise is quoted."""
+    plain = re.compile(r"[A-Za-z_][\w-]*")
+    values = [name if plain.fullmatch(name) and yaml.safe_load(name) == name else json.dumps(name) for name in names]
+    option = f"{field}=[{', '.join(values)}]"
+    return f'--set "{option}"' if '"' not in option else f"--set {shlex.quote(option)}"
 
 
 def _kind(config: Data, count: int = 2) -> str:
@@ -363,15 +402,11 @@ def _no_labels(
 ) -> None:
     hint = "Set data.label_columns."
     if of_names and not shared:
-        hint = (
-            f'Few values stand in {shorten(of_names)}; if one holds the labels, name it: --set "data.label_columns='
-            f'[{of_names[0]}]"'
-        )
+        option = set_list("data.label_columns", of_names[:1])
+        hint = f"Few values stand in {shorten(of_names)}; if one holds the labels, name it: {option}"
     if shared:
-        hint = (
-            "The test file has the 0/1 columns too; if they are the labels, name them: --set "
-            f'"data.label_columns=[{", ".join(shared)}]"'
-        )
+        option = set_list("data.label_columns", shared)
+        hint = f"The test file has the 0/1 columns too; if they are the labels, name them: {option}"
     problems.append(
         f"no label columns: looked for data.label_columns, a sample submission, and {looked_for}. "
         f"Columns: {shorten(train.columns, 40)}. {hint}"
@@ -394,9 +429,10 @@ def _only_classes(train: pd.DataFrame, sample: pd.DataFrame, id_column: str | No
 
 
 def _decide_task(
-    config: Data, task: TaskName | None, train: pd.DataFrame, labels: list[str], problems: list[str]
+    config: Data, task: TaskName | None, train: pd.DataFrame, labels: list[str], named: bool, problems: list[str]
 ) -> tuple[TaskName, list[str] | None, str, tuple[str, ...]]:
-    """The task, the names in the one label column if it holds names, why, and notes.
+    """The task, the names in the one label column if it holds names, why, and notes. A column that somebody `named` may
+    hold any number of names, if some stand in several rows.
 
     `dataset` checks the rows themselves: that each has exactly one class.
     """
@@ -432,10 +468,10 @@ def _decide_task(
         problems.append(
             f"label column '{name}': at least two different names are needed. Got {shorten(classes) or 'none'} instead."
         )
-    elif too_many(len(classes), filled):
+    elif too_many(len(classes), filled) and (not named or len(classes) == filled):
         problems.append(
             f"column '{name}' is no label column: {len(classes)} different values in {filled} filled cells "
-            f"({shorten(classes, 3)}). Set data.label_columns."
+            f"({shorten(classes, 3)}). Set data.label_columns{' to another' if named else ''}."
         )
     elif config.label_delimiter is not None:
         if not occurs(values, config.label_delimiter):
@@ -495,7 +531,8 @@ def is_index_name(name: str) -> bool:
     return not name.strip() or re.fullmatch(r"Unnamed: \d+", name) is not None
 
 
-def _is_unique(values: pd.Series) -> bool:
+def is_unique(values: pd.Series) -> bool:
+    """Whether every cell is filled, and differs from all others."""
     cells = values.tolist()
     return not any(map(is_missing, cells)) and len(set(map(as_id, cells))) == len(cells)
 

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lora_cls.data.columns import Columns, find_columns, find_test_columns
+from lora_cls.data.columns import Columns, find_columns, find_test_columns, is_unique, set_list
 from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_soft_labels
 from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
@@ -159,7 +159,7 @@ def load_train(
         task,
     )
     where = str(frame.attrs["source"])
-    ids, id_problems = _ids(frame, columns)
+    ids, id_problems = _ids(frame, columns, config)
     texts, empty, text_problems = table_texts(config, frame, columns.text)
     values, label_problems = _labels(config, frame, columns, ids)
     unlabelled = (values == MISSING).any(axis=1)
@@ -232,7 +232,7 @@ def load_test(config: Data, test: TableLike | None = None, *, train_columns: Col
         raise DataError("There is no test table: set data.test, or pass one.")
     frame = read_table(source, name="the test DataFrame")
     columns, problems = find_test_columns(config, frame, train_columns)
-    ids, id_problems = _ids(frame, columns)
+    ids, id_problems = _ids(frame, columns, config)
     texts, empty, text_problems = table_texts(config, frame, columns.text)
     problems += id_problems + text_problems
     if problems:
@@ -281,7 +281,7 @@ def _count(mask: np.ndarray, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
+def _ids(frame: pd.DataFrame, columns: Columns, config: Data) -> tuple[list[str], list[str]]:
     if columns.id is None:
         return [f"row-{i}" for i in range(len(frame))], []
     cells = frame[columns.id].tolist()
@@ -299,10 +299,20 @@ def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
     ]
     if twice:
         problems.append(
-            f"column '{columns.id}': ids that stand more than once: {shorten(twice)}. Remove the repeated rows, or set "
-            "data.id_column to a column of unique values."
+            f"column '{columns.id}': ids that stand more than once: {shorten(twice)}. Remove the repeated rows, or "
+            f"{_other_ids(frame, columns, config)}."
         )
     return ids, problems
+
+
+def _other_ids(frame: pd.DataFrame, columns: Columns, config: Data) -> str:
+    """What may name the rows where the ids do not: another column, or else their numbers."""
+    used = {*columns.text, *columns.labels, columns.group, columns.weight, columns.split}
+    unique = [str(name) for name in frame.columns if name not in used and is_unique(frame[name])]
+    if unique:
+        return f"set data.id_column to a column of unique values ({shorten(unique)})"
+    ignored = set_list("data.ignore_columns", [*config.ignore_columns, str(columns.id)])
+    return f"number the rows instead: {'--set data.id_column=null ' if config.id_column else ''}{ignored}"
 
 
 def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -450,7 +460,7 @@ def _with_extra_rows(config: Data, train: Dataset, train_keys: pd.Series | None,
         weight=given.weight if given.weight in frame.columns else None,
         split=None,
     )
-    ids, id_problems = _ids(frame, columns)
+    ids, id_problems = _ids(frame, columns, config)
     texts, empty, text_problems = table_texts(config, frame, columns.text)
     values, label_problems = _labels(config, frame, columns, ids)
     weight, weight_problems = parse_weights(frame, columns.weight) if columns.weight else (np.ones(len(ids)), [])

@@ -14,7 +14,7 @@ from lora_cls.data.table import as_id, is_missing
 from lora_cls.recipe import Data
 
 MOST_NAMES = 1000
-"""A column of more different names is no label column."""
+"""A column of more different names is no label column, if nobody said so."""
 FEW_NAMES = 20
 """So many names are believed whatever the number of rows."""
 LIKELY_DELIMITERS = ("|", ";", ",")

@@ -35,6 +35,13 @@ def table_path(source: str | os.PathLike[str]) -> Path:
     return SAMPLE / text.removeprefix("sample:") if text.startswith("sample:") else Path(text).expanduser()
 
 
+def table_stem(source: str | os.PathLike[str]) -> str:
+    """A table's name without folder and suffix: `2024.01` of `new/2024.01.csv.gz`."""
+    name = table_path(source).name
+    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
+    return name.removesuffix(name[len(name) - len(suffix) :]) or "table"
+
+
 def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFrame:
     """Read a table without interpreting its values.
 

@@ -30,7 +30,7 @@ import yaml
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
 from lora_cls.data.submission import spelled_header
-from lora_cls.errors import RunError, no_fold_finished
+from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task, task_of
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
@@ -313,13 +313,13 @@ class RunFolder:
         logits = self.test_logits()
         return None if logits is None else self.task().link.probabilities(logits, self.pos_weights()[:, None, :])
 
-    def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:
+    def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any], train: Dataset) -> None:
         """Refuse to continue with another recipe or other data.
 
         Raises
         ------
         RunError
-            Names every field and file that differs.
+            Names every field and table that differs, and of the training rows what.
         """
         before, now = flatten(self.recipe.identity()), flatten(recipe.identity())
         differences = [
@@ -328,17 +328,36 @@ class RunFolder:
             if before.get(key) != now.get(key)
         ]
         data_before = self.info.data.model_dump()
-        differences += [
-            f"{key}: was {data_before[key]}, now {fingerprints[key]}"
-            for key in fingerprints
-            if data_before[key] != fingerprints[key]
-        ]
+        for key in fingerprints:
+            if data_before[key] != fingerprints[key]:
+                what = f"was {data_before[key]}, now {fingerprints[key]}"
+                if key == "train_sha256":
+                    what = self._changed_rows(train.subset(~train.extra))
+                differences.append(f"{key}: {what}")
         if differences:
             raise RunError(
                 f"{self.path} was started with something else and is not continued:\n  "
                 + "\n  ".join(differences)
                 + "\nGive the same recipe and data, or start a new run with another --out."
             )
+
+    def _changed_rows(self, train: Dataset) -> str:
+        """How other training rows differ from the run's."""
+        own = len(self.folds) - self.info.data.extra_rows  # extra rows stand behind
+        ids = self.folds["id"].tolist()[:own]
+        parts = [("labels", self.label_names, train.label_names), ("rows", ids, train.ids)]
+        found = []
+        for noun, before, now in parts:
+            new, gone = ([name for name in a if name not in set(b)] for a, b in ((now, before), (before, now)))
+            found += [f"new {noun}: {shorten(map(repr, new))}"] if new else []
+            found += [f"{noun} gone: {shorten(map(repr, gone))}"] if gone else []
+            found += [f"the {noun} stand in another order"] if not new and not gone and before != now else []
+        if found or train.labels is None:
+            return "; ".join(found)
+        moved = np.flatnonzero((self.y_true[:own] != train.labels).any(axis=1)).tolist()
+        if moved:
+            return f"other labels in rows {shorten(ids[i] for i in moved)}"
+        return "other texts, weights, soft labels or split"
 
 
 def write_recipe(file: Path, recipe: Recipe) -> None:
