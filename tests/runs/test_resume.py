@@ -224,8 +224,8 @@ def test_other_training_rows_are_told(finished, train, test):
         "other labels in rows row003": train.assign(joy=[*train["joy"][:3], 1 - train["joy"][3], *train["joy"][4:]]),
     }
     for told, table in others.items():
+        sample = run.sample_submission if told.startswith("other") else None  # it says the labels' order
         with pytest.raises(RunError, match=told) as error:
-            sample = run.sample_submission if told.startswith("other") else None  # it says the labels' order
             cross_validate(run.recipe, table, test, run.path, resume=True, sample_submission=sample)
         line = next(line for line in str(error.value).splitlines() if "train_sha256" in line)
         assert not re.search("[0-9a-f]{20}", line)
