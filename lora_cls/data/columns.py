@@ -14,9 +14,18 @@ import pandas as pd
 import yaml
 
 from lora_cls.data.labels import looks_like_labels
-from lora_cls.data.names import distinct_names, likely_delimiter, looks_like_names, occurs, split_names, too_many
+from lora_cls.data.names import (
+    distinct_names,
+    holds_lists,
+    likely_delimiter,
+    looks_like_names,
+    occurs,
+    split_names,
+    too_many,
+    vectors,
+)
 from lora_cls.data.table import as_id, is_missing, problem_report
-from lora_cls.errors import did_you_mean, shorten
+from lora_cls.errors import did_you_mean, shorten, shown
 from lora_cls.recipe import Data, TaskName
 
 TEXT_NAMES = (
@@ -57,6 +66,8 @@ class Columns:
 
     weight: str | None = None
     split: str | None = None
+    lists: bool = False
+    """Whether the cells of the one label column are lists of names."""
 
 
 def resolve_columns(
@@ -140,7 +151,7 @@ def find_columns(
     group_name, weight_name, split_name = (names[0] if names else None for names in (group, weight, split))
     columns = Columns(
         id=id_column, text=text, labels=labels, how=how, group=group_name, weight=weight_name, split=split_name,
-        task=found, classes=classes, notes=notes,
+        task=found, classes=classes, notes=notes, lists=classes is not None and holds_lists(train[labels[0]]),
     )  # fmt: skip
     return columns, problems
 
@@ -456,7 +467,8 @@ def _decide_task(
             f"task: binary needs a 0/1 column, but '{name}' holds {_examples(split_names(values, None))}. Set task: "
             "single_label, or data.label_columns."
         )
-    if task == "multi_label" and config.label_delimiter is None:
+    lists = holds_lists(values)
+    if task == "multi_label" and config.label_delimiter is None and not lists:
         problems.append(
             f"task: multi_label needs 0/1 columns, or data.label_delimiter to split the names in '{name}' "
             f"({_examples(split_names(values, None))}). For one class per row set task: single_label."
@@ -464,15 +476,24 @@ def _decide_task(
     names = split_names(values, config.label_delimiter)
     classes, filled = distinct_names(names), sum(bool(cell) for cell in names)
     notes = _spelling_notes(name, classes)
-    if len(classes) < 2:
+    if vectors(names):
         problems.append(
-            f"label column '{name}': at least two different names are needed. Got {shorten(classes) or 'none'} instead."
+            f"label column '{name}' holds lists of one number per label, such as {shown(values.iloc[0])}, and nothing "
+            "says which label each number is of. Write one column per label in their place, its name in the header, "
+            "and name these columns in data.label_columns; or write lists of the labels' names."
         )
+    elif len(classes) < 2:
+        odd = next((value for value, cell in zip(values.tolist(), names, strict=True) if cell is None), None)
+        found = shorten(classes) or ("none" if odd is None else f"cells such as {shown(odd)}, which are no names,")
+        problems.append(f"label column '{name}': at least two different names are needed. Got {found} instead.")
     elif too_many(len(classes), filled) and (not named or len(classes) == filled):
         problems.append(
             f"column '{name}' is no label column: {len(classes)} different values in {filled} filled cells "
             f"({shorten(classes, 3)}). Set data.label_columns{' to another' if named else ''}."
         )
+    elif lists:
+        if config.label_delimiter is not None:
+            notes += (f"column '{name}' holds lists: data.label_delimiter splits none of them.",)
     elif config.label_delimiter is not None:
         if not occurs(values, config.label_delimiter):
             problems.append(
@@ -489,6 +510,8 @@ def _decide_task(
                 f"column '{name}' looks like several labels separated by {mark!r} ({_examples(names, mark)}). Set "
                 f"data.label_delimiter to {mark!r}; or task: single_label, if each value is one class."
             )
+    if lists:
+        return task or "multi_label", classes, why or f"because {name} holds lists of names", notes
     if config.label_delimiter is not None:
         return task or "multi_label", classes, why or f"because {name} is split at data.label_delimiter", notes
     return task or "single_label", classes, why or f"because {name} holds one name per row", notes

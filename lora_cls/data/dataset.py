@@ -22,7 +22,7 @@ from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.data.texts import table_texts
-from lora_cls.errors import DataError, did_you_mean, shorten
+from lora_cls.errors import DataError, did_you_mean, shorten, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Data, TaskName
 
@@ -327,7 +327,7 @@ def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str])
         bad = np.flatnonzero(labels[:, column] == BAD).tolist()
         if bad:
             cells = frame[name].tolist()
-            examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
+            examples = shorten(f"{_row(frame, columns, ids, i)} has {shown(cells[i])}" for i in bad)
             hint = ""
             if columns.task != "single_label" and (parse_soft_labels(frame[name].iloc[bad]) >= 0).all():
                 hint = ", or data.soft_labels: true if these are shares"
@@ -353,11 +353,18 @@ def _names(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) 
     """`_labels` for one column that holds names."""
     (name,), classes = columns.labels, columns.classes or []
     labels = label_matrix(frame, columns.labels, classes, config)
+    several = ((labels >= 0).all(axis=1) & (labels.sum(axis=1) != 1)).tolist()
+    if columns.task == "single_label" and any(several):
+        rows = _rows(frame, columns, ids, np.array(several))
+        return labels, [
+            f"task: single_label needs exactly one name per row, but '{name}' has lists of another number: {rows}. "
+            "Mend the rows, or set task: multi_label."
+        ]
     bad = np.flatnonzero((labels == BAD).any(axis=1)).tolist()
     if not bad:
         return labels, []
     cells = frame[name].tolist()
-    examples = shorten(f"{_row(frame, columns, ids, i)} has {cells[i]!r}" for i in bad)
+    examples = shorten(f"{_row(frame, columns, ids, i)} has {shown(cells[i])}" for i in bad)
     return labels, [
         f"label column '{name}': expected names that the training table has ({shorten(classes)}), but row {examples}."
     ]

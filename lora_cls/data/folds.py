@@ -11,7 +11,7 @@ from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 from lora_cls.choices import Over
 from lora_cls.data.dataset import Dataset
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
-from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten
+from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Recipe, TaskName
 
@@ -236,7 +236,8 @@ def read_folds(
             problems.append(f"{row_name(frame, i)}: id '{name}' stands more than once.")
         if number is None:
             problems.append(
-                f"{row_name(frame, i)}: fold must be an integer from 0, or -1 (only trained on). Got {value!r} instead."
+                f"{row_name(frame, i)}: fold must be an integer from 0, or -1 (only trained on). Got {shown(value)} "
+                "instead."
             )
         fold_of[name] = -1 if number is None else number
     if len(problems) > 10:
@@ -251,7 +252,7 @@ def read_folds(
 def _fold_number(value: object) -> int | None:
     try:
         number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return int(number) if number.is_integer() and number >= -1 else None
 

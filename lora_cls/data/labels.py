@@ -55,7 +55,7 @@ def parse_soft_labels(values: pd.Series) -> np.ndarray:
     for i in np.flatnonzero(found == BAD).tolist():
         try:
             number = float(cells[i])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         if 0 <= number <= 1:
             found[i] = number

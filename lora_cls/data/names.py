@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from decimal import Decimal
@@ -20,26 +22,98 @@ FEW_NAMES = 20
 LIKELY_DELIMITERS = ("|", ";", ",")
 
 Names = list[list[str] | None]
-"""The names in each cell, none in an empty one; None for a cell that holds no name but, say, a list."""
+"""The names in each cell, none in an empty one; None for a cell that holds no name but, say, a mapping."""
+
+_QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
+_QUOTED_LIST = re.compile(rf"\[\s*(?:{_QUOTED})(?:(?:\s*,\s*|\s+)(?:{_QUOTED}))*\s*,?\s*\]")
+
+_SURELY_A_LIST = re.compile(r"^\s*\[.*[,'\"]|^\s*\[\s*[-.\d]", re.DOTALL)
+_LISTS = (list, tuple, set, frozenset, np.ndarray)
 
 
 def split_names(values: pd.Series, delimiter: str | None) -> Names:
     """The names in each cell of a column, stripped; the whole cell is one name where there is no delimiter.
 
-    Names of integers keep their spelling; 7.0, which pandas makes of 7 beside a missing cell, is "7".
+    In a column of lists (see `holds_lists`) each cell's items are its names, whatever the delimiter. Names of integers
+    keep their spelling; 7.0, which pandas makes of 7 beside a missing cell, is "7".
     """
+    lists = holds_lists(values)
     names: Names = []
     for value in values.tolist():
-        if isinstance(value, str):
-            parts = [value] if delimiter is None else value.split(delimiter)
-            names.append([part for part in map(str.strip, parts) if part])
-        elif is_missing(value):
+        if is_missing(value):
             names.append([])
-        elif isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)):
-            names.append([as_id(value)])
-        else:
-            names.append(None)
+            continue
+        parts: Sequence[object] | None = list_items(value) if lists else [value]
+        if isinstance(value, str) and not lists and delimiter is not None:
+            parts = value.split(delimiter)
+        found = [None] if parts is None else [_scalar_name(part) for part in parts]
+        names.append(None if None in found else [name for name in found if name])
     return names
+
+
+def holds_lists(values: pd.Series) -> bool:
+    """Whether most filled cells of a column hold lists: as values, or as text (`['a', 'b']`, `["a"]`, `[1 0]`).
+
+    Not all of them: a column of lists with one mistake must be found, so that the mistake is reported.
+    """
+    cells = [value for value in values.tolist() if not is_missing(value)]
+    lists = [value for value in cells if list_items(value) is not None]
+    # brackets alone may belong to a name, as in `[deleted]`
+    sure = any(not isinstance(value, str) or _SURELY_A_LIST.search(value) for value in lists)
+    return sure and len(lists) * 2 > len(cells)
+
+
+def list_items(value: object) -> list[object] | None:
+    """The items of a list, or of a text that Python, JSON or NumPy wrote of one; None for anything else."""
+    if isinstance(value, np.ndarray):
+        return np.atleast_1d(value).tolist()
+    if isinstance(value, _LISTS):
+        return list(value)
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = json.loads(text, parse_int=str, parse_float=str)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return found if isinstance(found, list) else None
+    if _QUOTED_LIST.fullmatch(text):
+        return [re.sub(r"\\(['\"\\])", r"\1", item[0][1:-1]) for item in re.finditer(_QUOTED, text)]
+    inner = text[1:-1].strip()
+    if re.search(r"[\[\]{}'\"]", inner):
+        return None
+    items = [item.strip() for item in inner.split(",")] if "," in inner else inner.split()
+    # words between blanks are one name: only NumPy's numbers are written so
+    return list(items) if "," in inner or all(map(_is_number, items)) else [inner]
+
+
+def vectors(names: Names) -> bool:
+    """Whether lists are no names but one number per label: all as long, from 0 to 1, and with repeats among them."""
+    filled = [cell for cell in names if cell]
+    if not filled or len({len(cell) for cell in filled}) > 1 or len(filled[0]) < 2:
+        return False
+    numbers = all(_is_number(name) and 0 <= float(name) <= 1 for cell in filled for name in cell)
+    return numbers and any(len(set(cell)) < len(cell) or any("." in name for name in cell) for cell in filled)
+
+
+def _scalar_name(value: object) -> str | None:
+    """The name that a value is, stripped; None for one that is none."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)) and not is_missing(value):
+        return as_id(value)
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def distinct_names(names: Names) -> list[str]:
@@ -72,7 +146,7 @@ def looks_like_names(values: pd.Series, delimiter: str | None) -> bool:
     """Whether a column that nobody named can be a column of names: each name stands in two cells or more on average."""
     names = split_names(values, delimiter)
     found, filled = distinct_names(names), sum(bool(cell) for cell in names)
-    if delimiter is not None and not occurs(values, delimiter):
+    if delimiter is not None and not occurs(values, delimiter) and not holds_lists(values):
         return False
     return None not in names and 2 <= len(found) <= min(MOST_NAMES, filled / 2)
 
@@ -128,9 +202,13 @@ def label_matrix(frame: pd.DataFrame, columns: Sequence[str], classes: Sequence[
         With `MISSING` and `BAD` where a cell is empty or says no label.
     """
     if classes is not None:
-        labels = name_matrix(split_names(frame[columns[0]], data.label_delimiter), classes)
-        if data.label_delimiter is not None:
-            labels[labels == MISSING] = 0  # an empty list of labels
+        values = frame[columns[0]]
+        labels = name_matrix(split_names(values, data.label_delimiter), classes)
+        if holds_lists(values):  # `[]` says that there is no label; an empty cell says nothing
+            empty = np.array([not is_missing(value) for value in values.tolist()]) & (labels == MISSING).any(axis=1)
+            labels[empty] = 0
+        elif data.label_delimiter is not None:
+            labels[labels == MISSING] = 0
         return labels
     parse = parse_soft_labels if data.soft_labels else parse_labels
     labels = np.zeros((len(frame), len(columns)), dtype=np.float32 if data.soft_labels else np.int8)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.data.table import is_missing, row_name
-from lora_cls.errors import shorten
+from lora_cls.errors import shorten, shown
 
 HELD_OUT = ("validation", "valid", "val", "dev", "test")
 TRAIN = ("train", "training")
@@ -30,10 +30,10 @@ def parse_weights(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, list[st
     for i, value in enumerate(cells):
         try:
             weights[i] = float("nan" if is_missing(value) else value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             weights[i] = math.nan
         if not 0 <= weights[i] < math.inf:
-            bad.append(f"{row_name(frame, i)} has {value!r}")
+            bad.append(f"{row_name(frame, i)} has {shown(value)}")
     if bad:
         return weights, [f"weight column '{column}': expected a number of 0 or more, but {shorten(bad)}."]
     if not weights.any():
@@ -58,7 +58,7 @@ def parse_split(frame: pd.DataFrame, column: str) -> tuple[np.ndarray, list[str]
     held_out = np.array([word in HELD_OUT for word in words], dtype=bool)
     if not odd:
         return held_out, []
-    kinds = Counter(repr(cells[i]) if words[i] else "an empty cell" for i in odd)
+    kinds = Counter(shown(cells[i]) if words[i] else "an empty cell" for i in odd)
     found = shorten(f"{kind} ({count} row{'s' * (count > 1)})" for kind, count in kinds.most_common())
     return held_out, [
         f"split column '{column}': expected {', '.join(HELD_OUT)} (held out) or {' or '.join(TRAIN)}, but it holds "

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
+from lora_cls.data.names import LIKELY_DELIMITERS
 from lora_cls.data.submission import Sample, read_sample_submission
 from lora_cls.data.subsample import stratified_subsample
 from lora_cls.data.table import TableLike, read_table
@@ -57,7 +58,8 @@ class Tables:
             columns = self.train.columns
             self._submission = read_sample_submission(
                 self.sample, self.test.ids, self.train.label_names, self.id_name, task=self.recipe.task,
-                delimiter=data.label_delimiter, label_column=columns.label_column if columns else None,
+                delimiter=self.recipe.data.label_delimiter,
+                label_column=columns.label_column if columns else None,
             )  # fmt: skip
             # 7.0, which pandas makes of 7, is written and read again as 7
             self.sample.isetitem(self._submission.id_at, self._submission.ids)
@@ -139,16 +141,23 @@ class Tables:
 
 
 def _resolved(recipe: Recipe, train: Dataset) -> Recipe:
-    """The recipe with its task set.
+    """The recipe with its task set; of a column of lists, also with what stands between names in a submission.
 
     Raises
     ------
     RecipeError
         If the task that the label columns say contradicts other fields.
     """
-    if recipe.task is not None or train.columns is None:
+    columns = train.columns
+    found: dict[str, str] = {}
+    if columns is None:
         return recipe
-    return load_recipe(recipe, {"task": train.columns.task})
+    if recipe.task is None:
+        found["task"] = columns.task
+    if columns.lists and columns.task == "multi_label" and recipe.data.label_delimiter is None:
+        marks = (mark for mark in (*LIKELY_DELIMITERS, " / ") if not any(mark in name for name in train.label_names))
+        found["data.label_delimiter"] = next(marks, "\n")
+    return load_recipe(recipe, found) if found else recipe
 
 
 def _fingerprint(table: pd.DataFrame) -> str:

@@ -44,6 +44,8 @@ class Labelled:
         classes = None if column is None else names
         y_true = as_binary_labels(label_matrix(frame, names if column is None else [column], classes, config))
         bad = (y_true < 0).any(axis=1)
+        if classes is not None and run.task().exclusive:
+            bad |= y_true.sum(axis=1) != 1  # a list of several names, or of none
         if bad.any():
             ids = shorten(rows.ids[i] for i in np.flatnonzero(bad).tolist())
             raise DataError(f"{rows.source}: labels that are missing or that the run does not know, in rows {ids}.")
