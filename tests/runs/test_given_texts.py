@@ -1,5 +1,7 @@
 """Texts given in Python are read as a file with the same cells is, and what is no text is refused."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +56,16 @@ def test_the_same_as_from_a_file(cases, name, tmp_path):
         np.testing.assert_array_equal(classifier.predict_proba(new["text"].iloc[i]), expected[i])
     assert len(classifier.predict_labels(new)) == len(new)
     assert classifier.answer(new)[1].shape == expected.shape
+
+
+@pytest.mark.parametrize("name", ["template", "columns"])
+def test_the_card_asks_as_the_run_reads(cases, name, monkeypatch, capsys):
+    """The README's lines with Classifier run as printed, of several text columns too."""
+    run, _ = cases[name]
+    monkeypatch.chdir(run.path)
+    (code,) = re.findall(r"```python\n(.*?)```", (run.path / "README.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 @pytest.mark.parametrize(
