@@ -81,10 +81,9 @@ def _answer(
         about = json.loads((folder / "export.json").read_text())
         size = _size(folder / ("adapter" if about["kind"] == "adapter" else "model"))
         classifier = Classifier.load(folder)
-    texts = labelled.rows.texts
-    classifier.predict(texts[0])  # loads the base
+    classifier.predict(labelled.rows.subset([0]))  # loads the base
     started = time.process_time()
-    y_score, y_pred = classifier.answer(texts)
+    y_score, y_pred = classifier.answer(labelled.rows)
     seconds = time.process_time() - started
     return {
         "rank": about["rank"],

@@ -122,7 +122,7 @@ def cross_validate(
     resumed = resume and RunFolder.begun(path)
     if resumed:
         run = RunFolder(path)
-        run.check_resume(recipe, tables.fingerprints())
+        run.check_resume(recipe, tables.fingerprints(), data)
         fold = run.folds["fold"].to_numpy(np.int64)
         if fold_table is not None and (make_folds(recipe, data, fold_table) != fold).any():
             raise RunError(f"{path} was started with other folds than those of {table_name(fold_table)}.")

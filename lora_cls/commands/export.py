@@ -15,7 +15,7 @@ import numpy as np
 
 from lora_cls.choices import ExportKind, Models
 from lora_cls.commands.predict import Classifier
-from lora_cls.data import TableLike
+from lora_cls.data import Dataset, TableLike
 from lora_cls.errors import RecipeError, RunError, no_fold_finished, unwritable
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
 from lora_cls.files import whole_folder, write_bytes
@@ -222,15 +222,15 @@ def score_export(
         ways.append((about.name, about.rank, load(exported)))
         if run.refit.finished:
             ways.append(("refit", rank, load(run, "refit")))
-        answered = [(name, rank, *answer(make(), labelled.rows.texts)) for name, rank, make in ways]
+        answered = [(name, rank, *answer(make(), labelled.rows)) for name, rank, make in ways]
     return compare([(name, rank, y_pred, seconds) for name, rank, y_pred, seconds in answered], labelled)
 
 
-def answer(classifier: Classifier, texts: Sequence[str]) -> tuple[np.ndarray, float]:
+def answer(classifier: Classifier, rows: Dataset) -> tuple[np.ndarray, float]:
     """Decisions, and the seconds that they took; the base is loaded before."""
-    classifier.predict(texts[0])
+    classifier.predict(rows.subset([0]))
     started = time.perf_counter()
-    y_pred = classifier.predict(texts)
+    y_pred = classifier.predict(rows)
     return y_pred, time.perf_counter() - started
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.choices import Models
-from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
+from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
+from lora_cls.data.table import table_stem
+from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
@@ -97,12 +98,14 @@ class Classifier:
         models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
         return f"Classifier({str(self.run.path)!r}, {models}, labels: {shorten(self.label_names)})"
 
-    def predict_proba(self, texts: str | Sequence[str]) -> np.ndarray:
+    def predict_proba(self, texts: Texts | Dataset) -> np.ndarray:
         """Probabilities (with `prediction.combine: vote` shares of votes), float64.
 
         Parameters
         ----------
-        texts : one text or several
+        texts : one text or several (list, array or Series of str), as they stand in the run's text column; or a
+            DataFrame with its text columns. `data.text_template` and `data.unescape` apply, as they do to a file
+            (a `Dataset` holds texts that are read already)
 
         Returns
         -------
@@ -111,12 +114,12 @@ class Classifier:
         y_score = self.answer(texts)[0]
         return y_score[0] if isinstance(texts, str) else y_score
 
-    def predict(self, texts: str | Sequence[str]) -> np.ndarray:
+    def predict(self, texts: Texts | Dataset) -> np.ndarray:
         """Decisions at the run's thresholds, 0 or 1, int8; shapes as in `predict_proba`."""
         y_pred = self.answer(texts)[1]
         return y_pred[0] if isinstance(texts, str) else y_pred
 
-    def predict_labels(self, texts: str | Sequence[str]) -> Any:
+    def predict_labels(self, texts: Texts | Dataset) -> Any:
         """Decisions by name.
 
         Returns
@@ -127,9 +130,16 @@ class Classifier:
         named = self.run.task().named(self.answer(texts)[1], self.label_names)
         return named[0] if isinstance(texts, str) else named
 
-    def answer(self, texts: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
+    def answer(self, texts: Texts | Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text.
+
+        Raises
+        ------
+        DataError
+            For what is no text: names its position and type.
+        """
+        columns = self.run.info.data.text_columns or ["text"]
+        texts = texts.texts if isinstance(texts, Dataset) else given_texts(self.recipe.data, texts, columns)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
         seconds = 0.0
         with self._turn, Progress(len(self._folders), self._show) as progress:
@@ -178,7 +188,7 @@ def predict_file(
     ['submission.csv', 'test_proba.csv']
     """
     run = RunFolder.of(run)
-    name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]
+    name = "table" if isinstance(table, pd.DataFrame) else table_stem(table)
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
@@ -191,18 +201,28 @@ def predict_file(
         None
         if sample_submission is None
         else read_sample_submission(
-            sample_submission, test.ids, run.label_names, id_name, task=task, delimiter=delimiter
+            sample_submission,
+            test.ids,
+            run.label_names,
+            id_name,
+            task=task,
+            delimiter=delimiter,
+            label_column=run.label_column,
         )
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
     except OSError as error:
         raise unwritable(folder, error) from error
+    if sample is not None:
+        with Progress(0, show) as progress:
+            for note in sample.notes:
+                progress.say(note)
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
-    y_score, y_pred = classifier.answer(test.texts)
+    y_score, y_pred = classifier.answer(test)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
-        label_column=run.label_column, delimiter=delimiter,
+        label_column=run.label_column, delimiter=delimiter, y_score=y_score,
     )  # fmt: skip
     return folder

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lora_cls.data import read_sample_submission, write_submission
+from lora_cls.data.submission import Sample
 from lora_cls.evaluation import Task, bootstrap_macro_f1, summary
 from lora_cls.recipe import Prediction, Recipe, Thresholds, load_recipe
 from lora_cls.report.page import write_reports
@@ -144,7 +145,7 @@ class _Submission:
     y_pred: np.ndarray
     rows: TestRows
     id_name: str
-    sample: tuple[list[str], list[str]] | None
+    sample: Sample | None
 
     @classmethod
     def of(cls, run: RunFolder, task: Task, shipped: np.ndarray, prediction: Prediction) -> _Submission | None:
@@ -157,7 +158,15 @@ class _Submission:
         sample = (
             None
             if given is None
-            else read_sample_submission(given, ids, names, id_name, task=run.recipe.task, delimiter=delimiter)
+            else read_sample_submission(
+                given,
+                ids,
+                names,
+                id_name,
+                task=run.recipe.task,
+                delimiter=delimiter,
+                label_column=run.label_column,
+            )
         )
         proba, y_pred = task.together(per_fold, shipped, prediction)
         positives = dict(zip(names, (int(count) for count in y_pred.sum(axis=0)), strict=True))
@@ -170,7 +179,7 @@ class _Submission:
         write_values(run.files.test_proba, self.ids, names, self.proba)
         write_submission(
             run.files.submission, self.ids, self.y_pred, names, id_name=self.id_name, sample=self.sample,
-            label_column=run.label_column, delimiter=run.recipe.data.label_delimiter,
+            label_column=run.label_column, delimiter=run.recipe.data.label_delimiter, y_score=self.proba,
         )  # fmt: skip
 
 

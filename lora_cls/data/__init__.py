@@ -1,7 +1,7 @@
 """Tables in, checked datasets and folds out; submissions back to disk. Knows nothing of models.
 
 Reading order: `table` (files), `labels` (0/1 values), `rows` (weights and split), `columns` (what each column is),
-`dataset`, `folds`, `subsample`, `summary`, `submission`.
+`texts`, `dataset`, `folds`, `subsample`, `summary`, `submission`.
 """
 
 from lora_cls.data.columns import Columns, resolve_columns

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
 
 import pandas as pd
+import yaml
 
 from lora_cls.data.labels import looks_like_labels
 from lora_cls.data.names import (
@@ -29,6 +33,9 @@ from lora_cls.recipe import Data, TaskName
 TEXT_NAMES = (
     "text", "tweet", "comment", "sentence", "content", "message", "body", "review", "document", "utterance",
 )  # fmt: skip
+
+_ID_ENDS = ("_id", "_Id", "ID")
+_YES_NO = ({"yes", "no"}, {"y", "n"}, {"t", "f"}, {"true", "false"}, {"on", "off"}, {"-1", "1"}, {"-1.0", "1.0"})
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ class Columns:
     def label_names(self) -> list[str]:
         """The labels in their order: the classes, or the 0/1 columns."""
         return self.labels if self.classes is None else self.classes
+
+    @property
+    def label_column(self) -> str | None:
+        """The one column that holds the labels' names; None where every label has a 0/1 column."""
+        return None if self.classes is None else self.labels[0]
 
     weight: str | None = None
     split: str | None = None
@@ -109,12 +121,13 @@ def find_columns(
     id_column = find_id(config, train, problems)
     others = {*named_text, *group, *weight, *split, *([id_column] if id_column else [])}
     others |= _ignored(config, train, test, others, problems)
-    if config.label_columns is not None or (sample is not None and not _only_classes(train, sample, id_column)):
-        field, named, labels_how = _named_labels(config, sample, id_column, problems)
-        labels = _fit_for_labels(train, named, field, others, problems)
+    named = config.label_columns is not None or (sample is not None and not _only_classes(train, sample, id_column))
+    if named:
+        field, names, labels_how = _named_labels(config, sample, id_column, problems)
+        labels = _fit_for_labels(train, names, field, others, problems)
     else:
         labels, labels_how = _guess_labels(config, task, train, test, others, problems)
-    found, classes, task_how, notes = _decide_task(config, task, train, labels, problems)
+    found, classes, task_how, notes = _decide_task(config, task, train, labels, named, problems)
     text, text_how = named_text, "from the recipe"
     if config.text_columns is None and config.text_template is None:
         text, text_how = _guess_text(train, test, {*others, *labels}, problems)
@@ -182,7 +195,7 @@ def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | Non
     named = {config.group_column, *(config.text_columns or []), *(config.label_columns or [])}
     named |= {config.weight_column, config.split_column, *config.ignore_columns}
     for name in frame.columns:
-        if name.endswith(("_id", "_Id", "ID")) and name not in named and _is_unique(frame[name]):
+        if name.endswith(_ID_ENDS) and name not in named and is_unique(frame[name]):
             return str(name)
     return None
 
@@ -263,7 +276,7 @@ def _named_text(config: Data, frame: pd.DataFrame, problems: list[str]) -> list[
 def _guess_text(
     frame: pd.DataFrame, test: pd.DataFrame | None, taken: set[str], problems: list[str]
 ) -> tuple[list[str], str]:
-    free = [name for name in frame.columns if name not in taken and not name.startswith("Unnamed: ")]
+    free = [name for name in frame.columns if name not in taken and not is_index_name(name)]
     if test is not None:
         free = [name for name in free if name in test.columns]
     candidates = [name for name in free if _is_text(frame[name])]
@@ -292,7 +305,7 @@ def _named_labels(
             problems.append("data.label_columns is an empty list: name the labels, or set it to null.")
         return "data.label_columns", named, "from data.label_columns"
     sample_id = sample_id_column(sample, id_column)
-    named = [name for name in sample.columns if name != sample_id]
+    named = [name for name in sample.columns if name != sample_id and not is_index_name(name)]
     if not named:
         problems.append(f"the sample submission has no column but '{sample_id}': set data.label_columns.")
     return "sample submission", named, "as in the sample submission"
@@ -329,13 +342,14 @@ def _guess_labels(
 ) -> tuple[list[str], str]:
     """The 0/1 columns (of soft labels: those of numbers from 0 to 1) that the test table, if there is one, lacks; or
     its one column of names."""
-    free = [name for name in train.columns if name not in others and not name.startswith("Unnamed: ")]
+    free = [name for name in train.columns if name not in others and not is_index_name(name)]
     zero_one = [name for name in free if looks_like_labels(train[name], config.soft_labels)]
     of_names = [name for name in free if name not in zero_one and looks_like_names(train[name], config.label_delimiter)]
     kind = _kind(config)
     if test is None:
         if not zero_one:
             _no_labels(train, kind, [], [] if config.soft_labels else of_names, problems)
+        _undecided(config, train, zero_one, [name for name in free if name not in zero_one], problems)
         return zero_one, f"the {kind} (no test file was given to compare with)"
     labels = [name for name in zero_one if name not in test.columns]
     if not of_names and not labels:  # of a delimiter that stands nowhere `_decide_task` knows more to say
@@ -353,9 +367,42 @@ def _guess_labels(
         wanted = kind if config.soft_labels else f"{kind} (or one column of few values)"
         _no_labels(train, f"{wanted} that the test file lacks", zero_one, of_names, problems)
     left_out = [name for name in free if name not in test.columns and name not in labels]
+    _undecided(config, train, labels, left_out, problems)
     how = f"the {kind} that the test file lacks"
     why = "not from 0 to 1" if config.soft_labels else "not 0/1"
     return labels, how + (f" (it also lacks {shorten(left_out)}: {why}, so not labels)" if left_out else "")
+
+
+def _undecided(config: Data, train: pd.DataFrame, labels: list[str], left_out: list[str], problems: list[str]) -> None:
+    """Refuse to leave out a column that may be a label too, written in another way than those beside it."""
+    for name in left_out if labels else ():
+        values = train[name]
+        if not config.soft_labels and looks_like_labels(values, soft=True):
+            what, wanted = "numbers from 0 to 1", "--set data.soft_labels=true"
+        elif _is_yes_no(values):
+            words = dict.fromkeys(repr(str(value).strip()) for value in values.tolist() if not is_missing(value))
+            what, wanted = " and ".join(words), "write it as 0 and 1"
+        else:
+            continue
+        problems.append(
+            f"column '{name}' holds {what} beside the {_kind(config)} ({shorten(labels)}): if it is a label, {wanted}; "
+            f"if not, name the labels ({set_list('data.label_columns', labels)}) or leave it out "
+            f"({set_list('data.ignore_columns', [*config.ignore_columns, name])})."
+        )
+
+
+def _is_yes_no(values: pd.Series) -> bool:
+    """Whether every filled cell is one of two words for yes and no."""
+    words = {str(value).strip().lower() for value in values.tolist() if not is_missing(value)}
+    return bool(words) and any(words <= pair for pair in _YES_NO)
+
+
+def set_list(field: str, names: Sequence[str]) -> str:
+    """The option for a list of names, ready to be pasted: what YAML or a shell would take otherwise is quoted."""
+    plain = re.compile(r"[A-Za-z_][\w-]*")
+    values = [name if plain.fullmatch(name) and yaml.safe_load(name) == name else json.dumps(name) for name in names]
+    option = f"{field}=[{', '.join(values)}]"
+    return f'--set "{option}"' if '"' not in option else f"--set {shlex.quote(option)}"
 
 
 def _kind(config: Data, count: int = 2) -> str:
@@ -368,15 +415,11 @@ def _no_labels(
 ) -> None:
     hint = "Set data.label_columns."
     if of_names and not shared:
-        hint = (
-            f'Few values stand in {shorten(of_names)}; if one holds the labels, name it: --set "data.label_columns='
-            f'[{of_names[0]}]"'
-        )
+        option = set_list("data.label_columns", of_names[:1])
+        hint = f"Few values stand in {shorten(of_names)}; if one holds the labels, name it: {option}"
     if shared:
-        hint = (
-            "The test file has the 0/1 columns too; if they are the labels, name them: --set "
-            f'"data.label_columns=[{", ".join(shared)}]"'
-        )
+        option = set_list("data.label_columns", shared)
+        hint = f"The test file has the 0/1 columns too; if they are the labels, name them: {option}"
     problems.append(
         f"no label columns: looked for data.label_columns, a sample submission, and {looked_for}. "
         f"Columns: {shorten(train.columns, 40)}. {hint}"
@@ -384,16 +427,25 @@ def _no_labels(
 
 
 def _only_classes(train: pd.DataFrame, sample: pd.DataFrame, id_column: str | None) -> bool:
-    """Whether a sample submission names classes, one column each, and no column of the training table."""
+    """Whether a sample submission names classes, one column each, in place of columns of the training table.
+
+    A class may be called like a column; then they are the names that stand in one column.
+    """
     sample_id = sample_id_column(sample, id_column)
-    named = [name for name in sample.columns if name != sample_id]
-    return len(named) > 1 and not any(name in train.columns for name in named)
+    named = [name for name in sample.columns if name != sample_id and not is_index_name(name)]
+    columns = [name for name in named if name in train.columns]
+    if len(named) < 2 or len(columns) == len(named):
+        return False
+    return not columns or any(
+        set(named) <= {str(value).strip() for value in train[name].tolist()} for name in train.columns
+    )
 
 
 def _decide_task(
-    config: Data, task: TaskName | None, train: pd.DataFrame, labels: list[str], problems: list[str]
+    config: Data, task: TaskName | None, train: pd.DataFrame, labels: list[str], named: bool, problems: list[str]
 ) -> tuple[TaskName, list[str] | None, str, tuple[str, ...]]:
-    """The task, the names in the one label column if it holds names, why, and notes.
+    """The task, the names in the one label column if it holds names, why, and notes. A column that somebody `named` may
+    hold any number of names, if some stand in several rows.
 
     `dataset` checks the rows themselves: that each has exactly one class.
     """
@@ -436,10 +488,10 @@ def _decide_task(
         odd = next((value for value, cell in zip(values.tolist(), names, strict=True) if cell is None), None)
         found = shorten(classes) or ("none" if odd is None else f"cells such as {shown(odd)}, which are no names,")
         problems.append(f"label column '{name}': at least two different names are needed. Got {found} instead.")
-    elif too_many(len(classes), filled):
+    elif too_many(len(classes), filled) and (not named or len(classes) == filled):
         problems.append(
             f"column '{name}' is no label column: {len(classes)} different values in {filled} filled cells "
-            f"({shorten(classes, 3)}). Set data.label_columns."
+            f"({shorten(classes, 3)}). Set data.label_columns{' to another' if named else ''}."
         )
     elif lists:
         if config.label_delimiter is not None:
@@ -491,14 +543,26 @@ def sample_id_column(sample: pd.DataFrame, id_column: str | None) -> str:
     return id_header([str(name) for name in sample.columns], id_column)
 
 
-def id_header(columns: Sequence[str], id_column: str | None) -> str:
-    """`sample_id_column` from the names of the columns."""
+def id_header(columns: Sequence[str], id_column: str | None, label_names: Sequence[str] = ()) -> str:
+    """`sample_id_column` from the names of the columns; where all labels have columns, the id's is another one."""
     if id_column is not None and id_column in columns:
         return id_column
-    return next((name for name in columns if name.lower() == "id"), columns[0])
+    labels = label_names if set(label_names) < set(columns) else ()
+    free = [name for name in columns if name not in labels]
+    named = [name for name in free if name.lower() == "id"] or [name for name in free if name.endswith(_ID_ENDS)]
+    first = free[0]
+    if is_index_name(first) and named:  # else the unnamed index is what names the rows
+        return named[0]
+    return next((name for name in named if name.lower() == "id"), first)
 
 
-def _is_unique(values: pd.Series) -> bool:
+def is_index_name(name: str) -> bool:
+    """Whether a column is the index that pandas writes without a name."""
+    return not name.strip() or re.fullmatch(r"Unnamed: \d+", name) is not None
+
+
+def is_unique(values: pd.Series) -> bool:
+    """Whether every cell is filled, and differs from all others."""
     cells = values.tolist()
     return not any(map(is_missing, cells)) and len(set(map(as_id, cells))) == len(cells)
 

@@ -16,17 +16,17 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lora_cls.data.columns import Columns, fill_template, find_columns, find_test_columns, template_fields
+from lora_cls.data.columns import Columns, find_columns, find_test_columns, is_unique, set_list
 from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_soft_labels
 from lora_cls.data.names import as_binary_labels, label_matrix
 from lora_cls.data.rows import parse_split, parse_weights
 from lora_cls.data.table import TableLike, as_id, half_character, is_missing, problem_report, read_table, row_name
+from lora_cls.data.texts import table_texts
 from lora_cls.errors import DataError, did_you_mean, shorten, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Data, TaskName
 
 _LINE_END = re.compile(r"\r\n|\r")
-_ESCAPED = {r"\n": "\n", r"\r": "\r", r"\t": "\t"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +159,8 @@ def load_train(
         task,
     )
     where = str(frame.attrs["source"])
-    ids, id_problems = _ids(frame, columns)
-    texts, empty, text_problems = _texts(config, frame, columns)
+    ids, id_problems = _ids(frame, columns, config)
+    texts, empty, text_problems = table_texts(config, frame, columns.text)
     values, label_problems = _labels(config, frame, columns, ids)
     unlabelled = (values == MISSING).any(axis=1)
     weight, weight_problems = parse_weights(frame, columns.weight) if columns.weight else (None, [])
@@ -232,8 +232,8 @@ def load_test(config: Data, test: TableLike | None = None, *, train_columns: Col
         raise DataError("There is no test table: set data.test, or pass one.")
     frame = read_table(source, name="the test DataFrame")
     columns, problems = find_test_columns(config, frame, train_columns)
-    ids, id_problems = _ids(frame, columns)
-    texts, empty, text_problems = _texts(config, frame, columns)
+    ids, id_problems = _ids(frame, columns, config)
+    texts, empty, text_problems = table_texts(config, frame, columns.text)
     problems += id_problems + text_problems
     if problems:
         raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
@@ -245,7 +245,7 @@ def load_test(config: Data, test: TableLike | None = None, *, train_columns: Col
         notes.append(f"the test table lacks the id column '{train_columns.id}': rows are named row-0, row-1, ...")
     return Dataset(
         ids=ids,
-        texts=["" if blank else text for text, blank in zip(texts, empty, strict=True)],
+        texts=texts,
         labels=None,
         label_names=list(columns.label_names),
         groups=_groups(texts, frame[columns.group] if columns.group else None),
@@ -281,7 +281,7 @@ def _count(mask: np.ndarray, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
+def _ids(frame: pd.DataFrame, columns: Columns, config: Data) -> tuple[list[str], list[str]]:
     if columns.id is None:
         return [f"row-{i}" for i in range(len(frame))], []
     cells = frame[columns.id].tolist()
@@ -304,47 +304,20 @@ def _ids(frame: pd.DataFrame, columns: Columns) -> tuple[list[str], list[str]]:
     ]
     if twice:
         problems.append(
-            f"column '{columns.id}': ids that stand more than once: {shorten(twice)}. Remove the repeated rows, or set "
-            "data.id_column to a column of unique values."
+            f"column '{columns.id}': ids that stand more than once: {shorten(twice)}. Remove the repeated rows, or "
+            f"{_other_ids(frame, columns, config)}."
         )
     return ids, problems
 
 
-def _texts(config: Data, frame: pd.DataFrame, columns: Columns) -> tuple[list[str], np.ndarray, list[str]]:
-    """Texts, which rows have none, and the problems."""
-    problems: list[str] = []
-    parts = {name: _column_texts(frame, name, problems, config.unescape) for name in columns.text}
-    # A template adds words of its own; a row is empty if all its columns are.
-    filled = [any(part.strip() for part in row) for row in zip(*parts.values(), strict=True)]
-    empty = ~np.array(filled, dtype=bool) if parts else np.zeros(len(frame), dtype=bool)
-    rows = (dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=False))
-    if config.text_template is None:
-        texts = ["\n".join(row.values()) for row in rows]
-    else:
-        pieces, wrong = template_fields(config.text_template)
-        incomplete = wrong or any(name not in parts for _, name in pieces if name is not None)
-        # A template that cannot be filled has been reported with the columns.
-        texts = [] if incomplete else [fill_template(pieces, row) for row in rows]
-    return texts, empty, problems
-
-
-def _column_texts(frame: pd.DataFrame, name: str, problems: list[str], unescape: bool) -> list[str]:
-    texts: list[str] = []
-    wrong: list[str] = []
-    for i, value in enumerate(frame[name].tolist()):
-        text = "" if value is None or (not isinstance(value, str) and is_missing(value)) else value
-        if not isinstance(text, (str, int, float)):
-            wrong.append(f"{row_name(frame, i)} holds {type(value).__name__}")
-            text = ""
-        text = str(text)
-        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
-            wrong.append(f"{row_name(frame, i)} holds half of a character (a lone surrogate)")
-        if unescape and "\\" in text:
-            text = re.sub(r"\\[nrt]", lambda found: _ESCAPED[found[0]], text)
-        texts.append(text)
-    if wrong:
-        problems.append(f"column '{name}': not a text: {shorten(wrong)}. Expected text.")
-    return texts
+def _other_ids(frame: pd.DataFrame, columns: Columns, config: Data) -> str:
+    """What may name the rows where the ids do not: another column, or else their numbers."""
+    used = {*columns.text, *columns.labels, columns.group, columns.weight, columns.split}
+    unique = [str(name) for name in frame.columns if name not in used and is_unique(frame[name])]
+    if unique:
+        return f"set data.id_column to a column of unique values ({shorten(unique)})"
+    ignored = set_list("data.ignore_columns", [*config.ignore_columns, str(columns.id)])
+    return f"number the rows instead: {'--set data.id_column=null ' if config.id_column else ''}{ignored}"
 
 
 def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -503,8 +476,8 @@ def _with_extra_rows(config: Data, train: Dataset, train_keys: pd.Series | None,
         weight=given.weight if given.weight in frame.columns else None,
         split=None,
     )
-    ids, id_problems = _ids(frame, columns)
-    texts, empty, text_problems = _texts(config, frame, columns)
+    ids, id_problems = _ids(frame, columns, config)
+    texts, empty, text_problems = table_texts(config, frame, columns.text)
     values, label_problems = _labels(config, frame, columns, ids)
     weight, weight_problems = parse_weights(frame, columns.weight) if columns.weight else (np.ones(len(ids)), [])
     problems = id_problems + text_problems + label_problems + weight_problems

@@ -18,6 +18,9 @@ from lora_cls.recipe import Recipe, TaskName
 PARTS = 5
 """Of a single fold's rows, across which thresholds are tuned."""
 
+MOST_NOTES = 20
+"""So many labels are noted one by one; more of them together."""
+
 
 def stratified_folds(
     labels: np.ndarray, groups: np.ndarray, n_splits: int = 10, random_state: int = 42, *, task: TaskName | None = None
@@ -142,20 +145,29 @@ def fold_notes(
     folds = np.unique(fold[fold >= 0])
     notes = []
     positives = np.stack([labels[fold == k].sum(axis=0, dtype=np.int64) for k in folds])
-    for name, count, per_fold in zip(label_names, positives.sum(axis=0), positives.T, strict=True):
+    rare = []
+    for j, (name, count, per_fold) in enumerate(zip(label_names, positives.sum(axis=0), positives.T, strict=True)):
         absent = folds[per_fold == 0]
         if len(folds) == 1:
             if not count:
                 notes.append(f"label '{name}' has no positive row among the held-out rows: its F1 can only be 0.")
-            elif not labels[fold < 0, list(label_names).index(name)].any():
+            elif not labels[fold < 0, j].any():
                 notes.append(f"label '{name}' has no positive row to train on.")
         elif count < len(folds):
+            rare.append(name)
             notes.append(
                 f"label '{name}' has {count} positive rows for {len(folds)} folds: {len(absent)} folds hold none out, "
                 "and its scores are uncertain."
             )
         elif len(absent):
             notes.append(f"label '{name}' has no positive row in fold {shorten(absent)}.")
+    if len(notes) > MOST_NOTES:
+        notes = [
+            f"{len(rare)} of {len(label_names)} labels have fewer positive rows than the {len(folds)} folds, so that "
+            f"their scores are uncertain: {shorten(rare)}."
+            if len(folds) > 1
+            else f"{len(notes)} of {len(label_names)} labels have no positive row on one side of the split."
+        ]
     if groups is not None:
         pairs = np.unique(np.column_stack([np.asarray(groups), fold]), axis=0)
         split = int((np.unique(pairs[:, 0], return_counts=True)[1] > 1).sum())
@@ -184,7 +196,7 @@ def read_folds(
         rows that are only trained on.
     ids : length n_samples
     id_column : str or None
-        Null, or a name that the table lacks, takes the column `id`.
+        Null, or a name that the table lacks or that `folds.csv` uses, takes the column `id`.
     extra : ndarray of shape (n_samples,), bool
         Rows that the table may leave out, and must not hold out.
     sampled : bool
@@ -202,7 +214,9 @@ def read_folds(
     """
     frame = read_table(source, name="the table of folds")
     where = str(frame.attrs["source"])
-    id_name = id_column if id_column is not None and id_column in frame.columns else "id"
+    # `fold`, and `group` beside `id`, are columns of ours, as `folds.csv` has them, whatever the ids are called
+    ours = ("fold", "group") if "id" in frame.columns else ("fold",)
+    id_name = id_column if id_column is not None and id_column in frame.columns and id_column not in ours else "id"
     absent = [name for name in (id_name, "fold") if name not in frame.columns]
     if absent:
         raise problem_report(

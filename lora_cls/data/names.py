@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -17,7 +17,7 @@ from lora_cls.data.table import as_id, half_character, is_missing
 from lora_cls.recipe import Data
 
 MOST_NAMES = 1000
-"""A column of more different names is no label column."""
+"""A column of more different names is no label column, if nobody said so."""
 FEW_NAMES = 20
 """So many names are believed whatever the number of rows."""
 LIKELY_DELIMITERS = ("|", ";", ",")
@@ -145,6 +145,19 @@ def distinct_names(names: Names) -> list[str]:
     if all(_is_integer(name) for name in found):
         return sorted(found, key=lambda name: (int(name), name))
     return sorted(found)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name of ours for a column beside users' names: with `_` behind it until it is none of theirs.
+
+    Examples
+    --------
+    >>> free_name("id", ["joy", "anger"]), free_name("id", ["id", "en"])
+    ('id', 'id_')
+    """
+    while name in taken:
+        name += "_"
+    return name
 
 
 def too_many(n_names: int, n_cells: int) -> bool:

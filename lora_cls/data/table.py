@@ -47,6 +47,13 @@ def table_path(source: str | os.PathLike[str]) -> Path:
         return Path(text)
 
 
+def table_stem(source: str | os.PathLike[str]) -> str:
+    """A table's name without folder and suffix: `2024.01` of `new/2024.01.csv.gz`."""
+    name = table_path(source).name
+    suffix = max((end for end in SUFFIXES if name.lower().endswith(end)), key=len, default="")
+    return name.removesuffix(name[len(name) - len(suffix) :]) or "table"
+
+
 def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFrame:
     """Read a table without interpreting its values.
 
@@ -64,8 +71,9 @@ def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFram
     DataFrame
         Of CSV and TSV, every value is a `str` ('' where the cell is empty); of the other formats, the value as
         stored. The index holds file lines (named `FILE_LINE`) where there are lines and row positions otherwise;
-        `attrs["source"]` says where the table comes from, `attrs["header"]` is a note on its header, or ''. A named
-        index of a DataFrame becomes columns.
+        `attrs["source"]` says where the table comes from, `attrs["header"]` is a note on its header, or '', and
+        `attrs["spelled"]` of a text file how it spells the columns' names. A named index of a DataFrame becomes
+        columns.
 
     Raises
     ------
@@ -213,6 +221,7 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
     if separator := _SEPARATOR_LINE.match(text):  # how spreadsheets are told what separates the fields
         delimiter, text, lines_before = separator[1], text[separator.end() :], 1
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
     names: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -225,7 +234,7 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
                 if not fields:  # a blank line
                     continue
                 if not names:
-                    names = _header(fields, delimiter, where)
+                    header, names = fields, _header(fields, delimiter, where)
                 elif len(fields) != len(names):
                     problems.append(f"line {line} has {len(fields)} fields, but the header has {len(names)}.")
                 else:
@@ -237,7 +246,9 @@ def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
         comma = {"\t": "tab", ",": "comma"}.get(delimiter, delimiter)
         hint = f'A text that holds a {comma}, a line break or a " must stand between double quotes.'
         raise problem_report(where, problems, hint, at_most=10)
-    return pd.DataFrame(rows, columns=names, index=pd.Index(lines, name=FILE_LINE), dtype=object)
+    frame = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name=FILE_LINE), dtype=object)
+    frame.attrs["spelled"] = header
+    return frame
 
 
 def _quote_problem(where: str, line: int, delimiter: str, error: Exception) -> str:

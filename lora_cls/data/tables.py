@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.data.columns import sample_id_column
 from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
 from lora_cls.data.names import LIKELY_DELIMITERS
-from lora_cls.data.submission import read_sample_submission
+from lora_cls.data.submission import Sample, read_sample_submission
 from lora_cls.data.subsample import stratified_subsample
-from lora_cls.data.table import TableLike, as_id, read_table
+from lora_cls.data.table import TableLike, read_table
 from lora_cls.errors import RecipeError
 from lora_cls.recipe import Recipe, load_recipe
 
@@ -54,11 +53,16 @@ class Tables:
         self.recipe = _resolved(recipe, self.train)
         self._sample_note = self._keep_sample(data.max_rows, recipe.cv.random_state)
         self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
+        self._submission: Sample | None = None
         if self.test is not None and self.sample is not None:
-            read_sample_submission(
+            columns = self.train.columns
+            self._submission = read_sample_submission(
                 self.sample, self.test.ids, self.train.label_names, self.id_name, task=self.recipe.task,
                 delimiter=self.recipe.data.label_delimiter,
+                label_column=columns.label_column if columns else None,
             )  # fmt: skip
+            # 7.0, which pandas makes of 7, is written and read again as 7
+            self.sample.isetitem(self._submission.id_at, self._submission.ids)
 
     @property
     def id_name(self) -> str | None:
@@ -80,6 +84,7 @@ class Tables:
                 f"row weights: {weight.min():g} to {weight.max():g}, mean {weight.mean():.4g}, "
                 f"{int((weight == 0).sum())} of {len(weight)} rows weigh 0 (in the loss they are scaled to a mean of 1)"
             )
+        found += self._submission.notes if self._submission else []
         if self.test is not None and train.extra.any():
             known = {text_key(text) for text in self.test.texts}
             shared = sum(text_key(train.texts[i]) in known for i in np.flatnonzero(train.extra))
@@ -130,9 +135,9 @@ class Tables:
         self.train = self.train.subset([*sorted(list(dict.fromkeys(rows))[:SMOKE_ROWS]), *extra])
         if self.test is not None:
             self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
-        if self.sample is not None and self.test is not None:
-            id_name = sample_id_column(self.sample, self.id_name)
-            self.sample = self.sample[self.sample[id_name].map(as_id).isin(self.test.ids)].reset_index(drop=True)
+        if self.sample is not None and self._submission is not None and self.test is not None:
+            ids = self.sample.iloc[:, self._submission.id_at]
+            self.sample = self.sample[ids.isin(self.test.ids)].reset_index(drop=True)
 
 
 def _resolved(recipe: Recipe, train: Dataset) -> Recipe:

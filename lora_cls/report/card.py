@@ -102,7 +102,14 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         writes=head_type(recipe.head.kind).with_output_layer,
         probabilities=task_of(recipe.task).meaning,
         snippet=None if recipe.backbone is None else snippet(recipe, run.info, run.label_names, fold),
+        columns=_several_columns(run.info),
     )
+
+
+def _several_columns(info: RunInfo) -> list[str] | None:
+    """The text columns of a run, where it has several: its texts are then rows of a table."""
+    names = info.data.text_columns or []
+    return names if len(names) > 1 else None
 
 
 def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
@@ -124,6 +131,7 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
         why=why,
         probabilities=task_of(recipe.task).meaning,
         snippet=snippet(recipe, exported.info, run.label_names, "."),
+        columns=_several_columns(exported.info),
     )
 
 

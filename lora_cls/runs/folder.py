@@ -32,12 +32,13 @@ import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
+from lora_cls.data.submission import spelled_header
 from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task, task_of
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
-from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, write_values
+from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, read_values, write_values
 from lora_cls.runs.lock import LOCK, locked
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
@@ -132,14 +133,14 @@ class RunFolder:
         assert train.labels is not None
         with cls._locked(path):
             files = cls._begin(path)
-            named = train.columns.labels[0] if train.columns and train.columns.classes is not None else None
+            named = train.columns.label_column if train.columns else None
             LabelsInfo(task=recipe.task, labels=train.label_names, column=named).write(files.labels)
             write_csv(files.folds, pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
             write_values(files.train_labels, train.ids, train.label_names, train.labels)
             if test is not None:
                 write_csv(files.test_ids, pd.DataFrame({"id": test.ids}))
             if sample is not None:
-                write_csv(files.sample_submission, sample)
+                write_csv(files.sample_submission, sample.set_axis(spelled_header(sample), axis=1))
             return cls._complete(path, recipe, info)
 
     @classmethod
@@ -261,12 +262,8 @@ class RunFolder:
     @cached_property
     def y_true(self) -> np.ndarray:
         """Training labels, ndarray of shape (n_samples, n_labels), int8."""
-        file = self.files.train_labels
-        table, ids = read_csv(file, self._noted(file)), self.folds["id"].tolist()
-        if "id" not in table or table["id"].tolist() != ids:
-            raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {self.files.folds}.")
-        columns = integers(file, table, self.label_names)
-        return np.column_stack([columns[name] for name in self.label_names]).astype(np.int8)
+        file, ids = self.files.train_labels, self.folds["id"].tolist()
+        return read_values(file, ids, self.label_names, self._noted(file)).astype(np.int8)
 
     def fold(self, number: int) -> FoldFolder:
         return self._folds.setdefault(number, FoldFolder(self.path / f"fold-{number:02d}"))
@@ -391,13 +388,13 @@ class RunFolder:
         logits = self.test_logits()
         return None if logits is None else self.task().link.probabilities(logits, self.pos_weights()[:, None, :])
 
-    def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any]) -> None:
+    def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any], train: Dataset) -> None:
         """Refuse to continue with another recipe or other data.
 
         Raises
         ------
         RunError
-            Names every field and file that differs.
+            Names every field and table that differs, and of the training rows what.
         """
         before, now = flatten(self.recipe.identity()), flatten(recipe.identity())
         differences = [
@@ -406,17 +403,36 @@ class RunFolder:
             if before.get(key) != now.get(key)
         ]
         data_before = self.info.data.model_dump()
-        differences += [
-            f"{key}: was {data_before[key]}, now {fingerprints[key]}"
-            for key in fingerprints
-            if data_before[key] != fingerprints[key]
-        ]
+        for key in fingerprints:
+            if data_before[key] != fingerprints[key]:
+                what = f"was {data_before[key]}, now {fingerprints[key]}"
+                if key == "train_sha256":
+                    what = self._changed_rows(train.subset(~train.extra))
+                differences.append(f"{key}: {what}")
         if differences:
             raise RunError(
                 f"{self.path} was started with something else and is not continued:\n  "
                 + "\n  ".join(differences)
                 + "\nGive the same recipe and data, or start a new run with another --out."
             )
+
+    def _changed_rows(self, train: Dataset) -> str:
+        """How other training rows differ from the run's."""
+        own = len(self.folds) - self.info.data.extra_rows  # extra rows stand behind
+        ids = self.folds["id"].tolist()[:own]
+        parts = [("labels", self.label_names, train.label_names), ("rows", ids, train.ids)]
+        found = []
+        for noun, before, now in parts:
+            new, gone = ([name for name in a if name not in set(b)] for a, b in ((now, before), (before, now)))
+            found += [f"new {noun}: {shorten(map(repr, new))}"] if new else []
+            found += [f"{noun} gone: {shorten(map(repr, gone))}"] if gone else []
+            found += [f"the {noun} stand in another order"] if not new and not gone and before != now else []
+        if found or train.labels is None:
+            return "; ".join(found)
+        moved = np.flatnonzero((self.y_true[:own] != train.labels).any(axis=1)).tolist()
+        if moved:
+            return f"other labels in rows {shorten(ids[i] for i in moved)}"
+        return "other texts, weights, soft labels or split"
 
 
 def recipe_bytes(recipe: Recipe) -> bytes:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import DataError, RunError
+from lora_cls.data.names import free_name
+from lora_cls.errors import RunError
 from lora_cls.files import write_csv
 
 RESTORE = " Restore it from a copy, or start a new run with another --out."  # what nothing can write again
@@ -38,11 +39,11 @@ def changed(file: Path, remedy: str) -> RunError:
     return RunError(f"{file} is damaged, or was changed since it was written: its SHA-256 is another.{remedy}")
 
 
-def read_csv(file: Path, noted: str | None = None, **options: Any) -> pd.DataFrame:
-    """Exact floats, ids as text. Raises RunError if the file is missing or damaged, or is not the `noted` one."""
+def read_csv(file: Path, noted: str | None = None, *, ids: str = "id") -> pd.DataFrame:
+    """Exact floats, the column `ids` as text. Raises RunError if the file is missing, damaged or not the `noted` one."""
     content = read_bytes(file, noted, RESTORE)
     try:
-        return pd.read_csv(io.BytesIO(content), dtype={"id": str}, keep_default_na=False, **EXACT_FLOATS, **options)
+        return pd.read_csv(io.BytesIO(content), dtype={ids: str}, keep_default_na=False, **EXACT_FLOATS)
     except (ValueError, pd.errors.ParserError) as error:
         raise RunError(f"{file} is damaged: {error}") from None
 
@@ -56,21 +57,31 @@ def integers(file: Path, table: pd.DataFrame, names: Sequence[str]) -> dict[str,
 
 
 def write_values(file: Path, ids: Sequence[str], names: Sequence[str], values: np.ndarray) -> None:
-    """A table of ids and one column per label.
+    """A table of ids and one column per label, for `read_values`; the ids' column is `id`, or `id_` beside a label of
+    that name.
 
     Parameters
     ----------
     values : ndarray of shape (n_samples, n_labels)
+    """
+    columns = {name: values[:, j] for j, name in enumerate(names)}
+    write_csv(file, pd.DataFrame({free_name("id", names): list(ids)} | columns))
+
+
+def read_values(file: Path, ids: Sequence[str], names: Sequence[str], noted: str | None = None) -> np.ndarray:
+    """The whole numbers that `write_values` wrote for these ids, ndarray of shape (n_samples, n_labels), int64.
 
     Raises
     ------
-    DataError
-        If a label is called `id`, as the column of the ids is.
+    RunError
+        If the file is missing or damaged, of other ids or labels, or not the `noted` one.
     """
-    if "id" in names:
-        raise DataError(f"A label is called 'id', as the column of the ids in {file.name} is: rename that label.")
-    columns = {name: values[:, j] for j, name in enumerate(names)}
-    write_csv(file, pd.DataFrame({"id": list(ids)} | columns))
+    id_name = free_name("id", names)
+    table = read_csv(file, noted, ids=id_name)
+    if id_name not in table or table[id_name].tolist() != list(ids):
+        raise RunError(f"{file} is damaged: its ids are not the {len(ids)} of {file.parent / 'folds.csv'}.")
+    columns = integers(file, table, names)
+    return np.column_stack([columns[name] for name in names])
 
 
 def read_array(file: Path, shape: tuple[int, ...], noted: str | None = None, remedy: str = "") -> np.ndarray:

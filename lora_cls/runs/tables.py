@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lora_cls.data import Dataset, TableLike, table_path
 from lora_cls.data.tables import Tables, table_name
-from lora_cls.errors import RunError
+from lora_cls.errors import DataError, RunError
 from lora_cls.recipe import load_recipe
 from lora_cls.runs.folder import RunFolder
 
@@ -34,7 +34,14 @@ def training_data(run: RunFolder, train: TableLike | None = None, extra_train: T
         "data.sample_submission": None,
         "data.extra_train": None,
     }
-    tables = Tables(load_recipe(run.recipe, decided), path, extra=extra)
+    recipe = load_recipe(run.recipe, decided)
+    try:
+        tables = Tables(recipe, path, extra=extra)
+    except DataError:
+        # rows that do not fit those of another table are no fault of theirs
+        if extra is not None and Tables(recipe, path).fingerprints()["train_sha256"] != data.train_sha256:
+            raise RunError(f"{table_name(path)} is not the data that {run.path} was trained on.") from None
+        raise
     fingerprints = tables.fingerprints()
     for key, table in (("train_sha256", path), ("extra_train_sha256", extra)):
         if fingerprints[key] != getattr(data, key):
@@ -44,7 +51,9 @@ def training_data(run: RunFolder, train: TableLike | None = None, extra_train: T
 
 def _found_again(run: RunFolder, key: str, given: TableLike | None, what: str) -> TableLike | None:
     """A table of a run: the one given, or the file that the run was started with."""
-    path = given if given is not None else run.info.data.paths.get(key)
+    if given is not None:
+        return given
+    path = run.info.data.paths.get(key)
     if isinstance(path, str) and (path == "DataFrame" or not table_path(path).is_file()):
         raise RunError(f"The {what} of {run.path} was {path}: give it again with --{key.replace('_', '-')}.")
     return path

@@ -66,8 +66,10 @@ class BlendPredictor:
 
     def _same_texts(self, run: Path, member: RunFolder) -> None:
         ours, theirs = RunFolder(run).info.data, member.info.data
-        same = ours.text_columns == theirs.text_columns
-        if not same or self.recipe.data.text_template != member.recipe.data.text_template:
+        settings, others = self.recipe.data, member.recipe.data
+        same = ours.text_columns == theirs.text_columns and settings.text_template == others.text_template
+        if not same or settings.unescape != others.unescape:
             raise RunError(
-                f"{member.path} makes its texts of other columns than the first run of {run}: predict with each run."
+                f"{member.path} makes its texts in another way (text_columns, text_template, unescape) than the first "
+                f"run of {run}: predict with each run."
             )

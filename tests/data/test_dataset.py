@@ -1,10 +1,15 @@
 """Datasets: columns found, mistakes reported together, identical texts grouped."""
 
+import re
+import shlex
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from lora_cls.data import load_test, load_train, read_table, resolve_columns
+from lora_cls.data.columns import set_list
 from lora_cls.errors import DataError
 from lora_cls.recipe import Data
 
@@ -88,6 +93,51 @@ def test_left_out_columns_are_said():
     data = load_train(Data(), table(rating=[3, 4, 5]), TEST)
     assert data.label_names == ["joy", "fear"]
     assert "also lacks rating" in data.columns.how
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "advice"),
+    [
+        (["yes", "no", "no"], "'yes' and 'no'", "data.ignore_columns=[anger]"),
+        (["Y", "Y", "Y"], "'Y'", "data.ignore_columns=[anger]"),
+        ([-1, -1, 1], "'-1' and '1'", "data.ignore_columns=[anger]"),
+        ([0.2, 0.7, None], "numbers from 0 to 1", "data.soft_labels=true"),
+        (["0.25", "0.5", "1"], "numbers from 0 to 1", "data.ignore_columns=[anger]"),
+    ],
+)
+@pytest.mark.parametrize("test", [TEST, None])
+def test_labels_written_otherwise_are_not_left_out(values, told, advice, test):
+    """A column that may be a label beside 0/1 ones stops the run, and the message's options say which it is."""
+    found = message(Data(), table(anger=values), test)
+    assert f"column 'anger' holds {told} beside the 0/1 columns (joy, fear)" in found
+    options = [quoted or plain for quoted, plain in re.findall(r'--set (?:"([^"]*)"|([^\s";]+))', found)]
+    assert advice in options
+    for option in options:
+        key, value = option.removeprefix("data.").split("=")
+        config = Data(**{key: yaml.safe_load(value)})
+        names = load_train(config, table(anger=values), test, None).label_names if key != "soft_labels" else []
+        assert names in (["joy", "fear"], [])
+    other = table(anger=values)
+    if test is not None:  # what the test table has too is no label
+        assert load_train(Data(), other, TEST.assign(anger=values[:2])).label_names == ["joy", "fear"]
+
+
+def test_pasted_lists():
+    """A list in an option is read back as those names, by YAML and by a shell."""
+    names = ["joy", "yes", "null", "2019", "1e3", "it's", 'a "b", [c]', "$HOME `x`", "é", "no way"]
+    (option,) = shlex.split(set_list("data.label_columns", names))[1:]
+    assert yaml.safe_load(option.removeprefix("data.label_columns=")) == names
+    assert set_list("data.label_columns", ["joy", "fear"]) == '--set "data.label_columns=[joy, fear]"'
+
+
+def test_repeated_ids_without_others():
+    """Where nothing else names the rows, the advice is to number them; it works when it is followed."""
+    repeated = table(id=["a", "a", "b"])
+    assert 'number the rows instead: --set "data.ignore_columns=[id]"' in message(Data(), repeated)
+    assert load_train(Data(ignore_columns=["id"]), repeated).ids == ["row-0", "row-1", "row-2"]
+    told = message(Data(id_column="id"), repeated)
+    assert '--set data.id_column=null --set "data.ignore_columns=[id]"' in told
+    assert "data.id_column to a column of unique values (key)" in message(Data(), repeated.assign(key=[7, 8, 9]))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_sample_order_is_followed(tmp_path):
     """Rows, columns and the header of the id column are the sample's; ids keep their zeros."""
     SAMPLE.to_csv(tmp_path / "sample.csv", index=False)
     sample = read_sample_submission(tmp_path / "sample.csv", IDS, LABELS)
-    assert sample == (["ID", "fear", "joy"], ["y", "007", "x"])
+    assert (sample.columns, sample.ids) == (["ID", "fear", "joy"], ["y", "007", "x"])
     path = write_submission(tmp_path / "out" / "submission.csv", IDS, Y_PRED, LABELS, sample=sample)
     assert path.read_bytes() == b"ID,fear,joy\ny,1,0\n007,1,1\nx,0,1\n"
     assert os.listdir(tmp_path / "out") == ["submission.csv"]
@@ -85,7 +85,7 @@ def test_one_column_of_classes(tmp_path):
     """A sample with one label column, whatever its name and place, gets the class of each row."""
     sample = pd.DataFrame({"emotion": ["?", "?", "?"], "Id": ["y", "007", "x"]})
     read = read_sample_submission(sample, IDS, LABELS, task="single_label")
-    assert read == (["emotion", "Id"], ["y", "007", "x"])
+    assert (read.columns, read.ids) == (["emotion", "Id"], ["y", "007", "x"])
     path = write_submission(tmp_path / "s.csv", IDS, CLASSES, LABELS, sample=read, label_column="mood")
     assert path.read_text() == "emotion,Id\njoy,y\nfear,007\nfear,x\n"
 
@@ -136,3 +136,103 @@ def test_any_id_reads_back(tmp_path):
     file = write_submission(tmp_path / "s.csv", ids, np.ones((len(ids), 1)), ["joy\r"])
     assert read_table(file)["id"].tolist() == ids
     assert file.read_bytes().endswith(b"\n a ,1\n")
+
+
+def written(tmp_path, sample, y_pred=Y_PRED, labels=LABELS, y_score=None, name="sample.csv", **options):
+    """The submission for a sample, given as the text of a file or as a DataFrame."""
+    if isinstance(sample, str):
+        (tmp_path / name).write_text(sample)
+        sample = tmp_path / name
+    read = read_sample_submission(sample, IDS, labels, **options)
+    options = {"delimiter": options.get("delimiter"), "label_column": options.get("label_column"), "y_score": y_score}
+    return write_submission(tmp_path / "s.csv", IDS, y_pred, labels, sample=read, **options).read_text()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("False", "False", "False"), ("False", "True")),
+        (("TRUE", "TRUE", "FALSE"), ("FALSE", "TRUE")),
+        (("true", "", "true"), ("false", "true")),
+        (("No", "No", "No"), ("No", "Yes")),
+        (("0.0", "0.0", "0.0"), ("0.0", "1.0")),
+        (("1", "1", "0.0"), ("0", "1")),
+        (("", "?", ""), ("0", "1")),
+    ],
+)
+def test_words_of_the_sample(tmp_path, cells, expected):
+    """0 and 1 are written as the sample writes them, label by label."""
+    rows = [f"{row},{cell},0" for row, cell in zip(IDS, cells, strict=True)]
+    no, yes = expected
+    found = written(tmp_path, "\n".join(["id,joy,fear", *rows, ""]))
+    assert found == f"id,joy,fear\nx,{yes},0\ny,{no},1\n007,{yes},1\n"
+
+
+def test_words_of_values(tmp_path):
+    """Booleans of a DataFrame or a JSON file are such words too, and of a single label."""
+    sample = pd.DataFrame({"id": IDS, "target": [False] * 3})
+    assert written(tmp_path, sample, CLASSES[:, 1:], ["joy"]) == "id,target\nx,True\ny,False\n007,True\n"
+
+
+def test_header_of_the_sample(tmp_path):
+    """The header is the sample's, blanks included, and so is the unnamed index that pandas writes before it."""
+    assert written(tmp_path, "id, joy ,fear\nx,0,0\ny,0,0\n007,0,0\n").splitlines()[0] == "id, joy ,fear"
+    found = written(tmp_path, ",row_id,fear,joy\n0,y,0,0\n1,007,0,0\n2,x,0,0\n")
+    assert found == ",row_id,fear,joy\n0,y,1,0\n1,007,1,1\n2,x,0,1\n"
+    with_index = pd.DataFrame({"Unnamed: 0": [7, 8, 9], "id": IDS, "joy": 0, "fear": 0})
+    assert written(tmp_path, with_index) == ",id,joy,fear\n7,x,1,0\n8,y,0,1\n9,007,1,1\n"
+    # the unnamed column may be the ids themselves
+    assert written(tmp_path, ",joy,fear\nx,0,0\ny,0,0\n007,0,0\n") == ",joy,fear\nx,1,0\ny,0,1\n007,1,1\n"
+
+
+@pytest.mark.parametrize("cells", [(0.5, 0.5, 0.5), ("0.25", 0, 1)])
+def test_sample_of_probabilities(tmp_path, cells):
+    """Where the sample holds numbers between 0 and 1 the probabilities are written, in full, and a note says so."""
+    sample = pd.DataFrame({"id": IDS, "joy": cells, "fear": 0})
+    y_score = np.array([[0.1, 1 / 3], [1.0, 0.0], [0.25, 1e-9]])
+    found = written(tmp_path, sample, y_score=y_score)
+    assert found == "id,joy,fear\nx,0.1,0.3333333333333333\ny,1.0,0.0\n007,0.25,1e-09\n"
+    read = read_sample_submission(sample, IDS, LABELS)
+    assert read.probabilities
+    assert "the submission holds probabilities" in read.notes[0]
+    with pytest.raises(DataError, match="give y_score too"):
+        write_submission(tmp_path / "t.csv", IDS, Y_PRED, LABELS, sample=read)
+    assert not read_sample_submission(SAMPLE, IDS, LABELS).probabilities
+
+
+def test_class_called_like_its_column(tmp_path):
+    """With spam and ham in the column `spam`, a sample `id,spam` is one column of names."""
+    given = {"task": "single_label", "label_column": "spam"}
+    found = written(tmp_path, "id,spam\nx,ham\ny,ham\n007,ham\n", CLASSES, ["spam", "ham"], **given)
+    assert found == "id,spam\nx,ham\ny,spam\n007,ham\n"
+    path = write_submission(tmp_path / "s.csv", IDS, CLASSES, ["spam", "ham"], label_column="spam")
+    assert path.read_text() == "id,spam\nx,ham\ny,spam\n007,ham\n"
+
+
+def test_class_called_id(tmp_path):
+    """Languages have a class `id`: neither a column of names nor 0/1 columns take it for the ids."""
+    given = {"task": "single_label", "label_column": "language"}
+    found = written(tmp_path, "id,language\nx,en\ny,en\n007,en\n", CLASSES, ["id", "en"], **given)
+    assert found == "id,language\nx,en\ny,id\n007,en\n"
+    path = write_submission(tmp_path / "s.csv", IDS, Y_PRED, ["id", "en"], id_name=None)
+    assert path.read_text() == "id_,id,en\nx,1,0\ny,0,1\n007,1,1\n"
+    found = written(tmp_path, "row,id,en\nx,0,0\ny,0,0\n007,0,0\n", labels=["id", "en"])
+    assert found == "row,id,en\nx,1,0\ny,0,1\n007,1,1\n"
+
+
+@pytest.mark.parametrize(
+    ("classes", "sample", "expected"),
+    [
+        (["5.0", "4.0"], "5", ["4", "5", "4"]),
+        (["5", "4"], "4.0", ["4.0", "5.0", "4.0"]),
+        (["True", "False"], "FALSE", ["FALSE", "TRUE", "FALSE"]),
+        (["5.0", "4.0"], "5.0", ["4.0", "5.0", "4.0"]),
+        (["5", "low"], "5.0", ["low", "5.0", "low"]),
+        (["a", "b"], "?", ["b", "a", "b"]),
+    ],
+)
+def test_spelling_of_classes(tmp_path, classes, sample, expected):
+    """Names that are the same numbers or words are written as the sample spells them."""
+    rows = "".join(f"{row},{sample}\n" for row in IDS)
+    found = written(tmp_path, f"id,stars\n{rows}", CLASSES, classes, task="single_label", label_column="stars")
+    assert [line.split(",")[1] for line in found.splitlines()[1:]] == expected

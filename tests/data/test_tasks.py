@@ -209,12 +209,20 @@ def test_contradictions_and_other_mistakes_at_once():
 
 
 def test_too_many_names():
-    """Over a thousand names are no labels, however many rows there are."""
-    n = 3003
-    rows = pd.DataFrame({"text": [f"t {i}" for i in range(n)], "author": [f"a{i % 1001}" for i in range(n)]})
-    assert "is no label column: 1001 different values" in message(Data(label_columns=["author"]), rows)
-    rows["author"] = [f"a{i % 1000}" for i in range(n)]
-    assert len(load_train(Data(label_columns=["author"]), rows).label_names) == 1000
+    """A column that nobody named holds at most a thousand names; one that was named any number, if some stand twice."""
+    n = 3600
+    rows = pd.DataFrame({"text": [f"t {i}" for i in range(n)], "author": [f"a{i % 1200}" for i in range(n)]})
+    test = pd.DataFrame({"text": ["a text"]})
+    assert "no label columns" in message(Data(), rows, test)
+    assert len(load_train(Data(label_columns=["author"]), rows).label_names) == 1200
+    sample = pd.DataFrame({"id": ["row-0"], "author": ["a1"]})
+    assert len(load_train(Data(), rows, test, sample).label_names) == 1200
+    few = rows[:70].assign(author=[f"a{i % 50}" for i in range(70)])
+    assert len(load_train(Data(label_columns=["author"]), few).label_names) == 50
+    few["author"] = [f"a{i}" for i in range(70)]
+    told = message(Data(label_columns=["author"]), few)
+    assert "is no label column: 70 different values in 70 filled cells" in told
+    assert "Set data.label_columns to another" in told
 
 
 def test_likely_delimiter():

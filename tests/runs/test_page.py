@@ -16,7 +16,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 
 from lora_cls.cli import app
 from lora_cls.commands.cross_validation import cross_validate
-from lora_cls.errors import RunError
+from lora_cls.errors import DataError, RunError
 from lora_cls.report.content import page_content
 from lora_cls.report.page import render, write_page
 from lora_cls.report.sentences import score_sentence
@@ -438,3 +438,19 @@ def test_a_page_that_cannot_be_written(finished, tmp_path):
     """A folder that is not there is named."""
     with pytest.raises(RunError, match=r"page\.html cannot be written"):
         write_page(finished("tfidf"), out=tmp_path / "nowhere" / "page.html")
+
+
+def test_the_wrong_table_is_named(tfidf_recipe, train, test, tmp_path):
+    """A table that is not the run's is named itself, not the run's, nor one of extra rows beside it."""
+    table = train[["id", "text"]].assign(mood=np.where(train["joy"] == 1, "joy", "other"))
+    extra = table[:4].assign(id=list("abcd"), text=[f"happy {i}" for i in range(4)])
+    for name, rows in {"train": table, "extra": extra, "wrong": table.assign(mood=["x", "y", "z"] * 15)}.items():
+        rows.to_csv(tmp_path / f"{name}.csv", index=False)
+    recipe = tfidf_recipe(data__label_columns=["mood"])
+    run = cross_validate(
+        recipe, tmp_path / "train.csv", out=tmp_path / "run", extra_train=tmp_path / "extra.csv"
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"wrong\.csv is not the data that"):
+        training_data(run, str(tmp_path / "wrong.csv"))
+    with pytest.raises(DataError, match=r"wrogn\.csv does not exist .* Did you mean 'wrong\.csv'"):
+        training_data(run, str(tmp_path / "wrogn.csv"))

@@ -207,3 +207,16 @@ def test_partial_run(finished, copy_of, test, tmp_path):
     run.fold(2).info_file.unlink()
     predict_file(run, test, tmp_path / "a", sample_submission=run.sample_submission)
     assert not np.allclose(proba(tmp_path / "a")[LABELS], proba(run.path)[LABELS])
+
+
+def test_names_of_predictions(finished, copy_of, test, tmp_path):
+    """The default folder is the table's whole name without its suffix: months are not taken for one another."""
+    run = copy_of(finished("tfidf"))
+    for name, folder in {
+        "2024.01.csv": "2024.01", "2024.02.csv": "2024.02", "v1.2.CSV.gz": "v1.2", "a.b.jsonl": "a.b",
+    }.items():  # fmt: skip
+        if name.endswith("jsonl"):
+            test.to_json(tmp_path / name, orient="records", lines=True)
+        else:
+            test.to_csv(tmp_path / name, index=False, compression="gzip" if name.endswith("gz") else None)
+        assert predict_file(run, tmp_path / name) == run.path / "predictions" / folder

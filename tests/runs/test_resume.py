@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -204,12 +205,30 @@ def test_other_data(finished, train, test):
     changed = train.assign(text=[*train["text"][:-1], "another text"])
     with pytest.raises(RunError) as error:
         cross_validate(run.recipe, changed, test, run.path, resume=True)
-    assert "train_sha256" in str(error.value)
+    assert "train_sha256: other texts" in str(error.value)
     assert "test_sha256" not in str(error.value)
     with pytest.raises(RunError, match=r"test_sha256: was .*, now None"):
         cross_validate(run.recipe, train, None, run.path, resume=True)
     with pytest.raises(RunError, match="train_sha256"):
         cross_validate(run.recipe, train.iloc[::-1], test, run.path, resume=True)
+
+
+def test_other_training_rows_are_told(finished, train, test):
+    """Resuming says what of the training rows differs, and no hashes: a new label, rows, or labels of rows."""
+    run = finished("tfidf")
+    others = {
+        "new labels: 'surprise'": train.assign(surprise=train["joy"]),
+        "labels gone: 'fear'": train.drop(columns="fear"),
+        "rows gone: 'row044'": train[:-1],
+        "the rows stand in another order": train.iloc[::-1],
+        "other labels in rows row003": train.assign(joy=[*train["joy"][:3], 1 - train["joy"][3], *train["joy"][4:]]),
+    }
+    for told, table in others.items():
+        sample = run.sample_submission if told.startswith("other") else None  # it says the labels' order
+        with pytest.raises(RunError, match=told) as error:
+            cross_validate(run.recipe, table, test, run.path, resume=True, sample_submission=sample)
+        line = next(line for line in str(error.value).splitlines() if "train_sha256" in line)
+        assert not re.search("[0-9a-f]{20}", line)
     relabelled = train.assign(joy=1 - train["joy"])
     with pytest.raises(RunError, match="train_sha256"):
         cross_validate(run.recipe, relabelled, test, run.path, resume=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_cls import Classifier, RunFolder, blend, calibrate, cross_validate, tune
+from lora_cls import Classifier, RunFolder, blend, calibrate, tune
 from lora_cls.errors import DataError, RunError
 from lora_cls.recipe import Prediction, Thresholds
 from lora_cls.runs import FoldInfo, RunInfo, Scores
@@ -141,12 +141,3 @@ def test_a_bad_sample_changes_nothing(finished, copy_of):
     with pytest.raises(DataError, match="missing"):
         tune(run.path, Thresholds(strategy="fixed", default=0.9))
     assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
-
-
-def test_a_label_called_id(train, tfidf_recipe, tmp_path):
-    """A label that would overwrite the ids in every table is refused before anything is trained."""
-    table = train.rename(columns={"id": "number", "joy": "id"})
-    recipe = tfidf_recipe(data__id_column="number", data__label_columns=["id", "anger"])
-    with pytest.raises(DataError, match="label"):
-        cross_validate(recipe, table, out=tmp_path / "run")
-    assert not list(tmp_path.glob("run/fold-*"))
