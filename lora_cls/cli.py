@@ -266,9 +266,9 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command()
 def show(name: RecipeName) -> None:
     """Print a recipe as written."""
-    from lora_cls.recipe import find_recipe
+    from lora_cls.recipe import find_recipe, recipe_text
 
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    print(recipe_text(find_recipe(name)), end="")
 
 
 @recipes_app.command()
@@ -284,14 +284,14 @@ def fields(
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    from lora_cls.errors import RecipeError
+    from lora_cls.errors import RecipeError, shown
 
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise RecipeError(f"--folds takes numbers such as 0,1. Got '{text}' instead.") from None
+        raise RecipeError(f"--folds takes numbers such as 0,1. Got {shown(text)} instead.") from None
 
 
 def _say(note: str) -> None:

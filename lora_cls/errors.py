@@ -45,6 +45,15 @@ def shorten(values: Iterable[object], at_most: int = 10) -> str:
     return ", ".join(texts[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
+def shown(value: object, at_most: int = 100, *, quoted: bool = True) -> str:
+    """A value in a message: as Python writes it, or (not `quoted`) as it is; its start where it is long."""
+    try:
+        text = repr(value) if quoted else str(value)
+    except Exception:  # an integer of thousands of digits; whatever a user's own class does
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= at_most else f"{text[:at_most]} ... ({len(text):,} characters)"
+
+
 def unwritable(place: Path, error: OSError, kind: Literal["folder", "file"] = "folder") -> RunError:
     """What is said of a place given by `--out` where nothing can be written."""
     done = "made" if kind == "folder" else "written"

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
@@ -37,6 +36,7 @@ from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import integers, read_array, read_csv, write_values
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
+from lora_cls.yaml_text import write_yaml
 
 UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
@@ -347,4 +347,4 @@ class RunFolder:
 
 def write_recipe(file: Path, recipe: Recipe) -> None:
     """The resolved recipe, defaults included."""
-    write_bytes(file, yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode())
+    write_bytes(file, write_yaml(recipe.to_dict()).encode())
