@@ -394,7 +394,7 @@ class Train(Section):
     """Batches that make one step of the optimizer: the same step as one batch so many times larger, in less memory."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Learning rate of AdamW at its highest; `head.learning_rate` may give the head another."""
-    weight_decay: float = Field(default=0.0, ge=0, le=1000)
+    weight_decay: float = Field(default=0.0, ge=0)
     """Weight decay of AdamW, for trained matrices; biases and norms have none."""
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from 0."""

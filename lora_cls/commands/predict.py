@@ -51,11 +51,21 @@ class Classifier:
         self._show = show
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
-        self._predictor = make_predictor(self.recipe, self.label_names, run.info.choices, backbone)
+        self._predictor = make_predictor(
+            self.recipe, self.label_names, run.info.choices, backbone, trust_remote_code=run.trust_remote_code,
+            outside_runs=run.outside_runs,
+        )  # fmt: skip
 
     @classmethod
     def load(
-        cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds", show: bool = False
+        cls,
+        run: str | Path | RunFolder,
+        *,
+        backbone: str | None = None,
+        models: Models = "folds",
+        show: bool = False,
+        trust_remote_code: bool = False,
+        outside_runs: bool = False,
     ) -> Classifier:
         """Open a run folder, or what `export` made of one.
 
@@ -64,6 +74,8 @@ class Classifier:
         backbone : where the same base model lies on this machine, if elsewhere (a folder, hub id or package)
         models : `folds`, all finished folds combined; or `refit`, the one model of all rows
         show : progress on stderr
+        trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
+        outside_runs : let a blend open runs that lie outside the folder that it lies in
 
         Raises
         ------
@@ -73,7 +85,7 @@ class Classifier:
         BackboneError
             If the base model cannot be found; at the first prediction, if it cannot be opened or is another one.
         """
-        run = RunFolder.of(run)
+        run = RunFolder.of(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
         if models == "refit":
             if not run.refit.finished:
                 raise RunError(f"{run.path} has no model of all rows. Train it with: lora-cls refit {run.path}")
@@ -151,12 +163,15 @@ def predict_file(
     backbone: str | None = None,
     models: Models = "folds",
     show: bool = False,
+    trust_remote_code: bool = False,
+    outside_runs: bool = False,
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
 
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
+    trust_remote_code, outside_runs : see `Classifier.load`
 
     Returns
     -------
@@ -174,7 +189,7 @@ def predict_file(
     >>> sorted(file.name for file in folder.iterdir())
     ['submission.csv', 'test_proba.csv']
     """
-    run = RunFolder.of(run)
+    run = RunFolder.of(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
     name = "table" if isinstance(table, pd.DataFrame) else table_path(table).name.split(".")[0]
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")

@@ -209,7 +209,8 @@ def _from_hub(source: Source, load: Any) -> Any:
             ) from error
         if "trust_remote_code" in text:
             raise BackboneError(
-                f"{source.name} needs Python code from its repository. If you trust it, set "
+                f"{source.name} needs Python code that comes with it. If you trust who wrote it, give "
+                "--trust-remote-code (trust_remote_code=True in Python), or, in a recipe of your own, set "
                 "backbone.trust_remote_code: true and pin backbone.revision to a commit."
             ) from error
         if "is not a valid model identifier" in text or "is not a local folder" in text:

@@ -74,6 +74,13 @@ class Results:
 class RunFolder:
     """An existing run folder. Every file is read once; make another `RunFolder` to see what other processes changed.
 
+    Parameters
+    ----------
+    trust_remote_code : whether Python code that comes with the base model may run; the folder's own recipe is not
+        asked, as somebody else may have written it
+    outside_runs : whether a blend may open runs that lie outside the folder that it lies in. What this process made
+        itself has both as its maker had them
+
     Raises
     ------
     RunError
@@ -86,8 +93,9 @@ class RunFolder:
     lora_cls.errors.RunError: no/such/run is no run folder: it has no recipe.yaml.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, trust_remote_code: bool = False, outside_runs: bool = False) -> None:
         self.path = Path(path)
+        self.trust_remote_code, self.outside_runs = trust_remote_code, outside_runs
         self.files = RunFiles(self.path)
         if not self.files.recipe.is_file():
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
@@ -95,9 +103,16 @@ class RunFolder:
         self._info: RunInfo | None = None
 
     @classmethod
-    def of(cls, run: str | Path | RunFolder) -> RunFolder:
-        """A run folder, whichever way it is given."""
-        return run if isinstance(run, RunFolder) else cls(run)
+    def of(
+        cls, run: str | Path | RunFolder, *, trust_remote_code: bool = False, outside_runs: bool = False
+    ) -> RunFolder:
+        """A run folder, whichever way it is given; what it was opened with stays permitted."""
+        if not isinstance(run, RunFolder):
+            return cls(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
+        trusted, outside = run.trust_remote_code or trust_remote_code, run.outside_runs or outside_runs
+        if (trusted, outside) == (run.trust_remote_code, run.outside_runs):
+            return run
+        return cls(run.path, trust_remote_code=trusted, outside_runs=outside)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -155,7 +170,8 @@ class RunFolder:
         info.write(RunFiles(path).info)
         write_recipe(RunFiles(path).recipe, recipe)
         (path / UNFINISHED).unlink()
-        return cls(path)
+        trusted = recipe.backbone is not None and recipe.backbone.trust_remote_code
+        return cls(path, trust_remote_code=trusted, outside_runs=True)
 
     @staticmethod
     def begun(path: Path) -> bool:
@@ -176,7 +192,7 @@ class RunFolder:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return load_recipe(self.files.recipe)
+        return load_recipe(self.files.recipe, trust_remote_code=self.trust_remote_code)
 
     @cached_property
     def labels_info(self) -> LabelsInfo:
