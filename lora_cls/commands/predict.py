@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class Classifier:
         run = RunFolder.of(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
         if models == "refit":
             if not run.refit.finished:
-                raise RunError(f"{run.path} has no model of all rows. Train it with: lora-cls refit {run.path}")
+                command = f"lora-cls refit {shlex.quote(str(run.path))}"
+                raise RunError(f"{run.path} has no model of all rows. Train it with: {command}")
             folders = [run.refit]
         elif run.exported:
             folders = [FoldFolder(run.path)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from typing import Any, Literal
 
 import torch
@@ -220,7 +221,7 @@ def _from_hub(source: Source, load: Any) -> Any:
         if isinstance(error, OSError):
             raise BackboneError(
                 f"{source.name} is neither in the local cache nor can it be fetched (offline?). Fetch it where there "
-                f"is a network, with `hf download {source.name}`, and copy the folder; set backbone.name_or_path to "
-                "the folder, or unset HF_HUB_OFFLINE."
+                f"is a network, with `hf download {shlex.quote(source.name)}`, and copy the folder; set "
+                "backbone.name_or_path to the folder, or unset HF_HUB_OFFLINE."
             ) from error
         raise BackboneError(f"{source.name} cannot be opened: {text}") from error
