@@ -37,6 +37,15 @@ BackbonePath = Annotated[
     typer.Option("--backbone", help="Where the same base model lies on this machine."),
 ]
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let Python code that comes with the base model run. What the recipe in a run folder says of it is not "
+        "obeyed.",
+    ),
+]
+
 
 @app.command()
 def run(
@@ -50,13 +59,14 @@ def run(
     fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train the folds of a recipe, score them honestly, and write the submission."""
     from lora_cls.commands.cross_validation import cross_validate
 
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
-        overrides=set_ or (), resume=resume, smoke=smoke, show=True,
+        overrides=set_ or (), resume=resume, smoke=smoke, show=True, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _print_run(finished)
 
@@ -71,14 +81,16 @@ def check(
     fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
     folds: Annotated[str | None, typer.Option(help="Folds that the run would train, as 0,1.")] = None,
     measure: Annotated[bool, typer.Option(help="Load the model and time a few steps, to estimate minutes.")] = True,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Look at recipe, data, folds and token lengths, and estimate minutes and memory, before any training."""
     from lora_cls.commands.check import check as look
     from lora_cls.terminal import print_check
 
     checked = look(
-        recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure
-    )
+        recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     print_check(checked)
 
 
@@ -90,13 +102,19 @@ def predict(
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    trust_remote_code: TrustRemoteCode = False,
+    outside_runs: Annotated[
+        bool,
+        typer.Option("--outside-runs", help="Let a blend open runs that lie outside the folder that it lies in."),
+    ] = False,
 ) -> None:
     """Answer for new texts with the models of a run."""
     from lora_cls.commands.predict import predict_file
 
     folder = predict_file(
-        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True
-    )
+        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True,
+        trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+    )  # fmt: skip
     print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
 
 
@@ -105,12 +123,13 @@ def refit(
     run: RunPath,
     train: Train = None,
     extra_train: Annotated[str | None, typer.Option("--extra-train", help="Table of extra rows.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train one model on all rows of a run, for those who ship one."""
     from lora_cls.commands.refit import refit as refit_run
     from lora_cls.terminal import print_refit
 
-    folder = refit_run(run, train, extra_train=extra_train, show=True)
+    folder = refit_run(run, train, extra_train=extra_train, show=True, trust_remote_code=trust_remote_code)
     print_refit(run, folder)
 
 
@@ -132,12 +151,16 @@ def export(
         typer.Option(help="A labelled table: score the export beside the folds together and refit."),
     ] = None,
     backbone: BackbonePath = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make one model of the folds' models, to ship: the exact mean of their updates, compressed or merged if wanted."""
     from lora_cls.commands.export import export as export_run
     from lora_cls.terminal import print_export
 
-    exported = export_run(run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, show=True)
+    exported = export_run(
+        run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, show=True,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
     print_export(exported)
 
 
@@ -266,9 +289,9 @@ def recipes(context: typer.Context) -> None:
 @recipes_app.command()
 def show(name: RecipeName) -> None:
     """Print a recipe as written."""
-    from lora_cls.recipe import find_recipe
+    from lora_cls.recipe import find_recipe, recipe_text
 
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    print(recipe_text(find_recipe(name)), end="")
 
 
 @recipes_app.command()
@@ -284,14 +307,14 @@ def fields(
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    from lora_cls.errors import RecipeError
+    from lora_cls.errors import RecipeError, shown
 
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise RecipeError(f"--folds takes numbers such as 0,1. Got '{text}' instead.") from None
+        raise RecipeError(f"--folds takes numbers such as 0,1. Got {shown(text)} instead.") from None
 
 
 def _say(note: str) -> None:

@@ -6,16 +6,19 @@ recipe are reported at once, each with the path of its field.
 
 from __future__ import annotations
 
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from lora_cls.choices import BlendHow, ClassStrategy, Combination, LabelStrategy, PieceCombination, ThresholdStrategy
-from lora_cls.errors import RecipeError, did_you_mean
+from lora_cls.errors import RecipeError, did_you_mean, shown
+from lora_cls.yaml_text import LONGEST, Plain, YamlError, read_yaml, write_yaml
 
 # In a wheel the recipes lie inside the package; in a checkout, beside it.
 SHIPPED = Path(__file__).parent / "shipped_recipes"
@@ -29,20 +32,34 @@ HeadKind = Literal["linear", "label_tokens", "generate"]
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
 
 
+MANY = 10**9  # more rows, pieces or n-grams than there are
+LARGEST_SEED = 2**32 - 1  # the largest that numpy and scikit-learn take
+NgramLength = Annotated[int, Field(ge=1, le=20)]
+LayerNumber = Annotated[int, Field(ge=0, le=10_000)]
+PositiveNumber = Annotated[float, Field(ge=1e-6, le=1e6)]
+LabelWeight = Annotated[float, Field(le=1e6)]  # above 0, as the loss checks with the number of labels
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{,199}")
+HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
+PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+
+
 class Section(BaseModel):
     """Part of a recipe: read-only once loaded, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Backbone(Section):
     """The pretrained model that is adapted."""
 
-    name_or_path: str
+    name_or_path: str = Field(min_length=1, max_length=4096)
     """A hub id, a local folder, a GGUF file, or `package:NAME` for a model that an installed Python package carries."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null takes its main branch."""
-    num_hidden_layers: int | None = Field(default=None, ge=1)
+    num_hidden_layers: int | None = Field(default=None, ge=1, le=10_000)
     """Keep only so many layers, from the lowest (and the final norm): middle layers often classify as well as the
     last. Null keeps all."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -50,12 +67,33 @@ class Backbone(Section):
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """`auto` times what the model supports on real rows and keeps the faster."""
     trust_remote_code: bool = False
-    """Runs Python code from the model's repository. Only for models that need it, with `revision` pinned."""
+    """Runs Python code from the model's repository. Only for models that need it, with `revision` pinned to a commit.
+    In the recipe of a run folder it is not obeyed: the command's `--trust-remote-code` says it."""
 
     @model_validator(mode="after")
-    def _pinned(self) -> Backbone:
-        if self.trust_remote_code and self.revision in (None, "main"):
-            raise ValueError("trust_remote_code runs code from the model's repository: pin revision to a commit.")
+    def _named(self) -> Backbone:
+        name = self.name_or_path
+        problems = []
+        if any(unicodedata.category(character) == "Cc" for character in name):
+            problems.append("name_or_path: it must not hold control characters.")
+        if name.startswith("package:") and not PACKAGE.fullmatch(name.removeprefix("package:")):
+            problems.append(
+                f"name_or_path: {shown(name.removeprefix('package:'))} is no name of a Python package: letters, "
+                "digits, '.', '-' and '_'."
+            )
+        if self.revision is not None and not REVISION.fullmatch(self.revision):
+            problems.append(
+                f"revision: {shown(self.revision)} is no branch, tag or commit: letters, digits, '.', '/', '-', '_'."
+            )
+        # what a local folder holds is not fixed by any revision, and one that is named here is the user's own
+        on_hub = HUB_ID.fullmatch(name) and not os.path.isdir(name)
+        if self.trust_remote_code and on_hub and not COMMIT.fullmatch(self.revision or ""):
+            problems.append(
+                "trust_remote_code runs code from the model's repository: pin revision to a commit, its 40 digits "
+                "and letters; a branch or a tag may change."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -130,17 +168,17 @@ class Head(Section):
 class Lora(BaseModel):
     """PEFT's `LoraConfig`: any of its fields may stand here (checked against the installed PEFT)."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
 
-    r: int = Field(default=16, ge=1)
+    r: int = Field(default=16, ge=1, le=100_000)
     """Rank of the adapters: the update of an m x n matrix has r x (m + n) weights."""
-    lora_alpha: float = Field(default=32, gt=0)
+    lora_alpha: float = Field(default=32, gt=0, le=1_000_000)
     """Updates are multiplied by lora_alpha / r (with PEFT's `use_rslora` by lora_alpha / sqrt(r))."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of an adapter's input that is set to 0 at random while training."""
     target_modules: Literal["all-linear"] | str | list[str] = "all-linear"
     """`all-linear` (every linear layer of the transformer blocks), a list of module names, or a regular expression."""
-    layers_to_transform: list[int] | None = None
+    layers_to_transform: list[LayerNumber] | None = None
     """Indices of the layers that get adapters; null is all."""
     top_layers: float | None = Field(default=None, gt=0, le=1)
     """Adapters in this share of the layers only, the upper ones. What lies below is then computed once per text, and
@@ -154,52 +192,105 @@ class Lora(BaseModel):
     def _known_to_peft(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        extra = [name for name in value if name not in cls.model_fields]
-        ours = {
-            "modules_to_save",
-            "task_type",
-            "inference_mode",
-            "base_model_name_or_path",
-            "peft_type",
-            "peft_version",
-        }
+        extra = {str(name): given for name, given in value.items() if name not in cls.model_fields}
+        problems = []
         if value.get("top_layers") is not None and value.get("layers_to_transform") is not None:
-            problems = ["give either top_layers or layers_to_transform."]
-        else:
-            problems = []
-        problems += [f"{name} is set by lora_cls itself: remove it." for name in extra if name in ours]
-        unknown = [name for name in extra if name not in ours]
-        if unknown:
-            from dataclasses import fields
-
-            from peft import LoraConfig  # seconds to import: only where a field outside the common ones is named
-
-            known = {field.name for field in fields(LoraConfig)} - ours
-            problems += [
-                f"'{name}' is no field of PEFT's LoraConfig.{did_you_mean(str(name), known)}"
-                for name in unknown
-                if name not in known
-            ]
+            problems.append("give either top_layers or layers_to_transform.")
+        problems += [f"{name} is set by lora_cls itself: remove it." for name in extra if name in SET_BY_US]
+        checked = {}
+        extra = {name: given for name, given in extra.items() if name not in SET_BY_US}
+        types = _peft_types() if extra else {}
+        for name, given in extra.items():
+            # such methods change the base's weights, need data of their own, or are no adapter that can be averaged
+            if name == "use_bdlora" or name.endswith("_config"):
+                problems.append(f"{shown(name)} cannot be set in a recipe: remove it.")
+                continue
+            if name not in types:
+                hint = field_hint(name, "lora") or did_you_mean(name, types)
+                problems.append(f"{shown(name)} is no field of PEFT's LoraConfig.{hint}")
+                continue
+            try:
+                checked[name] = TypeAdapter(types[name]).validate_python(given)
+            except ValidationError as error:
+                first = error.errors()[0]["msg"].removeprefix("Value error, ").rstrip(".")
+                problems.append(f"{name}: {first}. Got {shown(given)} instead.")
         if problems:
-            raise ValueError(" ".join(problems))
-        return value
+            raise ValueError("\n".join(problems))
+        return {**value, **checked}
+
+
+# PEFT's fields that carry the head or the task, or that say where code or weights come from
+SET_BY_US = (
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "megatron_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "revision",
+    "task_type",
+)
+
+
+def _peft_types() -> dict[str, Any]:
+    """Types of the fields of PEFT's `LoraConfig` that a recipe may hold; narrower where PEFT says only dict."""
+    from dataclasses import fields
+    from typing import get_type_hints
+
+    from peft import LoraConfig  # seconds to import: only where a field outside the common ones is named
+
+    hints = get_type_hints(LoraConfig)
+    known = {field.name: hints[field.name] for field in fields(LoraConfig) if field.name not in SET_BY_US}
+    pattern = Annotated[str, AfterValidator(_pattern)]
+    known["rank_pattern"] = dict[pattern, Annotated[int, Field(ge=1, le=100_000)]]
+    known["alpha_pattern"] = dict[pattern, PositiveNumber]
+    known["exclude_modules"] = pattern | list[str] | None
+    return known
+
+
+def _pattern(text: str) -> str:
+    if reason := not_a_pattern(text):
+        raise ValueError(f"It is no regular expression: {reason}")
+    return text
+
+
+def not_a_pattern(text: str) -> str | None:
+    """Why a text is no regular expression; None for one."""
+    try:
+        re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 class Tfidf(Section):
     """The classical floor: TF-IDF features and one balanced logistic regression per label (scikit-learn)."""
 
-    word_ngram_range: tuple[int, int] = (1, 2)
+    word_ngram_range: tuple[NgramLength, NgramLength] = (1, 2)
     """Fewest and most words in an n-gram (`ngram_range` of scikit-learn's `TfidfVectorizer`)."""
-    char_ngram_range: tuple[int, int] = (3, 5)
+    char_ngram_range: tuple[NgramLength, NgramLength] = (3, 5)
     """Fewest and most characters in an n-gram inside words (`analyzer="char_wb"`)."""
-    min_df: int = Field(default=2, ge=1)
+    min_df: int = Field(default=2, ge=1, le=MANY)
     """N-grams that stand in fewer training texts than this are left out."""
     sublinear_tf: bool = True
     """Count an n-gram that a text repeats tf times as 1 + log(tf)."""
-    C: float = Field(default=1.0, gt=0)
+    C: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Inverse strength of the regression's regularisation: smaller is stronger."""
     class_weight: Literal["balanced"] | None = "balanced"
     """`balanced` weights the classes of each regression inversely to their rows; null counts every row alike."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Tfidf:
+        wrong = [
+            name
+            for name in ("word_ngram_range", "char_ngram_range")
+            if sorted(pair := getattr(self, name)) != list(pair)
+        ]
+        if wrong:
+            raise ValueError(f"{' and '.join(wrong)}: the first number must not be above the second.")
+        return self
 
 
 class Blend(Section):
@@ -256,23 +347,23 @@ class Data(Section):
     extra_train: str | None = None
     """A table like the training table whose rows are only ever trained on: never held out, never scored. Rows whose
     text stands in the training table are left out. Null: no such rows."""
-    max_rows: int | None = Field(default=None, ge=4)
+    max_rows: int | None = Field(default=None, ge=4, le=MANY)
     """Train and score on a stratified sample of so many training rows at most, drawn by `cv.random_state`; null takes
     all."""
     unescape: bool = False
     """Turn a backslash and an n, as some exports write line ends, into line ends (and \\r, \\t likewise)."""
     on_missing: Literal["error", "drop"] = "error"
     """Training rows with a missing label or text: stop and name them, or drop them and say how many."""
-    max_length: int = Field(default=256, ge=4)
+    max_length: int = Field(default=256, ge=4, le=10_000_000)
     """Longest input in tokens, special tokens and prompt included."""
     long_text: Literal["truncate", "head_tail", "chunk"] = "truncate"
     """What is read of a text longer than `max_length`: its start; start and end, half each; or all of it, in as few
     pieces of equal length as `max_length` allows."""
-    chunk_stride: int = Field(default=0, ge=0)
+    chunk_stride: int = Field(default=0, ge=0, le=10_000_000)
     """Tokens that neighbouring chunks share."""
     chunk_combine: PieceCombination = "mean_logit"
     """How the chunks of a text answer together: sigmoid of the mean log-odds, mean probability, or the greatest."""
-    max_chunks: int | None = Field(default=None, ge=1)
+    max_chunks: int | None = Field(default=None, ge=1, le=MANY)
     """Read no more than so many chunks of a text, evenly spread over it; null reads all."""
 
     @model_validator(mode="after")
@@ -293,13 +384,13 @@ class Data(Section):
 class Train(Section):
     """Optimisation, in Hugging Face's names."""
 
-    num_train_epochs: int = Field(default=3, ge=1)
+    num_train_epochs: int = Field(default=3, ge=1, le=100_000)
     """How many times each fold's training rows are gone through."""
-    per_device_train_batch_size: int = Field(default=16, ge=1)
+    per_device_train_batch_size: int = Field(default=16, ge=1, le=1_000_000)
     """Texts per batch; pieces of texts with `data.long_text: chunk`, so that memory does not grow with the texts."""
-    per_device_eval_batch_size: int = Field(default=32, ge=1)
+    per_device_eval_batch_size: int = Field(default=32, ge=1, le=1_000_000)
     """The same for prediction; halved by itself where the memory is full."""
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=1_000_000)
     """Batches that make one step of the optimizer: the same step as one batch so many times larger, in less memory."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Learning rate of AdamW at its highest; `head.learning_rate` may give the head another."""
@@ -313,7 +404,7 @@ class Train(Section):
     """Gradients of all trained weights together are scaled down to this norm where theirs is greater."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
     """Draws the start of adapters and head, the order of rows, dropout, and the rows that `select: inner` holds
     back."""
     select: Literal["last", "inner", "cross_fitted", "scored_fold"] = "last"
@@ -342,32 +433,32 @@ class Loss(Section):
     name: Literal["bce", "focal", "asymmetric"] = "bce"
     """Cross-entropy; `focal`, in which rows that are right already count less; or `asymmetric`, which does that for
     positives and negatives apart."""
-    focal_gamma: float = Field(default=2.0, ge=0)
+    focal_gamma: float = Field(default=2.0, ge=0, le=100)
     """`focal`: how much less rows count that are right already; 0 is cross-entropy."""
-    gamma_positive: float = Field(default=0.0, ge=0)
+    gamma_positive: float = Field(default=0.0, ge=0, le=100)
     """`asymmetric`: how much less positives count that are right already; 0 is cross-entropy."""
-    gamma_negative: float = Field(default=4.0, ge=0)
+    gamma_negative: float = Field(default=4.0, ge=0, le=100)
     """`asymmetric`: the same for negatives."""
     probability_margin: float = Field(default=0.05, ge=0, lt=1)
     """`asymmetric`: negatives below this probability count nothing."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Set to s, targets 0 and 1 become s/2 and 1 - s/2; of K classes s/K and 1 - s + s/K."""
-    pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[float] = "balanced"
+    pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[LabelWeight] = "balanced"
     """Negatives / positives within each label of the fold's training rows (`balanced`), its square root, the ratio of
     effective numbers, none, or one number per label. For single_label weights of classes: rows / (classes x rows of
     the class), scikit-learn's `balanced`; its square root; by inverse effective numbers; none, or one per class."""
     effective_number_beta: float = Field(default=0.999, gt=0, lt=1)
     """For `effective_number`: n rows count as (1 - beta^n) / (1 - beta), at most 1 / (1 - beta)."""
-    max_pos_weight: float = Field(default=100.0, ge=1)
+    max_pos_weight: float = Field(default=100.0, ge=1, le=1e6)
     """Cap for computed weights: one example of a very rare label must not drown all others."""
 
 
 class CV(Section):
     """Iterative-stratified folds."""
 
-    n_splits: int = Field(default=10, ge=2)
+    n_splits: int = Field(default=10, ge=2, le=10_000)
     """How many folds: as many models are trained, each on the rows of all other folds."""
-    random_state: int = Field(default=42, ge=0)
+    random_state: int = Field(default=42, ge=0, le=LARGEST_SEED)
     """Draws the folds, the sample of `data.max_rows`, and the parts of a fold that is scored alone."""
 
 
@@ -381,7 +472,7 @@ class Thresholds(Section):
     """How thresholds are set. Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label.
     One exact threshold per label, one for all, or `default`; single_label: the most probable class, or the most
     probable after dividing by the class's share to a tuned power (0 is argmax)."""
-    min_positives: int = Field(default=5, ge=1)
+    min_positives: int = Field(default=5, ge=1, le=MANY)
     """A label with fewer positives in the rows that tune keeps `default`; the share of a class with fewer rows is taken
     as if it had so many."""
     default: float = Field(default=0.5, ge=0, le=1)
@@ -401,11 +492,11 @@ class Prediction(Section):
 class Engine(Section):
     """How, not what: outside the identity of a run, but kept in run.json for its resume."""
 
-    num_threads: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads; null takes the physical cores this process may use."""
     prefix_cache: bool = True
     """Keep on disk what the layers below the lowest adapter say of each text, for all folds, epochs and later runs."""
-    prefix_cache_gb: float = Field(default=20.0, gt=0)
+    prefix_cache_gb: float = Field(default=20.0, gt=0, le=1e6)
     """How large that cache may get, over all runs; what was used least recently goes first."""
     token_cache: bool = True
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
@@ -518,9 +609,11 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        """What a resume must find unchanged: everything but `engine` and where the files lie."""
+        """What a resume must find unchanged: everything but `engine`, where the files lie, and whose code may run."""
         values = self.to_dict()
         del values["engine"]
+        if values["backbone"] is not None:
+            del values["backbone"]["trust_remote_code"]
         for name in ("train", "test", "sample_submission", "folds", "extra_train"):
             del values["data"][name]
         return values
@@ -550,53 +643,113 @@ def find_recipe(name_or_path: str | Path) -> Path:
     RecipeError
         If there is neither; names the nearest shipped recipe.
     """
-    shipped = shipped_recipes()
+    shipped, name = shipped_recipes(), str(name_or_path)
     path = Path(name_or_path)
-    if str(name_or_path) in shipped and not path.is_file():
-        return shipped[str(name_or_path)]
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         return path
+    if name in shipped:
+        return shipped[name]
+    if os.path.isdir(path):
+        inside = path / "recipe.yaml"
+        known = f" The recipe of this run is {shown(str(inside))}." if os.path.isfile(inside) else ""
+        raise RecipeError(f"{shown(name)} is a folder; a recipe is a file.{known}")
     raise RecipeError(
-        f"No recipe '{name_or_path}': it is neither a file nor one of the shipped recipes ({', '.join(shipped)})."
-        f"{did_you_mean(str(name_or_path), shipped)}"
+        f"No recipe {shown(name)}: it is neither a file nor one of the shipped recipes ({', '.join(shipped)})."
+        f"{did_you_mean(name[:100], shipped)}"
     )
 
 
+def recipe_text(path: Path) -> str:
+    """What a recipe's file says.
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be read as text.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * LONGEST + 1)  # UTF-8 takes up to 4 bytes
+        if len(content) > 4 * LONGEST:
+            raise RecipeError(f"{path} is no recipe: it has more than {4 * LONGEST / 1e6:.1f} MB.")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path} is not a readable YAML file: byte {error.start} is not UTF-8. Save it as UTF-8, if it is a text."
+        ) from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}.") from None
+
+
 def parse_override(text: str) -> tuple[str, Any]:
-    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML, but marks alone (`,` or `|`) as they are.
+    """`"lora.r=8"` becomes `("lora.r", 8)`; the value is read as YAML, but marks alone (`,` or `|`) as they are, and
+    what stands where a field takes text as it is written.
 
     Examples
     --------
     >>> parse_override("train.learning_rate=1e-4")
     ('train.learning_rate', 0.0001)
-    >>> parse_override("data.text_columns=[title, body]")
-    ('data.text_columns', ['title', 'body'])
+    >>> parse_override("data.label_columns=[2019, no]")
+    ('data.label_columns', ['2019', 'no'])
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got '{text}' instead.")
+        raise RecipeError(f"--set takes key=value, for example --set lora.r=8. Got {shown(text)} instead.")
+    key = key.strip()
+    if key.count(".") > 10:
+        raise RecipeError(f"--set {shown(key, quoted=False)}: no such field.")
     if re.fullmatch(r"[^\w\[\]{}'\"~]+", value):  # to YAML they are syntax
-        return key.strip(), value
+        return key, value
     try:
-        return key.strip(), yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {key}: '{value}' is not a YAML value: {error}") from None
+        path = key.split(".")
+        inside = section_type(_annotation_at(path[:-1])) is None
+        return key, _as_meant(read_yaml(value), _annotation_at(path), inside=inside)
+    except YamlError as error:
+        raise RecipeError(
+            f"--set {shown(key, quoted=False)}: {shown(value)} is not a YAML value: {error}. Quotes around it make it "
+            "text."
+        ) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with `1e-4` a number, as in YAML 1.2 and Python; and a field given twice is an error."""
+def _annotation_at(path: Sequence[str]) -> Any:
+    """The type of the field at a place in a recipe; Any where there is none."""
+    annotation: Any = Recipe
+    for part in path:
+        section = section_type(annotation)
+        if section is not None:
+            field = section.model_fields.get(part)
+            annotation = field.annotation if field else Any
+        else:
+            annotation = _inside(annotation)
+    return annotation
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+
+def _inside(annotation: Any) -> Any:
+    """The type of what a list or a map of values holds."""
+    inner = (get_args(member) for member in _members(annotation) if get_origin(member) in (list, tuple, dict))
+    return next((types[-1] for types in inner), Any)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+def _members(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _as_meant(value: Any, annotation: Any, *, inside: bool = False) -> Any:
+    """Plain values of what was read as YAML. A column may be called 2019, yes or null: where a field takes text, text
+    is what is written, and null stands for nothing only where it is all of a field (not `inside` a list or a map)."""
+    if isinstance(value, Plain):
+        # one word where a list of words is expected is a mistake, told as it is written
+        takes_text = str in (*_members(annotation), _inside(annotation))
+        return value.text if takes_text and value.text and (inside or value.value is not None) else value.value
+    if isinstance(value, list):
+        return [_as_meant(item, _inside(annotation), inside=True) for item in value]
+    if isinstance(value, dict):
+        section = section_type(annotation)
+        if section is None:
+            return {key: _as_meant(item, _inside(annotation), inside=True) for key, item in value.items()}
+        types = {key: field.annotation for key, field in section.model_fields.items()}
+        return {key: _as_meant(item, types.get(key, Any)) for key, item in value.items()}
+    return value
 
 
 def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
@@ -609,8 +762,21 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
+def _copied(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Maps within maps as new dicts, so that an override changes none of the caller's."""
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _of_run_folder(path: Path) -> bool:
+    """Whether a recipe's file is the one that a run, a blend or an export holds."""
+    return any(os.path.isfile(path.parent / name) for name in ("run.json", "labels.json", "blend.json", "export.json"))
+
+
 def load_recipe(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] | Mapping[str, Any] = ()
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    trust_remote_code: bool | None = None,
 ) -> Recipe:
     """Load a recipe and check it.
 
@@ -618,6 +784,8 @@ def load_recipe(
     ----------
     recipe : path, name of a shipped recipe, mapping, or Recipe
     overrides : `["lora.r=8", ...]` or `{"lora.r": 8, ...}`
+    trust_remote_code : whether code of the base model may run, whatever the recipe says. None: as the recipe says, but
+        never as the recipe of a run folder says, which somebody else may have written
 
     Raises
     ------
@@ -638,28 +806,68 @@ def load_recipe(
     if isinstance(recipe, Recipe):
         values = recipe.to_dict()
     elif isinstance(recipe, Mapping):
-        values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in recipe.items()}
+        values = _copied(recipe)
     else:
         path = find_recipe(recipe)
         where = str(path)
-        try:
-            values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise RecipeError(f"{path} is not a readable YAML file: {error}") from None
-        if not isinstance(values, dict):
-            raise RecipeError(f"{path} must hold fields such as 'backbone:'. Got {type(values).__name__} instead.")
-    pairs: Sequence[tuple[str, Any]] = (
-        list(overrides.items()) if isinstance(overrides, Mapping) else [parse_override(text) for text in overrides]
-    )
-    for key, value in pairs:
+        values = _read(path)
+        if trust_remote_code is None and _of_run_folder(path):
+            trust_remote_code = False
+    if trust_remote_code is not None and isinstance(values.get("backbone"), dict):
+        values["backbone"]["trust_remote_code"] = trust_remote_code
+    pairs = dict(overrides if isinstance(overrides, Mapping) else map(parse_override, overrides))
+    given = _copied(values)
+    for key, value in pairs.items():
         _set_dotted(values, key, value)
     try:
-        return Recipe.model_validate(values)
+        checked = Recipe.model_validate(values)
     except ValidationError as error:
-        lines = _explain(error.errors(), values)
-        raise RecipeError(
-            f"{where}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n" + "\n".join(f"  {line}" for line in lines)
-        ) from None
+        raise _mistakes(where, error, values, given, list(pairs)) from None
+    if len(write_yaml(checked.to_dict())) > LONGEST:
+        raise RecipeError(f"{where}: more than {LONGEST:,} characters, all fields written out, are not read back.")
+    return checked
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The fields of a recipe's file, unchecked."""
+    try:
+        values = _as_meant(read_yaml(recipe_text(path)), Recipe)
+    except YamlError as error:
+        raise RecipeError(f"{path} is not a readable YAML file: {error}.") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold fields such as 'backbone:'. Got {type(values).__name__} instead.")
+    return values
+
+
+def _mistakes(
+    where: str, error: ValidationError, values: Mapping[str, Any], given: Mapping[str, Any], overridden: Sequence[str]
+) -> RecipeError:
+    """All mistakes in one error, those of `--set` told apart from the file's.
+
+    Parameters
+    ----------
+    values, given : the recipe with the overrides, and without
+    overridden : fields that were overridden
+    """
+    lines = _explain(error.errors(include_url=False), values)
+    if overridden:
+        try:
+            Recipe.model_validate(given)
+        except ValidationError:
+            pass
+        else:
+            where = f"--set on {where}"
+    told, room = [], 1500
+    for line in lines:
+        told.append(f"  {shown(line, 400, quoted=False)}")
+        room -= len(told[-1])
+        if room < 0:
+            break
+    more = len(lines) - len(told)
+    return RecipeError(
+        f"{shown(where, 200, quoted=False)}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n"
+        + "\n".join([*told, *([f"  and {more} more"] if more else [])])
+    )
 
 
 def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
@@ -676,16 +884,23 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
     for problem in found:
         location = [str(part) for part in problem["loc"]]
         if problem["type"] == "extra_forbidden":
-            guess = did_you_mean(location[-1], _fields_at(location[:-1]))
-            lines[".".join(location)] = [f"no such field.{guess}"]
+            section = ".".join(location[:-1])
+            guess = field_hint(location[-1], section) or did_you_mean(location[-1][:100], _fields_at(location[:-1]))
+            lines[shown(".".join(location), quoted=False)] = [f"no such field.{guess}"]
             continue
         path = ".".join(part for i, part in enumerate(location) if part in _fields_at(location[:i])) or "recipe"
-        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-        if message not in lines.setdefault(path, []):  # two checks may find the same
-            lines[path].append(message)
+        section = "" if path == "recipe" else path
+        for message in problem["msg"].removeprefix("Value error, ").split("\n"):
+            field, colon, rest = message.partition(": ")
+            own = problem["type"] == "value_error" and colon and re.fullmatch(r"\w+", field)
+            at, said = (f"{section}.{field}", rest) if own and section else (path, message)
+            if problem["type"] == "list_type" and isinstance(problem["input"], str):
+                said = f"Input should be a list, as [{shown(problem['input'], 40, quoted=False)}]"
+            if said.rstrip(".") not in lines.setdefault(at, []):  # two checks may find the same
+                lines[at].append(said.rstrip("."))
         given = problem.get("input")
         if not isinstance(given, (dict, BaseModel)) and problem["type"] != "missing":
-            got.setdefault(path, f" Got {given!r} instead.")
+            got.setdefault(path, f" Got {shown(given)} instead.")
     if "recipe" not in lines:
         backbone, tfidf, blend, quantization = (
             values.get(name) is not None for name in ("backbone", "tfidf", "blend", "quantization")
@@ -699,6 +914,86 @@ def _explain(found: Sequence[Any], values: Mapping[str, Any]) -> list[str]:
         f"{path}: {'; or: '.join(messages)}{'' if messages[0].endswith(('.', '?')) else '.'}{got.get(path, '')}"
         for path, messages in lines.items()
     ]
+
+
+# What other tools call it, and where it stands here.
+ELSEWHERE = {
+    "adapter_dropout": "lora.lora_dropout",
+    "alpha": "lora.lora_alpha",
+    "base_model": "backbone.name_or_path",
+    "batch": "train.per_device_train_batch_size",
+    "batch_size": "train.per_device_train_batch_size",
+    "bs": "train.per_device_train_batch_size",
+    "checkpoint": "backbone.name_or_path",
+    "clip": "train.max_grad_norm",
+    "columns": "data.label_columns",
+    "cv": "cv.n_splits",
+    "dropout": "lora.lora_dropout",
+    "epoch": "train.num_train_epochs",
+    "epochs": "train.num_train_epochs",
+    "eval_batch_size": "train.per_device_eval_batch_size",
+    "fold": "cv.n_splits",
+    "folds": "cv.n_splits",
+    "grad_accum": "train.gradient_accumulation_steps",
+    "gradient_clip": "train.max_grad_norm",
+    "id": "data.id_column",
+    "k_folds": "cv.n_splits",
+    "kfold": "cv.n_splits",
+    "label": "data.label_columns",
+    "label_column": "data.label_columns",
+    "labels": "data.label_columns",
+    "layers": "lora.layers_to_transform",
+    "learning_rate": "train.learning_rate",
+    "load_in_4bit": "quantization.load_in_4bit",
+    "load_in_8bit": "quantization.load_in_8bit",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "loss": "loss.name",
+    "lr": "train.learning_rate",
+    "lr_scheduler": "train.lr_scheduler_type",
+    "max_len": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "model": "backbone.name_or_path",
+    "model_name": "backbone.name_or_path",
+    "model_name_or_path": "backbone.name_or_path",
+    "n_epochs": "train.num_train_epochs",
+    "n_folds": "cv.n_splits",
+    "nfolds": "cv.n_splits",
+    "num_epochs": "train.num_train_epochs",
+    "num_folds": "cv.n_splits",
+    "num_workers": "engine.num_threads",
+    "prompt_template": "head.prompt",
+    "random_seed": "train.seed",
+    "rank": "lora.r",
+    "scheduler": "train.lr_scheduler_type",
+    "seed": "train.seed",
+    "seq_len": "data.max_length",
+    "target": "data.label_columns",
+    "text": "data.text_columns",
+    "text_column": "data.text_columns",
+    "threads": "engine.num_threads",
+    "threshold": "thresholds.default",
+    "train_batch_size": "train.per_device_train_batch_size",
+    "warmup": "train.warmup_ratio",
+    "warmup_steps": "train.warmup_ratio",
+    "wd": "train.weight_decay",
+}
+
+
+def field_hint(name: str, section: str = "") -> str:
+    """`" Did you mean 'train.seed'?"` for a field that stands in another section, or is called otherwise elsewhere."""
+    if name in _fields_at([section] if section else []):
+        return ""
+    plain = name.lower().replace("-", "_").rpartition(".")[2]
+    homes = [
+        f"{other}.{plain}"
+        for other, field in Recipe.model_fields.items()
+        if (inner := section_type(field.annotation)) is not None and plain in inner.model_fields
+    ]
+    known = ELSEWHERE.get(plain)
+    candidates = list(dict.fromkeys([*([known] if known else []), *homes]))[:3]
+    return f" Did you mean {' or '.join(map(repr, candidates))}?" if candidates else ""
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:

@@ -11,13 +11,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from lora_cls.errors import RecipeError, did_you_mean
-from lora_cls.recipe import Recipe, section_type
+from lora_cls.errors import RecipeError, did_you_mean, shown
+from lora_cls.recipe import Recipe, field_hint, section_type
 
 BEGIN = "<!-- The fields, written by `python -m lora_cls.reference recipes/README.md`: do not edit by hand. -->"
 END = "<!-- End of the fields. -->"
@@ -78,21 +78,33 @@ def describe_type(annotation: Any, constraints: list[Any]) -> str:
     """
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     words = ", or ".join(_plain(member) for member in members if member is not NoneType)
+    lengths = [constraint.min_length for constraint in constraints if hasattr(constraint, "min_length")]
+    words += _limits(constraints)
+    words += "".join(", not empty" if least == 1 else f", at least {least}" for least in lengths)
+    return words + (", or null" if NoneType in members else "")
+
+
+def _limits(constraints: list[Any]) -> str:
+    """`" > 0 and <= 1"`, or an empty string."""
     limits = [
-        f"{sign} {getattr(constraint, key):g}"
+        f"{sign} {_number(getattr(constraint, key))}"
         for constraint in constraints
         for key, sign in _BOUNDS.items()
         if hasattr(constraint, key)
     ]
-    lengths = [constraint.min_length for constraint in constraints if hasattr(constraint, "min_length")]
-    words += f" {' and '.join(limits)}" if limits else ""
-    words += "".join(", not empty" if least == 1 else f", at least {least}" for least in lengths)
-    return words + (", or null" if NoneType in members else "")
+    return f" {' and '.join(limits)}" if limits else ""
+
+
+def _number(value: float) -> str:
+    """In full where it is whole and not too long to read."""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e10 else f"{value:g}"
 
 
 def _plain(annotation: Any) -> str:
     """One member of a union in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _plain(inner[0]) + "".join(_limits(field.metadata) for field in inner[1:])
     if origin is Literal:
         return ("one of " if len(inner) > 1 else "") + ", ".join(_value(value) for value in inner)
     if origin is list:
@@ -149,8 +161,9 @@ def look_up(name: str | None) -> str:
         return "\n\n\n".join(map(as_text, parts.values()))
     parts |= {field.name: field for section in sections() for field in section.fields}
     if name not in parts:
+        hint = field_hint(name) or did_you_mean(name[:100], parts)
         raise RecipeError(
-            f"No section or field '{name}' in the reference.{did_you_mean(name, parts)} Sections: "
+            f"No section or field {shown(name)} in the reference.{hint} Sections: "
             f"{', '.join(section.name for section in sections())}."
         )
     return as_text(parts[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -110,7 +111,7 @@ def print_check(check: Check) -> None:
 def print_refit(run: Path, folder: FoldFolder) -> None:
     """Where the model of all rows of `run` is, and how to use it."""
     say(f"Model of all rows: {folder.path}\n{NO_SCORE_OF_ALL_ROWS} Use it with:")
-    say(f"lora-cls predict {run} --models refit --input FILE")
+    say(f"lora-cls predict {shlex.quote(str(run))} --models refit --input FILE")
 
 
 def print_export(exported: RunFolder) -> None:
@@ -150,7 +151,7 @@ def print_export(exported: RunFolder) -> None:
         )
     say(
         f"How to load it without lora_cls: {exported.path / 'README.md'}\n"
-        f"Or: lora-cls predict {exported.path} --input FILE"
+        f"Or: lora-cls predict {shlex.quote(str(exported.path))} --input FILE"
     )
 
 

@@ -82,11 +82,11 @@ def blend(
         peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos),
     )
     with whole_folder(out) as scratch:
-        run = RunFolder(RunFolder.create_like(scratch, recipe, info, first).path, out.name)
+        run = RunFolder(RunFolder.create_like(scratch, recipe, info, first).path, out.name, outside_runs=True)
         _write(run, members, how, written, y_score, test)
         about.write(run.files.blend)
         tune(run, say=say)
-    return RunFolder(out)
+    return RunFolder(out, outside_runs=True)
 
 
 def _write(

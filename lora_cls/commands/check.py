@@ -59,6 +59,7 @@ def check(
     extra_train: TableLike | None = None,
     folds: Sequence[int] | None = None,
     measure: bool = True,
+    trust_remote_code: bool = False,
 ) -> Check:
     """Load and check everything that a run would read, and time a few of its steps.
 
@@ -66,6 +67,7 @@ def check(
     ----------
     folds : numbers of the folds that the run would train; all where None
     measure : False leaves out the timing: then the backbone's tokenizer and configuration are read, not its weights
+    trust_remote_code : see `cross_validate`
 
     Raises
     ------
@@ -73,7 +75,7 @@ def check(
         For anything the user can mend.
     """
     started = time.monotonic()
-    recipe = load_recipe(recipe, overrides)
+    recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
     refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe

@@ -71,6 +71,7 @@ def cross_validate(
     resume: bool = False,
     smoke: bool = False,
     show: bool = False,
+    trust_remote_code: bool = False,
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
 
@@ -85,6 +86,8 @@ def cross_validate(
     resume : continue an existing run folder
     smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
     show : progress on stderr
+    trust_remote_code : let Python code that comes with the base model run; so does the recipe's field of this name,
+        unless it is the recipe of a run folder
 
     Returns
     -------
@@ -106,7 +109,7 @@ def cross_validate(
     """
     started = time.monotonic()
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
-    recipe = load_recipe(recipe, overrides)
+    recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
     path = Path(out) if out is not None else Path("runs") / name
     refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
@@ -121,7 +124,7 @@ def cross_validate(
     assert data.labels is not None
     resumed = resume and RunFolder.begun(path)
     if resumed:
-        run = RunFolder(path)
+        run = RunFolder(path, trust_remote_code=recipe.backbone is not None and recipe.backbone.trust_remote_code)
         run.check_resume(recipe, tables.fingerprints(), data)
         fold = run.folds["fold"].to_numpy(np.int64)
         if fold_table is not None and (make_folds(recipe, data, fold_table) != fold).any():

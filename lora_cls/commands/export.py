@@ -42,6 +42,7 @@ def export(
     score: TableLike | None = None,
     backbone: str | None = None,
     show: bool = False,
+    trust_remote_code: bool = False,
 ) -> RunFolder:
     """Make one model of a run's finished folds.
 
@@ -68,6 +69,7 @@ def export(
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
     backbone : where the same base model lies on this machine, if elsewhere
     show : progress on stderr
+    trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
 
     Returns
     -------
@@ -87,7 +89,7 @@ def export(
     >>> Classifier.load("shipped").predict_proba(["happy and delighted, a lovely day"]).shape
     (1, 3)
     """
-    run = RunFolder.of(run)
+    run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
     _check(run, out, to, rank, share)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
@@ -96,7 +98,7 @@ def export(
             about = _write(run, scratch, to, rank, share, backbone)
     except OSError as error:
         raise unwritable(out, error) from error
-    exported = RunFolder(out)
+    exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
     if labelled is not None:
         scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
         about = about.model_copy(update={"scored": labelled.about, "scores": scores})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -55,11 +56,21 @@ class Classifier:
         self._turn = Lock()
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
-        self._predictor = make_predictor(self.recipe, self.label_names, run.info.choices, backbone)
+        self._predictor = make_predictor(
+            self.recipe, self.label_names, run.info.choices, backbone, trust_remote_code=run.trust_remote_code,
+            outside_runs=run.outside_runs,
+        )  # fmt: skip
 
     @classmethod
     def load(
-        cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds", show: bool = False
+        cls,
+        run: str | Path | RunFolder,
+        *,
+        backbone: str | None = None,
+        models: Models = "folds",
+        show: bool = False,
+        trust_remote_code: bool = False,
+        outside_runs: bool = False,
     ) -> Classifier:
         """Open a run folder, or what `export` made of one.
 
@@ -68,6 +79,8 @@ class Classifier:
         backbone : where the same base model lies on this machine, if elsewhere (a folder, hub id or package)
         models : `folds`, all finished folds combined; or `refit`, the one model of all rows
         show : progress on stderr
+        trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
+        outside_runs : let a blend open runs that lie outside the folder that it lies in
 
         Raises
         ------
@@ -77,10 +90,11 @@ class Classifier:
         BackboneError
             If the base model cannot be found; at the first prediction, if it cannot be opened or is another one.
         """
-        run = RunFolder.of(run)
+        run = RunFolder.of(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
         if models == "refit":
             if not run.refit.finished:
-                raise RunError(f"{run.path} has no model of all rows. Train it with: lora-cls refit {run.path}")
+                command = f"lora-cls refit {shlex.quote(str(run.path))}"
+                raise RunError(f"{run.path} has no model of all rows. Train it with: {command}")
             folders = [run.refit]
         elif run.exported:
             folders = [FoldFolder(run.path)]
@@ -164,12 +178,15 @@ def predict_file(
     backbone: str | None = None,
     models: Models = "folds",
     show: bool = False,
+    trust_remote_code: bool = False,
+    outside_runs: bool = False,
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
 
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
+    trust_remote_code, outside_runs : see `Classifier.load`
 
     Returns
     -------
@@ -187,7 +204,7 @@ def predict_file(
     >>> sorted(file.name for file in folder.iterdir())
     ['submission.csv', 'test_proba.csv']
     """
-    run = RunFolder.of(run)
+    run = RunFolder.of(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
     name = "table" if isinstance(table, pd.DataFrame) else table_stem(table)
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")

@@ -21,19 +21,21 @@ def refit(
     *,
     extra_train: TableLike | None = None,
     show: bool = False,
+    trust_remote_code: bool = False,
 ) -> FoldFolder:
     """Train one model on all rows, for those who ship one. It has no out-of-fold score of its own.
 
     Parameters
     ----------
     train, extra_train : the run's training data; where None, the files that the run was started with
+    trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
 
     Raises
     ------
     RunError
         If the data is not the run's.
     """
-    run = RunFolder.of(run)
+    run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     if run.exported:
         raise RunError(f"{run.path} is an export: refit the run that it was made from.")
     refuse_blend(run.recipe)

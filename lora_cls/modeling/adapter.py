@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora_cls.errors import BackboneError, RunError, did_you_mean, shorten
+from lora_cls.errors import BackboneError, RecipeError, RunError, did_you_mean, shorten, shown
 from lora_cls.files import whole_folder
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, attach_head, linear_layer, reset_head
 from lora_cls.modeling.layers import find_layers
 from lora_cls.modeling.low_rank import speed_up
 from lora_cls.modeling.quiet import quiet_transformers
-from lora_cls.recipe import Lora, Recipe
+from lora_cls.recipe import Lora, Recipe, not_a_pattern
 
 HEAD_FILE = "head.safetensors"  # beside a fully fine-tuned model; a LoRA adapter carries the head inside
 
@@ -36,12 +36,8 @@ def target_pattern(base: nn.Module, lora: Lora) -> str:
         If a named module or layer does not exist; names the nearest.
     """
     if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
-        try:
-            re.compile(lora.target_modules)
-        except re.error as error:
-            raise BackboneError(
-                f"lora.target_modules: '{lora.target_modules}' is no regular expression: {error}"
-            ) from None
+        if reason := not_a_pattern(lora.target_modules):
+            raise BackboneError(f"lora.target_modules: {shown(lora.target_modules)} is no regular expression: {reason}")
         for name in ("layers_to_transform", "top_layers"):
             if getattr(lora, name) is not None:
                 raise BackboneError(
@@ -122,7 +118,16 @@ def adapt(base: Any, recipe: Recipe, **settings: Any) -> nn.Module:
                 backbone = get_peft_model(base, config)
             speed_up(backbone)
         except ValueError as error:
-            raise BackboneError(f"lora: {error}") from error
+            raise BackboneError(f"lora: {shown(error, 1000, quoted=False)}") from error
+        except Exception as error:  # whatever PEFT's ways to apply its rarer fields come upon
+            beyond = {name: value for name, value in given.items() if name not in Lora.model_fields}
+            if not beyond:
+                raise
+            fields = ", ".join(f"lora.{name}: {shown(value)}" for name, value in beyond.items())
+            raise RecipeError(
+                f"PEFT cannot apply {shown(fields, 600, quoted=False)} to {type(base).__name__}: "
+                f"{type(error).__name__}: {shown(error, 600, quoted=False)}. Remove what does not fit this model."
+            ) from error
     if recipe.train.gradient_checkpointing:
         try:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

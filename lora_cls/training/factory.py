@@ -35,8 +35,17 @@ def make_predictor(
     choices: Mapping[str, Any] | None = None,
     backbone: str | None = None,
     progress: Progress | None = None,
+    *,
+    trust_remote_code: bool = False,
+    outside_runs: bool = False,
 ) -> Predictor:
-    """As `make_learner`, for a run's models; of a blend, those of all its runs."""
+    """As `make_learner`, for a run's models; of a blend, those of all its runs.
+
+    Parameters
+    ----------
+    trust_remote_code : for the runs of a blend, as `RunFolder` takes it
+    outside_runs : whether a blend may open runs that lie outside the folder that it lies in
+    """
     if recipe.blend is None:
         return make_learner(recipe, label_names, choices, backbone, progress)
     if backbone is not None:
@@ -44,6 +53,9 @@ def make_predictor(
     from lora_cls.training.blend import BlendPredictor
 
     def of_run(run: RunFolder) -> Predictor:
-        return make_predictor(run.recipe, run.label_names, run.info.choices, None, progress)
+        return make_predictor(
+            run.recipe, run.label_names, run.info.choices, None, progress, trust_remote_code=trust_remote_code,
+            outside_runs=outside_runs,
+        )  # fmt: skip
 
-    return BlendPredictor(recipe, label_names, of_run)
+    return BlendPredictor(recipe, label_names, of_run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lora_cls.errors import RecipeError
+from lora_cls.errors import RecipeError, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Loss, TaskName
 
@@ -60,7 +60,8 @@ def pos_weight(
     if isinstance(loss.pos_weight, list):
         if len(loss.pos_weight) != n_labels or not all(0 < weight < np.inf for weight in loss.pos_weight):
             raise RecipeError(
-                f"loss.pos_weight must hold {n_labels} numbers above 0, one per label. Got {loss.pos_weight} instead."
+                f"loss.pos_weight must hold {n_labels} numbers above 0, one per label. Got {shown(loss.pos_weight)} "
+                "instead."
             )
         return np.array(loss.pos_weight, dtype=np.float64)
     values = labels.astype(np.float64)

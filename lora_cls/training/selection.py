@@ -75,7 +75,7 @@ def hold_back(recipe: Recipe, data: Dataset, train_rows: np.ndarray, fold: int) 
     assert data.labels is not None
     own = train_rows[~data.extra[train_rows]]
     slices = stratified_folds(
-        data.labels[own], data.groups[own], _n_slices(recipe), recipe.train.seed + fold, task=recipe.task
+        data.labels[own], data.groups[own], _n_slices(recipe), (recipe.train.seed + fold) % 2**32, task=recipe.task
     )
     selection_rows = own[slices == 0]
     return np.setdiff1d(train_rows, selection_rows), selection_rows

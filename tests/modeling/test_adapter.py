@@ -14,10 +14,10 @@ from torch import nn
 from transformers import AutoModel
 from transformers.pytorch_utils import Conv1D
 
-from lora_cls.errors import BackboneError, RunError
-from lora_cls.modeling.adapter import build_model, load_model_weights, reset_model, save_model, target_pattern
+from lora_cls.errors import BackboneError, RecipeError, RunError
+from lora_cls.modeling.adapter import adapt, build_model, load_model_weights, reset_model, save_model, target_pattern
 from lora_cls.modeling.classifier import pool
-from lora_cls.modeling.loading import load_tokenizer
+from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.recipe import Lora, Loss
 from lora_cls.report.card import snippet
 from lora_cls.runs import RunInfo
@@ -338,3 +338,17 @@ def test_reset_reaches_everything_that_trains(extra, tiny_recipe, build, perturb
 def test_reset_of_the_head_is_small(tiny_recipe, build, ask, random_rows):
     """First logits are near 0, so that every label starts near a probability of one half."""
     assert np.abs(ask(build(tiny_recipe("llama")), random_rows([5, 9, 30]))).max() < 1.0
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"layer_replication": [[0, 9]]}, {"trainable_token_indices": [10**6]}],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_peft_field_that_fits_no_such_model(tiny_recipe, extra):
+    """What PEFT comes upon while it applies a field of its own is a sentence that names the field."""
+    recipe = tiny_recipe("llama", lora={"r": 4, **extra})
+    base = load_base(recipe.backbone, None, torch.float32, torch.device("cpu"))
+    with pytest.raises(RecipeError, match=rf"lora\.{next(iter(extra))}") as error:
+        adapt(base, recipe)
+    assert len(str(error.value)) < 2000

@@ -392,3 +392,17 @@ def test_code_in_a_folder_is_not_run(copied):
         load(copied)
     assert not (copied / "ran").exists()
     assert "evil" not in sys.modules
+
+
+@pytest.mark.parametrize("package", ["a b", "--index-url=http://x", "x; rm -rf ~", "x[y]", "", "$(x)", "x\ny"])
+def test_package_names_that_no_shell_should_see(package):
+    """A name that is none of a package is never put into a command to paste, wherever it came from."""
+    with pytest.raises(BackboneError, match="names no Python package") as error:
+        find_source(f"package:{package}")
+    assert "pip install" not in str(error.value)
+
+
+def test_installing_is_said_to_run_code():
+    """The advice to install what a recipe names says what that does."""
+    with pytest.raises(BackboneError, match="Installing a package runs its code"):
+        find_source("package:no-such-package-of-anyone")

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lora_cls.errors import RecipeError
-from lora_cls.recipe import Recipe, flatten, load_recipe, parse_override, shipped_recipes
+from lora_cls.recipe import ELSEWHERE, Recipe, flatten, load_recipe, parse_override, shipped_recipes
+from lora_cls.reference import look_up
 
 BACKBONE = {"backbone": {"name_or_path": "org/model"}}
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
@@ -297,3 +298,173 @@ def test_contradictions_with_the_task_at_once():
     said = message({**BACKBONE, "task": "single_label", **wrong})
     assert "loss.name" in said and "thresholds.strategy" in said and "prediction.at_least_one" in said
     assert load_recipe({**BACKBONE, **wrong}).task is None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.label_columns=[yes, no]", ["yes", "no"]),
+        ("data.label_columns=[2019]", ["2019"]),
+        ("data.label_columns=[null, ~, 1e3, 0x1f, 2020-01-01, <<, =, .inf]",
+         ["null", "~", "1e3", "0x1f", "2020-01-01", "<<", "=", ".inf"]),
+        ("data.text_columns=[1_000]", ["1_000"]),
+        ("data.ignore_columns=[on]", ["on"]),
+        ("data.id_column=2019", "2019"),
+        ("data.id_column=null", None),
+        ("data.split_column=yes", "yes"),
+        ("lora.target_modules=[1, 2]", ["1", "2"]),
+    ],
+)  # fmt: skip
+def test_names_are_text_as_written(tmp_path, override, expected):
+    """Columns may be called like numbers, dates and words of YAML, without quotes, in --set and in a file."""
+    field = override.partition("=")[0]
+    assert flatten(load_recipe(BACKBONE, [override]).to_dict())[field] == expected
+    section, name = field.split(".")
+    file = tmp_path / "r.yaml"
+    file.write_text(f"backbone: {{name_or_path: m}}\n{section}:\n  {name}: {override.partition('=')[2]}\n")
+    assert flatten(load_recipe(file).to_dict())[field] == expected
+
+
+def test_words_of_labels_are_text_as_written():
+    """Keys and values of `head.label_words` likewise."""
+    recipe = load_recipe(BACKBONE, ["head.kind=label_tokens", "head.label_words={yes: 1, 2019: null}"])
+    assert recipe.head.label_words == {"yes": "1", "2019": "null"}
+
+
+def test_one_word_where_a_list_is_expected():
+    """The advice can be pasted."""
+    assert "as [yes]" in message(BACKBONE, ["data.label_columns=yes"])
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("epochs=3", "train.num_train_epochs"),
+        ("train.epochs=3", "train.num_train_epochs"),
+        ("lr=1e-4", "train.learning_rate"),
+        ("learning_rate=1e-4", "train.learning_rate"),
+        ("batch_size=8", "train.per_device_train_batch_size"),
+        ("rank=8", "lora.r"),
+        ("lora.rank=8", "lora.r"),
+        ("alpha=8", "lora.lora_alpha"),
+        ("lora.alpha=8", "lora.lora_alpha"),
+        ("dropout=0.1", "lora.lora_dropout"),
+        ("seed=1", "train.seed"),
+        ("cv.seed=1", "train.seed"),
+        ("folds=5", "cv.n_splits"),
+        ("cv.folds=5", "cv.n_splits"),
+        ("max_len=64", "data.max_length"),
+        ("max_length=64", "data.max_length"),
+        ("train.max_length=64", "data.max_length"),
+        ("model=x", "backbone.name_or_path"),
+    ],
+)
+def test_names_of_other_tools(override, field):
+    """A popular name, or ours without its section, is answered by the field that is meant; so is the reference."""
+    said = message(BACKBONE, [override])
+    assert f"Did you mean '{field}'" in said
+    assert look_up(field)
+    with pytest.raises(RecipeError, match=re.escape(field)):
+        look_up(override.partition("=")[0])
+
+
+def test_names_of_other_tools_are_fields_of_ours():
+    """No hint leads to a field that is none."""
+    for field in ELSEWHERE.values():
+        assert look_up(field)
+
+
+def test_mistakes_of_set_are_not_the_files():
+    """A shipped recipe is not blamed for an override; a mistake of the file itself is."""
+    assert message("minilm-l6", ["train.num_train_epochs=0"]).startswith("--set on ")
+    assert message({**BACKBONE, "cv": {"x": 1}}, ["train.num_train_epochs=0"]).startswith("recipe: 2 mistakes")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cv.random_state", 2**32),
+        ("train.seed", 2**32),
+        ("engine.num_threads", 10**9),
+        ("train.learning_rate", float("inf")),
+        ("train.learning_rate", float("nan")),
+        ("train.weight_decay", float("inf")),
+        ("lora.lora_alpha", float("inf")),
+        ("lora.r", 10**9),
+        ("loss.pos_weight", [1.0, float("nan")]),
+        ("loss.pos_weight", [1.0, 1e300]),
+        ("loss.focal_gamma", 1e308),
+        ("loss.max_pos_weight", float("inf")),
+        ("data.max_length", 10**12),
+        ("data.max_rows", 10**12),
+        ("thresholds.min_positives", 10**12),
+        ("engine.prefix_cache_gb", float("inf")),
+        pytest.param("train.num_train_epochs", int("9" * 5000, 16), id="epochs of 5,000 digits"),
+        ("backbone.revision", "main; rm -rf ~"),
+        ("backbone.revision", "--upload-pack=x"),
+        ("backbone.name_or_path", "package:a b"),
+        ("backbone.name_or_path", "package:--index-url=http://x"),
+        ("backbone.name_or_path", "a\nb"),
+        ("backbone.name_or_path", ""),
+        ("lora.rank_pattern", {"(": 4}),
+        ("lora.rank_pattern", {"q": "x"}),
+        ("lora.rank_pattern", 5),
+        ("lora.alpha_pattern", {"q": float("inf")}),
+        ("lora.use_dora", "maybe"),
+        ("lora.bias", 5),
+        ("lora.exclude_modules", "("),
+        ("lora.exclude_modules", 5),
+        ("lora.layers_pattern", {}),
+        ("lora.lora_bias", [1]),
+        ("lora.trainable_token_indices", "x"),
+        ("lora.layers_to_transform", [10**30]),
+    ],
+)
+def test_value_without_sense(field, value):
+    """Numbers that no machine takes, and PEFT's fields of another type, name their field in a short sentence."""
+    said = message(BACKBONE, {field: value})
+    assert field in said
+    assert len(said) < 500
+
+
+@pytest.mark.parametrize("value", [1e-320, 1e300, 0, float("nan")])
+def test_regularisation_that_never_ends(value):
+    """scikit-learn does not come back from some."""
+    assert "tfidf.C" in message({"tfidf": {"C": value}, "lora": None})
+    assert "word_ngram_range" in message({"tfidf": {"word_ngram_range": [3, 1]}, "lora": None})
+    assert "char_ngram_range" in message({"tfidf": {"char_ngram_range": [1, 10**9]}, "lora": None})
+
+
+@pytest.mark.parametrize("name", ["eva_config", "loftq_config", "megatron_config", "megatron_core", "auto_mapping"])
+def test_peft_fields_that_bring_code_or_data(name):
+    """A recipe names no module to import, and no way that needs data of its own."""
+    assert f"{name}" in message(BACKBONE, {f"lora.{name}": "os"})
+    assert "remove it" in message(BACKBONE, {f"lora.{name}": "os"})
+
+
+def test_long_values_are_cut():
+    """A value of 200,000 characters, and 5,000 mistakes, make a message that a terminal shows."""
+    for values in (
+        {**BACKBONE, "task": "x" * 200_000},
+        {**BACKBONE, "data": {"label_columns": "x" * 200_000}},
+        {**BACKBONE, "x" * 200_000: 1},
+        {**BACKBONE, **{f"k{i}": 1 for i in range(5000)}},
+        {"backbone": {"name_or_path": "package:" + "x " * 2000, "revision": "y " * 2000}},
+    ):
+        assert len(message(values)) < 2000
+    assert len(message(BACKBONE, ["task=" + "x" * 200_000])) < 2000
+    assert len(message(BACKBONE, ["x" * 200_000])) < 2000
+    assert len(message("x" * 200_000)) < 2000
+
+
+def test_place_that_is_no_recipe(tmp_path):
+    """A folder, a binary, another encoding and a file without end are each told in a sentence."""
+    (tmp_path / "recipe.yaml").write_text("tfidf: {}\n")
+    assert "is a folder" in message(tmp_path)
+    assert str(tmp_path / "recipe.yaml") in message(tmp_path)
+    for content in (bytes(range(256)) * 10, "a: é".encode("utf-16"), b"\x89PNG\r\n\x1a\n", b"a: \xe9"):
+        (tmp_path / "r.yaml").write_bytes(content)
+        assert "not UTF-8" in message(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_bytes(b"# " + b"x" * 10_000_000)
+    assert "more than 1.2 MB" in message(tmp_path / "r.yaml")
+    assert "No recipe" in message("a\0b")
