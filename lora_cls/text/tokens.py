@@ -278,11 +278,33 @@ def long_text_note(tokens: Tokens, data: Data, name: str) -> str | None:
     )
 
 
-def pad_token_id(tokenizer: Any) -> int:
-    """An id to fill with. Which one never matters: padded positions are masked and never pooled."""
+def refuse_unknown_ids(tokens: Tokens, tokenizer: Any, name: str, n_embeddings: int | None) -> None:
+    """Refuse texts with a token that was added to the tokenizer and not to the model `name`.
+
+    Raises
+    ------
+    BackboneError
+        Names the token and the text.
+    """
+    if n_embeddings is None:
+        return
+    for piece, text in zip(tokens.ids, tokens.text, strict=True):
+        highest = int(piece.max())
+        if highest >= n_embeddings:
+            token = str(tokenizer.convert_ids_to_tokens(highest))[:50]
+            raise BackboneError(
+                f"Text {text + 1} of {tokens.n_texts} is read with the token {token!r} ({highest}), and {name} has "
+                f"embeddings for the tokens 0 to {n_embeddings - 1} only: the token was added to its tokenizer and not "
+                "to the model. Take the model's own tokenizer, or save the model with resized embeddings "
+                "(model.resize_token_embeddings)."
+            )
+
+
+def pad_token_id(tokenizer: Any, n_embeddings: int | None = None) -> int:
+    """An id to fill with, below `n_embeddings`. Which one never matters: padding is masked and never pooled."""
     for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
         value = getattr(tokenizer, name, None)
-        if value is not None:
+        if value is not None and (n_embeddings is None or value < n_embeddings):
             return int(value)
     return 0
 
