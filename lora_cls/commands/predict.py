@@ -51,7 +51,7 @@ class Classifier:
         self._show = show
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
-        self._predictor = make_predictor(self.recipe, self.label_names, run.info.choices, backbone)
+        self._predictor = make_predictor(self.recipe, self.label_names, run.info.choices, run.base_place(backbone))
 
     @classmethod
     def load(

@@ -216,12 +216,13 @@ def _from_hub(source: Source, load: Any) -> Any:
             ) from error
         if "is not a valid model identifier" in text or "is not a local folder" in text:
             raise BackboneError(
-                f"The hub has no model '{source.name}' (or it is private: run `hf auth login` or set HF_TOKEN)."
+                f"The hub has no model '{source.name}' (or it is private: run `hf auth login` or set HF_TOKEN), "
+                "and there is no such folder here: a run's base that lies elsewhere is named with --backbone."
             ) from error
         if isinstance(error, OSError):
             raise BackboneError(
                 f"{source.name} is neither in the local cache nor can it be fetched (offline?). Fetch it where there "
                 f"is a network, with `hf download {source.name}`, and copy the folder; set backbone.name_or_path to "
-                "the folder, or unset HF_HUB_OFFLINE."
+                "the folder (for a run that is trained: --backbone), or unset HF_HUB_OFFLINE."
             ) from error
         raise BackboneError(f"{source.name} cannot be opened: {brief(error)}") from error

@@ -44,6 +44,6 @@ def make_predictor(
     from lora_cls.training.blend import BlendPredictor
 
     def of_run(run: RunFolder) -> Predictor:
-        return make_predictor(run.recipe, run.label_names, run.info.choices, None, progress)
+        return make_predictor(run.recipe, run.label_names, run.info.choices, run.base_place(), progress)
 
     return BlendPredictor(recipe, label_names, of_run)
