@@ -18,7 +18,7 @@ from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.precision import faster_attention, measured_once
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
-from lora_cls.text.tokens import long_text_note
+from lora_cls.text.tokens import refuse_unknown_script, text_notes, unknown_note
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
@@ -78,6 +78,8 @@ class TransformerLearner:
         found = session.answer(model, tokens, weight)
         unread = sum(not parsed for *_, parsed in found.written)
         self.notes = [f"{unread} of {len(found.written)} answers could not be read as labels"] if unread else []
+        if note := unknown_note(tokens, "given"):
+            self.notes.append(note)
         self.predict_seconds = time.monotonic() - started
         return found.logits
 
@@ -96,10 +98,11 @@ class TransformerTrainer:
         self.recipe, self.head = session.recipe, session.head
         started = time.monotonic()
         self.rows = TrainingRows.of(train, session.encode(train.texts))
+        refuse_unknown_script(self.rows.tokens, session.source.name)
         self.test_tokens = session.encode(test.texts) if test else None
         session.seconds["tokenize"] += time.monotonic() - started
         for name, tokens in (("training", self.rows.tokens), ("test", self.test_tokens)):
-            if tokens is not None and (note := long_text_note(tokens, self.recipe.data, name)):
+            for note in text_notes(tokens, self.recipe.data, name) if tokens is not None else []:
                 session.progress.say(note)
 
     def measure(self) -> None:
