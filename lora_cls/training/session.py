@@ -227,14 +227,23 @@ class Session:
         combine = self.recipe.data.chunk_combine
         return Answered(self.task.link.combine_pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
 
+    def choose_prefix(self, tables: Sequence[Tokens]) -> None:
+        """Note whether the lower layers are computed once or at every pass: a run keeps to it, to its last digits."""
+        if self.model().n_frozen_layers and self.head.reuses_prefix and "prefix_cache" not in self.choices:
+            cache = self.prefix_cache(tables[0])
+            self.choices["prefix_cache"] = cache is not None and cache.has_room(tables, self.progress.say)
+
     def prefix_cache(self, tokens: Tokens) -> PrefixCache | None:
         """The cache of what the layers below the lowest adapter say of texts; None where there are no such layers.
 
         `tokens` are texts to try it out on. Nothing is computed or read yet: see `PrefixCache.fill`.
         """
         model, engine = self.model(), self.recipe.engine
-        wanted = engine.prefix_cache and model.n_frozen_layers > 0 and self.head.reuses_prefix
-        if self._prefix_cache is not None or not wanted or self._no_prefix:
+        asked = self.choices.get("prefix_cache", engine.prefix_cache)
+        wanted = asked and model.n_frozen_layers > 0 and self.head.reuses_prefix
+        if not wanted or self._no_prefix:
+            return None
+        if self._prefix_cache is not None:
             return self._prefix_cache
         try:
             prefix = Prefix.find(model, tokens.ids[:2])

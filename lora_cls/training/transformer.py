@@ -109,6 +109,7 @@ class TransformerTrainer:
         """See `FoldTrainer.measure`: loads the model, measures attention, and checks the weights of the loss."""
         self.head.weight(self.rows)
         self.session.model(self._choose_attention)
+        self.session.choose_prefix([self.rows.tokens, *([self.test_tokens] if self.test_tokens is not None else [])])
         self.session.choices["tokens"] = self.rows.tokens.summary()
         if self.start is not None:
             self.session.choices |= self.start.choices
@@ -194,7 +195,7 @@ class TransformerTrainer:
         for tokens in (self.rows.tokens, self.test_tokens):
             if tokens is not None and (cache := self.session.prefix_cache(tokens)) is not None:
                 started = time.monotonic()
-                cache.fill(tokens, self.session.progress.say)
+                cache.fill(tokens, self.session.progress.say, needed="prefix_cache" in self.session.choices)
                 self.session.seconds["prefix"] += time.monotonic() - started
 
     def _score(self, model: SequenceClassifier, rows: np.ndarray, weight: np.ndarray) -> Score:
