@@ -54,6 +54,12 @@ def shown(value: object, at_most: int = 100, *, quoted: bool = True) -> str:
     return text if len(text) <= at_most else f"{text[:at_most]} ... ({len(text):,} characters)"
 
 
+def brief(error: BaseException, at_most: int = 300) -> str:
+    """What another library says, on one line and no longer than fits into a sentence."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= at_most else f"{text[:at_most].rstrip()} ..."
+
+
 def unwritable(place: Path, error: OSError, kind: Literal["folder", "file"] = "folder") -> RunError:
     """What is said of a place given by `--out` where nothing can be written."""
     done = "made" if kind == "folder" else "written"

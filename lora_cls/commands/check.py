@@ -16,7 +16,7 @@ from lora_cls.data.folds import chosen_folds, make_folds
 from lora_cls.data.tables import Tables
 from lora_cls.machine import peak_memory
 from lora_cls.recipe import Recipe, load_recipe
-from lora_cls.text.tokens import Tokens, long_text_note
+from lora_cls.text.tokens import Tokens, text_notes
 from lora_cls.training.selection import check_selection
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Check:
     notes : what a user should know, one sentence each
     data : see `lora_cls.data.summarize`
     tokens : per table (`train`, `test`): mean, median, p95 and max tokens per whole text (prompt and special tokens
-        included), share of truncated texts, and pieces per text
+        included), share of truncated texts, pieces per text, and share of unknown tokens
     memory : what training would take at its peak, in bytes: `device`, the parts of `Memory`, `total`; empty for `tfidf`
     estimate : minutes and memory from a few measured steps; None for `tfidf`, or where nothing was measured
     """
@@ -95,8 +95,7 @@ def check(
         aside = time.monotonic()  # from here on `check` does what a run does not
         for name, read in (("train", trainer.rows.tokens), ("test", trainer.test_tokens)):
             if read is not None:
-                note = long_text_note(read, recipe.data, {"train": "training"}.get(name, name))
-                notes += [note] if note else []
+                notes += text_notes(read, recipe.data, {"train": "training"}.get(name, name))
                 tokens[name] = _lengths(read)
         longest = trainer.head.answer_tokens + max(int(lengths["max"]) for lengths in tokens.values())
         memory = _memory(trainer.session, min(recipe.data.max_length, longest))
@@ -157,4 +156,5 @@ def _lengths(read: Tokens) -> dict[str, float]:
         "max": int(lengths.max()),
         "truncated": float(read.truncated.mean()),
         "pieces_per_text": len(read.ids) / read.n_texts,
+        "unknown": read.unknown_share,
     }

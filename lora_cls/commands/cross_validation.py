@@ -142,7 +142,8 @@ def cross_validate(
         if not resumed:
             RunFolder.refuse_existing(path)  # before minutes of loading
         choices = run.info.choices if resumed else None
-        learner = make_learner(recipe, data.label_names, choices, None, progress)
+        base_place = run.base_place() if resumed else None
+        learner = make_learner(recipe, data.label_names, choices, base_place, progress)
         trainer = learner.prepare(data, tables.test)
         if not resumed:
             trainer.measure()

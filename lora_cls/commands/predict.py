@@ -57,7 +57,7 @@ class Classifier:
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
         self._predictor = make_predictor(
-            self.recipe, self.label_names, run.info.choices, backbone, trust_remote_code=run.trust_remote_code,
+            self.recipe, self.label_names, run.info.choices, run.base_place(backbone), trust_remote_code=run.trust_remote_code,
             outside_runs=run.outside_runs,
         )  # fmt: skip
 

@@ -8,10 +8,10 @@ import shlex
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from lora_cls.errors import BackboneError, shorten
+from lora_cls.errors import BackboneError, brief, shorten
+from lora_cls.modeling.probe import check_tokenizer, refuse_without_tokenizer
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Backbone, Quantization
@@ -20,16 +20,28 @@ ONE_PER_LAYER = ("layer_types", "mlp_layer_types", "attention_window")  # fields
 
 
 def load_tokenizer(backbone: Backbone, source: Source | None = None) -> Any:
-    """The tokenizer of a backbone (a `PreTrainedTokenizerBase`)."""
+    """The tokenizer of a backbone (a `PreTrainedTokenizerBase`).
+
+    Raises
+    ------
+    BackboneError
+        If it cannot be found or opened, or is not the model's.
+    """
     from transformers import AutoTokenizer
 
     source = source or find_source(backbone.name_or_path, backbone.revision)
-    return _from_hub(
-        source,
-        lambda: AutoTokenizer.from_pretrained(
-            source.path_or_id, revision=source.revision, trust_remote_code=backbone.trust_remote_code
-        ),
-    )
+    try:
+        tokenizer = _from_hub(
+            source,
+            lambda: AutoTokenizer.from_pretrained(
+                source.path_or_id, revision=source.revision, trust_remote_code=backbone.trust_remote_code
+            ),
+        )
+    except BackboneError:
+        refuse_without_tokenizer(source)
+        raise
+    check_tokenizer(tokenizer, source, vocabulary_size(_config(backbone, source, {})))
+    return tokenizer
 
 
 def load_base(
@@ -98,6 +110,12 @@ def load_config(backbone: Backbone, source: Source) -> Any:
     return _config(backbone, source, depth_options(backbone, source))
 
 
+def vocabulary_size(config: Any) -> int | None:
+    """Tokens that a model has embeddings for; None where its configuration does not say (CANINE)."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    return size if isinstance(size, int) else None
+
+
 def depth_options(backbone: Backbone, source: Source) -> dict[str, Any]:
     """Fields of the configuration that keep the lowest `num_hidden_layers` layers; none where the recipe keeps all.
 
@@ -114,7 +132,9 @@ def depth_options(backbone: Backbone, source: Source) -> dict[str, Any]:
         raise BackboneError(
             f"backbone.num_hidden_layers: {source.name} is more than a text model; keep all its layers."
         )
-    depth = config.num_hidden_layers
+    depth = getattr(config, "num_hidden_layers", None)
+    if not isinstance(depth, int):
+        raise BackboneError(f"backbone.num_hidden_layers: {source.name} does not say how many layers it has; keep all.")
     if wanted > depth:
         raise BackboneError(f"backbone.num_hidden_layers is {wanted}, and {source.name} has {depth} layers.")
     options: dict[str, Any] = {"num_hidden_layers": wanted}
@@ -164,26 +184,6 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
     )
 
 
-def check_positions(base: Any, max_length: int) -> None:
-    """Refuse texts longer than a model's table of absolute positions (rotary models have none).
-
-    Raises
-    ------
-    BackboneError
-        Names the longest `data.max_length` that fits.
-    """
-    for name, module in base.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in (
-            "position_embeddings",
-            "wpe",
-            "embed_positions",
-        ):
-            # RoBERTa and its like count positions from behind the padding index
-            limit = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-            if max_length > limit:
-                raise BackboneError(f"data.max_length is {max_length}, but the model has {limit} positions: lower it.")
-
-
 def _keep_4bit_trainable(base: nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place during evaluation on CPUs with AVX512-BF16.
 
@@ -200,10 +200,12 @@ def _from_hub(source: Source, load: Any) -> Any:
     """Call `load`, turning the hub's many failures into one sentence that says what to do."""
     try:
         return load()
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # configurations, tokenizers and weights raise whatever damaged bytes lead to
         text = str(error)
         if source.is_local and "trust_remote_code" not in text:
-            raise BackboneError(f"{source.name} cannot be opened from {source.path_or_id}: {text}") from error
+            raise BackboneError(f"{source.name} cannot be opened from {source.path_or_id}: {brief(error)}") from error
         if "gated repo" in text or "awaiting a review" in text:
             raise BackboneError(
                 f"{source.name} is gated: accept its licence on its hub page, then run `hf auth login` or set HF_TOKEN."
@@ -216,12 +218,13 @@ def _from_hub(source: Source, load: Any) -> Any:
             ) from error
         if "is not a valid model identifier" in text or "is not a local folder" in text:
             raise BackboneError(
-                f"The hub has no model '{source.name}' (or it is private: run `hf auth login` or set HF_TOKEN)."
+                f"The hub has no model '{source.name}' (or it is private: run `hf auth login` or set HF_TOKEN), "
+                "and there is no such folder here: a run's base that lies elsewhere is named with --backbone."
             ) from error
         if isinstance(error, OSError):
             raise BackboneError(
                 f"{source.name} is neither in the local cache nor can it be fetched (offline?). Fetch it where there "
-                f"is a network, with `hf download {shlex.quote(source.name)}`, and copy the folder; set "
-                "backbone.name_or_path to the folder, or unset HF_HUB_OFFLINE."
+                f"is a network, with `hf download {shlex.quote(source.name)}`, and copy the folder; set backbone.name_or_path to "
+                "the folder (for a run that is trained: --backbone), or unset HF_HUB_OFFLINE."
             ) from error
-        raise BackboneError(f"{source.name} cannot be opened: {text}") from error
+        raise BackboneError(f"{source.name} cannot be opened: {brief(error)}") from error

@@ -35,7 +35,7 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: C
 
     recipe, choices = run.recipe, run.info.choices
     assert recipe.backbone is not None
-    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+    source = find_source(run.base_place(backbone) or recipe.backbone.name_or_path, recipe.backbone.revision)
     base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
     if getattr(base.config, "quantization_config", None) is not None:
         raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
@@ -81,6 +81,6 @@ def average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
     shutil.copytree(models[0], folder)
     for name in ("model.safetensors", HEAD_FILE):
         save_file(mean_weights([model / name for model in models]), folder / name, {"format": "pt"})
-    source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+    source = find_source(run.base_place(backbone) or recipe.backbone.name_or_path, recipe.backbone.revision)
     load_tokenizer(recipe.backbone, source).save_pretrained(folder)
     return "float32"

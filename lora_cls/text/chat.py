@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
-from lora_cls.errors import BackboneError
+import psutil
+
+from lora_cls.errors import BackboneError, brief
 from lora_cls.text.tokens import Frame, plain_ids
 
 SEVERAL = """Which of these labels apply to the text? {labels}
@@ -20,6 +25,8 @@ Write nothing but the label.
 Text:
 {text}"""
 TEXT, ANSWER = "[[lora-cls text]]", "[[lora-cls answer]]"  # stand-ins while the template is rendered
+# Of a chat template: real ones are some 20,000 characters, write some 2,000, and take a few milliseconds
+MOST_CHARACTERS, MOST_SECONDS, MOST_BYTES = 200_000, 5, 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -71,8 +78,18 @@ def render_chat(tokenizer: Any, prompt: str | None, words: Sequence[str], none: 
     question = {"role": "user", "content": before + TEXT + after}
     # Qwen 3 would think aloud first; templates that do not know the word pass it over
     options = {"tokenize": False, "enable_thinking": False}
-    asked = tokenizer.apply_chat_template([question], add_generation_prompt=True, **options)
-    answered = tokenizer.apply_chat_template([question, {"role": "assistant", "content": ANSWER}], **options)
+    try:
+        with _Bounded(tokenizer.chat_template):
+            asked = str(tokenizer.apply_chat_template([question], add_generation_prompt=True, **options))
+            said = [question, {"role": "assistant", "content": ANSWER}]
+            answered = str(tokenizer.apply_chat_template(said, **options))
+        if len(asked) - len(before + after) > MOST_CHARACTERS:
+            raise ValueError(f"it writes {len(asked)} characters")
+    except Exception as error:  # it is a program of the model's authors, and raises what it likes
+        raise BackboneError(
+            f"{tokenizer.name_or_path}: its chat template cannot be used: {brief(error)}. Mend chat_template in the "
+            "tokenizer's files (chat_template.jinja, tokenizer_config.json), or use head.kind: label_tokens."
+        ) from error
     if asked.count(TEXT) != 1 or answered.count(ANSWER) != 1:
         raise BackboneError(
             f"{tokenizer.name_or_path}: its chat template changes or repeats what a message says. "
@@ -80,6 +97,34 @@ def render_chat(tokenizer: Any, prompt: str | None, words: Sequence[str], none: 
         )
     before, _, after = asked.partition(TEXT)
     return Chat(before, after, _end(tokenizer, answered.partition(ANSWER)[2]))
+
+
+class _Bounded:
+    """Ends what runs within it after a few seconds, or once the process has grown much.
+
+    A template is a program, and a few lines of loops within loops never end. Nothing stops a thread from outside on
+    every system; the tracing that debuggers use asks before each line of it.
+    """
+
+    def __init__(self, template: Any) -> None:
+        if len(str(template)) > MOST_CHARACTERS:
+            raise ValueError(f"it is {len(str(template))} characters long")
+
+    def __enter__(self) -> None:
+        process, self._before = psutil.Process(), sys.gettrace()
+        end, most = time.monotonic() + MOST_SECONDS, process.memory_info().rss + MOST_BYTES
+
+        def ask(frame: FrameType, event: str, _: Any) -> Any:
+            if time.monotonic() > end:
+                raise TimeoutError(f"it does not end within {MOST_SECONDS} seconds")
+            if frame.f_code.co_filename == "<template>" and process.memory_info().rss > most:
+                raise ValueError(f"it takes more than {MOST_BYTES // 2**20} MiB of memory")
+            return ask
+
+        sys.settrace(ask)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
 
 
 def _end(tokenizer: Any, rest: str) -> str:

@@ -12,6 +12,7 @@ from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.recipe import Data
 from lora_cls.text.token_cache import TokenCache
 
+NOTED_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of a table's tokens: said, refused
 MEGABATCH = 50  # batches that are sorted together: short padding, yet other neighbours in every epoch
 
 
@@ -31,6 +32,8 @@ class Tokens:
         No batch is padded beyond it.
     whole_lengths : ndarray of shape (n_texts,), int64, or None
         Tokens that every text would have without a limit. None where the pieces were not cut from texts here.
+    unknown : ndarray of shape (n_texts,), float64, or None
+        Share of every text's own tokens that stand for what the vocabulary lacks; None as above.
     """
 
     ids: list[np.ndarray]
@@ -38,6 +41,7 @@ class Tokens:
     truncated: np.ndarray
     max_length: int | None = None
     whole_lengths: np.ndarray | None = None
+    unknown: np.ndarray | None = None
 
     @property
     def n_texts(self) -> int:
@@ -52,6 +56,11 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """Tokens per piece, ndarray of shape (n_pieces,), int64."""
         return np.array([len(piece) for piece in self.ids], dtype=np.int64)
+
+    @property
+    def unknown_share(self) -> float:
+        """Mean share of unknown tokens over the texts."""
+        return float(self.unknown.mean()) if self.unknown is not None and len(self.unknown) else 0.0
 
     def summary(self) -> dict[str, Any]:
         """What is read of the texts, in numbers for JSON; tokens are counted per piece."""
@@ -75,6 +84,7 @@ class Tokens:
             self.truncated[chosen],
             self.max_length,
             None if self.whole_lengths is None else self.whole_lengths[chosen],
+            None if self.unknown is None else self.unknown[chosen],
         )
 
     def batch(self, pieces: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,14 +195,17 @@ def encode(
     ids: list[np.ndarray] = []
     text_of: list[int] = []
     truncated, whole = np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=np.int64)
+    unknown, unknown_id = np.zeros(len(texts)), _unknown_id(tokenizer)
     for i, body in enumerate(_bodies(tokenizer, texts, frame.lead, split_special_tokens, cache)):
         pieces, truncated[i] = _pieces(body, room, data)
         whole[i] = max(1, len(frame) + len(body))
+        if unknown_id is not None and body:
+            unknown[i] = body.count(unknown_id) / len(body)
         for piece in pieces:
             framed = [*frame.before, *piece, *frame.after] or [pad_token_id(tokenizer)]
             ids.append(np.asarray(framed, dtype=np.int64))
             text_of.append(i)
-    return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length, whole)
+    return Tokens(ids, np.array(text_of, dtype=np.int64), truncated, data.max_length, whole, unknown)
 
 
 def _bodies(
@@ -278,11 +291,79 @@ def long_text_note(tokens: Tokens, data: Data, name: str) -> str | None:
     )
 
 
-def pad_token_id(tokenizer: Any) -> int:
-    """An id to fill with. Which one never matters: padded positions are masked and never pooled."""
+def text_notes(tokens: Tokens, data: Data, name: str) -> list[str]:
+    """What a user should know of how the texts of a table are read; see `long_text_note` and `unknown_note`."""
+    return [note for note in (long_text_note(tokens, data, name), unknown_note(tokens, name)) if note]
+
+
+def _unknown_id(tokenizer: Any) -> int | None:
+    """The token of what a vocabulary lacks; None where that is another special token, too, as in byte-level ones."""
+    found = getattr(tokenizer, "unk_token_id", None)
+    others = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]
+    return None if found is None or found in others else int(found)
+
+
+def unknown_note(tokens: Tokens, name: str) -> str | None:
+    """How much of some texts the model cannot read, one sentence; None below 1 %.
+
+    Parameters
+    ----------
+    name : whose texts, as "training"
+    """
+    share = tokens.unknown_share
+    if share < NOTED_UNKNOWN:
+        return None
+    worst = int((tokens.unknown > MOST_UNKNOWN).sum()) if tokens.unknown is not None else 0
+    return (
+        f"{share:.0%} of the tokens in the {name} texts are unknown to the model's tokenizer (more than half in "
+        f"{worst} of {tokens.n_texts} texts): it was made for another language or script, and cannot tell those words "
+        "apart."
+    )
+
+
+def refuse_unknown_script(tokens: Tokens, name: str) -> None:
+    """Refuse training texts of which most is unknown.
+
+    Raises
+    ------
+    BackboneError
+        Names the share, and what to take.
+    """
+    if tokens.unknown_share > MOST_UNKNOWN:
+        raise BackboneError(
+            f"{unknown_note(tokens, 'training')} {name} would learn from little but lengths. Take a model for the "
+            "texts' language: a multilingual one (FacebookAI/xlm-roberta-base, intfloat/multilingual-e5-small), or a "
+            "decoder, whose tokens are bytes where words are unknown."
+        )
+
+
+def refuse_unknown_ids(tokens: Tokens, tokenizer: Any, name: str, n_embeddings: int | None) -> None:
+    """Refuse texts with a token that was added to the tokenizer and not to the model `name`.
+
+    Raises
+    ------
+    BackboneError
+        Names the token and the text.
+    """
+    if n_embeddings is None:
+        return
+    for piece, text in zip(tokens.ids, tokens.text, strict=True):
+        highest = int(piece.max())
+        if highest >= n_embeddings:
+            token = str(tokenizer.convert_ids_to_tokens(highest))[:50]
+            raise BackboneError(
+                f"Text {text + 1} of {tokens.n_texts} is read with the token {token!r} ({highest}), and {name} has "
+                f"embeddings for the tokens 0 to {n_embeddings - 1} only: the token was added to its tokenizer and not "
+                "to the model. Take the model's own tokenizer, or save the model with resized embeddings "
+                "(model.resize_token_embeddings)."
+            )
+
+
+def pad_token_id(tokenizer: Any, n_embeddings: int | None = None) -> int:
+    """An id to fill with, below `n_embeddings`. Which one never matters: padding is masked and never pooled."""
     for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
         value = getattr(tokenizer, name, None)
-        if value is not None:
+        if value is not None and (n_embeddings is None or value < n_embeddings):
             return int(value)
     return 0
 

@@ -1,4 +1,4 @@
-"""Batches for prediction that halve where the memory is full, and how a full memory is told."""
+"""Batches for prediction that halve where the memory is full, and what is said of a full memory."""
 
 from __future__ import annotations
 
@@ -9,17 +9,8 @@ import numpy as np
 import torch
 
 from lora_cls.errors import TrainingError
+from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Train
-
-# PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own, nor has oneDNN, which asks by itself
-FULL = ("can't allocate memory", "out of memory", "could not create a primitive")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the device, or of the machine, is full."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
 class EvalBatches:

@@ -12,9 +12,10 @@ from statistics import median
 import numpy as np
 import torch
 
+from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.runs import FoldFolder
 from lora_cls.text.tokens import Tokens, shuffled_batches
-from lora_cls.training.batches import is_out_of_memory, training_memory_error
+from lora_cls.training.batches import training_memory_error
 from lora_cls.training.checkpoint import FoldState, save_state
 from lora_cls.training.loop import accumulated_loss, epoch_seed, make_optimizer, update
 from lora_cls.training.transformer import TransformerTrainer

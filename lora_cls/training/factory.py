@@ -54,7 +54,7 @@ def make_predictor(
 
     def of_run(run: RunFolder) -> Predictor:
         return make_predictor(
-            run.recipe, run.label_names, run.info.choices, None, progress, trust_remote_code=trust_remote_code,
+            run.recipe, run.label_names, run.info.choices, run.base_place(), progress, trust_remote_code=trust_remote_code,
             outside_runs=outside_runs,
         )  # fmt: skip
 

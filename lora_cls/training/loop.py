@@ -16,9 +16,10 @@ from torch import nn
 from lora_cls.errors import TrainingError
 from lora_cls.files import write_bytes
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier
+from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Recipe
 from lora_cls.text.tokens import Tokens, shuffled_batches
-from lora_cls.training.batches import EvalBatches, is_out_of_memory, training_memory_error
+from lora_cls.training.batches import EvalBatches, training_memory_error
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
 from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora_cls.errors import BackboneError
+from lora_cls.errors import BackboneError, brief
 from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.probe import unreadable
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import Quantization, Recipe
 from lora_cls.training.heads import head_type
@@ -128,7 +129,20 @@ def _empty_base(recipe: Recipe, config: Any, dtype: torch.dtype, with_output: bo
         except (ValueError, ImportError) as error:  # an attention that the model or this machine does not have
             raise BackboneError(f"{recipe.backbone.name_or_path} cannot be built: {error}") from error
     base.config.use_cache = False
+    _refuse_unreadable(base, recipe.backbone.name_or_path)
     return base.requires_grad_(False)
+
+
+def _refuse_unreadable(base: Any, name: str) -> None:
+    """As `probe_base` does once there are weights: what a model asks for beside a text is found without data, too."""
+    ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
+    with torch.no_grad(), quiet_transformers():
+        try:
+            base(input_ids=ids)  # a mask is looked into, which needs data
+        except RuntimeError:
+            return  # so is something else: the step that is counted will tell
+        except Exception as error:
+            raise unreadable(name, base, error) from error
 
 
 def _stored(base: nn.Module, quantization: Quantization | None) -> tuple[int, int]:
@@ -187,7 +201,14 @@ def _step_peak(model: SequenceClassifier, rows: int, n_tokens: int, options: dic
         mask,
     ]
     with quiet_transformers(), _Living(known) as living:
-        model(ids, mask, **options).float().square().sum().backward()
+        try:
+            logits = model(ids, mask, **options)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise BackboneError(
+                f"data.max_length: {type(model.base).__name__} fails on texts of {n_tokens} tokens ({brief(error)}). "
+                "It may have fewer positions: lower it."
+            ) from error
+        logits.float().square().sum().backward()
     return living.peak
 
 

@@ -16,20 +16,21 @@ from lora_cls.modeling.adapter import depth_readme, load_model_weights, reset_mo
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.loading import (
     base_fingerprint,
-    check_positions,
     depth_options,
     load_base,
     load_config,
     load_tokenizer,
+    vocabulary_size,
 )
 from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
+from lora_cls.modeling.probe import probe_base
 from lora_cls.modeling.source import find_source
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.text.token_cache import TokenCache
-from lora_cls.text.tokens import Tokens
+from lora_cls.text.tokens import Tokens, refuse_unknown_ids
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.heads import head_type
 from lora_cls.training.loop import epoch_seed
@@ -75,6 +76,7 @@ class Session:
         self.token_cache = TokenCache(cache_folder() / "tokens") if recipe.engine.token_cache else None
         threads = recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
+        self._config = load_config(self.backbone, self.source)
         self._given = given = choices or {}
         self.dtype = self._choose_dtype(given.get("dtype"))
         self.choices: dict[str, Any] = {
@@ -98,7 +100,7 @@ class Session:
             return torch.float32  # a model trained in fp16 on a GPU answers on a CPU
         if frozen is not None:
             return DTYPES[frozen]
-        return choose_dtype(self.recipe, self.device, load_config(self.backbone, self.source).model_type)
+        return choose_dtype(self.recipe, self.device, self._config.model_type)
 
     def train_as_frozen(self) -> None:
         """Compute to the last digit as the start of the run did; answering alone needs no such thing.
@@ -126,8 +128,16 @@ class Session:
         return {name: number for name, number in counts.items() if number}
 
     def encode(self, texts: Sequence[str]) -> Tokens:
-        """Texts as the head has them read."""
-        return self.head.encode(texts, self.token_cache)
+        """Texts as the head has them read.
+
+        Raises
+        ------
+        BackboneError
+            If one is read as a token that the model has no embedding for.
+        """
+        tokens = self.head.encode(texts, self.token_cache)
+        refuse_unknown_ids(tokens, self.tokenizer, self.source.name, vocabulary_size(self._config))
+        return tokens
 
     # The model
 
@@ -158,22 +168,27 @@ class Session:
             self.backbone, recipe.quantization, dtype, self.device, self.source, attention,
             with_output=self.head.with_output_layer,
         )  # fmt: skip
-        check_positions(base, recipe.data.max_length)
-        self._check_base(base_fingerprint(base))
         # a frozen base is in self.dtype already, and adapters compute in that of what they read
         mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None
+        if not self._check_base(base_fingerprint(base)):
+            note = probe_base(base, self.source, recipe.data.max_length, self.head.pad_id, mixed)
+            if note is not None:
+                self.progress.say(note)
         # an export has nothing to train, and its weights stay in the precision they have
         return self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
 
-    def _check_base(self, found: str) -> None:
-        """Refuse a base that has the right shape and other weights."""
+    def _check_base(self, found: str) -> bool:
+        """Refuse a base that has the right shape and other weights; whether it is known to be one that was loaded."""
         # bytes of the base can only be compared in the precision that they were noted in
         same_precision = self._given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
+        known = same_precision and "base_sha256" in self.choices
         if same_precision and self.choices.setdefault("base_sha256", found) != found:
             raise BackboneError(
                 f"{self.source.path_or_id} is not the base that this run was trained on: its weights differ. "
-                "Give the same model in the same revision and quantization."
+                "Give the same model in the same revision and quantization; predict and Classifier.load take its place "
+                "as --backbone."
             )
+        return known
 
     def fresh_model(self, fold: int) -> SequenceClassifier:
         """The model as it is before training, the same whatever was trained before it."""
@@ -212,14 +227,23 @@ class Session:
         combine = self.recipe.data.chunk_combine
         return Answered(self.task.link.combine_pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
 
+    def choose_prefix(self, tables: Sequence[Tokens]) -> None:
+        """Note whether the lower layers are computed once or at every pass: a run keeps to it, to its last digits."""
+        if self.model().n_frozen_layers and self.head.reuses_prefix and "prefix_cache" not in self.choices:
+            cache = self.prefix_cache(tables[0])
+            self.choices["prefix_cache"] = cache is not None and cache.has_room(tables, self.progress.say)
+
     def prefix_cache(self, tokens: Tokens) -> PrefixCache | None:
         """The cache of what the layers below the lowest adapter say of texts; None where there are no such layers.
 
         `tokens` are texts to try it out on. Nothing is computed or read yet: see `PrefixCache.fill`.
         """
         model, engine = self.model(), self.recipe.engine
-        wanted = engine.prefix_cache and model.n_frozen_layers > 0 and self.head.reuses_prefix
-        if self._prefix_cache is not None or not wanted or self._no_prefix:
+        asked = self.choices.get("prefix_cache", engine.prefix_cache)
+        wanted = asked and model.n_frozen_layers > 0 and self.head.reuses_prefix
+        if not wanted or self._no_prefix:
+            return None
+        if self._prefix_cache is not None:
             return self._prefix_cache
         try:
             prefix = Prefix.find(model, tokens.ids[:2])

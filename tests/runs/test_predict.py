@@ -10,10 +10,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from lora_cls.commands.cross_validation import cross_validate
+from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.commands.refit import refit
 from lora_cls.errors import BackboneError, DataError, RunError
 from lora_cls.evaluation import apply_thresholds
+from lora_cls.runs import RunFolder
 
 LABELS = ["joy", "anger", "fear"]
 TRANSFORMERS = ["llama", "bert", "gemma3"]
@@ -77,6 +79,29 @@ def test_moved_backbone(finished, small_recipe, train, test, tmp_path, tiny_mode
     np.testing.assert_allclose(
         proba(run.path / "predictions" / "new")[LABELS], proba(run.path)[LABELS], rtol=0, atol=1e-6
     )
+
+
+def test_relative_backbone_from_another_folder(small_recipe, train, test, tmp_path, tiny_model, monkeypatch):
+    """The full path in run.json is tried where the recipe's leads nowhere, for every command; and an error that is
+    left names --backbone."""
+    (tmp_path / "work" / "models").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copytree(tiny_model("llama"), tmp_path / "work" / "models" / "tiny")
+    monkeypatch.chdir(tmp_path / "work")
+    recipe = small_recipe("llama", backbone__name_or_path="models/tiny", train__num_train_epochs=1)
+    run = cross_validate(recipe, train, test, "run", folds=[0])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = RunFolder(tmp_path / "work" / "run")
+    texts = list(test["text"])
+    expected = Classifier.load(run, backbone=str(tmp_path / "work" / "models" / "tiny")).predict_proba(texts)
+    np.testing.assert_array_equal(Classifier.load(run).predict_proba(texts), expected)
+    cross_validate(recipe, train, test, run.path, resume=True)
+    assert run.finished_folds == [0, 1]
+    refit(run, train)
+    export(run, "merged", to="merged")
+    (tmp_path / "work" / "models").rename(tmp_path / "work" / "moved")
+    with pytest.raises(BackboneError, match="--backbone"):
+        Classifier.load(run).predict_proba(texts)
 
 
 def test_another_backbone(finished, tiny_model):

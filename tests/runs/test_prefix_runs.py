@@ -103,6 +103,29 @@ def test_resumed(lost, small_recipe, train, test, tmp_path, own_cache, results, 
     assert results(cross_validate(recipe, train, test, tmp_path / "run", resume=True)) == results(whole)
 
 
+@pytest.mark.parametrize("begun_with", [True, False])
+@pytest.mark.parametrize("change", ["setting", "disk"])
+def test_resumed_where_the_cache_comes_or_goes(
+    begun_with, change, small_recipe, train, test, tmp_path, own_cache, results, monkeypatch
+):
+    """A run keeps to how it began, to the byte: its setting, or the room on the disk, may change before it goes on."""
+    import shutil
+    from types import SimpleNamespace
+
+    def settings(cached):
+        disk = SimpleNamespace(total=2**40, used=0, free=2**40 if cached else 0)
+        if change == "disk":
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+        return small_recipe("llama", lora__top_layers=0.5, engine__prefix_cache=cached or change == "disk")
+
+    whole = cross_validate(settings(begun_with), train, test, tmp_path / "whole" / "run")
+    assert whole.info.choices["prefix_cache"] is begun_with
+    run = cross_validate(settings(begun_with), train, test, tmp_path / "run", folds=[0])
+    for file in own_cache.glob("*.safetensors"):
+        file.unlink()
+    assert results(cross_validate(settings(not begun_with), train, test, run.path, resume=True)) == results(whole)
+
+
 def test_a_model_without_stand_ins_runs(small_recipe, train, tmp_path, own_cache, monkeypatch):
     """Where the lower layers cannot be replaced the run goes on without, to the same numbers."""
     from lora_cls.errors import BackboneError

@@ -5,9 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from lora_cls.commands.check import check
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.recipe import Data
 from lora_cls.text.tokens import Frame, Tokens, encode, prompt_frame, shuffled_batches, special_frame
+from lora_cls.training.factory import make_learner
 
 WORDS = [
     "happy",
@@ -299,3 +301,24 @@ def test_pieces_are_batched_by_their_own_length(three):
     """Pieces of one text need not stand in one batch: those of similar length do."""
     batches = shuffled_batches(three.lengths, 2, np.random.default_rng(0))
     assert sorted(tuple(sorted(three.lengths[batch])) for batch in batches) == [(2, 5), (6, 7), (8, 9)]
+
+
+def test_texts_of_another_script(tiny_recipe, emotion_table, tiny_model):
+    """The share of unknown tokens is counted, said from 1 % on, and refused above a half of the training texts."""
+    recipe = tiny_recipe("bert")
+    learner = make_learner(recipe, ["joy", "anger", "fear"])
+    tokens = learner.session.encode(["happy", "ไทย สบาย", "happy ไทย", ""])
+    assert tokens.unknown.tolist() == [0, 1, 0.5, 0]
+    assert tokens.take([1, 2]).unknown_share == 0.75
+    table = emotion_table(24)
+    few, many = table.copy(), table.copy()
+    few.loc[:3, "text"] = [f"ไทย {i}" for i in range(4)]
+    many["text"] = [f"ไทย สบาย ดี {i}" for i in range(24)]
+    found = check(recipe, few, many[["id", "text"]], measure=False)
+    assert 0.01 < found.tokens["train"]["unknown"] < 0.2
+    assert found.tokens["test"]["unknown"] > 0.5
+    assert len([note for note in found.notes if "unknown to the model's tokenizer" in note]) == 2
+    with pytest.raises(BackboneError, match=r"\d+% of the tokens in the training texts are unknown.*multilingual"):
+        check(recipe, many, measure=False)
+    byte_level = make_learner(tiny_recipe("gpt2"), ["joy", "anger", "fear"]).session.encode(["ไทย"])
+    assert byte_level.unknown_share == 0

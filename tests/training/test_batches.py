@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from lora_cls.errors import TrainingError
+from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Train
 from lora_cls.text.tokens import Tokens
-from lora_cls.training.batches import EvalBatches, is_out_of_memory, training_memory_error
+from lora_cls.training.batches import EvalBatches, training_memory_error
 from lora_cls.training.loop import predict_logits
 
 LENGTHS = np.array([3, 9, 1, 9, 4, 2, 7])

@@ -1,0 +1,171 @@
+"""What a base model is tried on when it is loaded, so that one that cannot be used is refused before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lora_cls.errors import BackboneError, brief
+from lora_cls.modeling.classifier import SequenceClassifier, pool
+from lora_cls.modeling.precision import is_out_of_memory
+from lora_cls.modeling.quiet import quiet_transformers
+from lora_cls.modeling.source import Source
+from lora_cls.text.tokens import pad_token_id
+
+# Files that hold a whole tokenizer by themselves, whatever its class
+WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "*.tiktoken")
+VOCABULARIES = (*WHOLE_TOKENIZERS, "*.model", "vocab*", "*.vocab", "merges.txt")
+SHORT, PADDING = 8, 8  # tokens of the text whose answer must not change with padding
+MOST_CHANGE = 0.15  # of the greatest value; approximations of attention (YOSO, Nystromformer) and 8 bits stay below
+NO_TOKENIZER = "fetch the model's tokenizer again and put its files there, as Tokenizer.save_pretrained writes them."
+
+
+def refuse_without_tokenizer(source: Source) -> None:
+    """Refuse a local folder in which nothing looks like a vocabulary."""
+    if source.is_local and not _any(Path(source.path_or_id), VOCABULARIES):
+        raise BackboneError(
+            f"{source.name}: {source.path_or_id} holds no tokenizer (no tokenizer.json, vocab.txt, *.model): "
+            f"{NO_TOKENIZER}"
+        )
+
+
+def check_tokenizer(tokenizer: Any, source: Source, n_embeddings: int | None) -> None:
+    """Refuse a tokenizer that is not the model's; give it another pad token where the model has no such embedding.
+
+    transformers makes up a vocabulary of a few special tokens where a folder holds none: every word is unknown then,
+    and the scores look possible.
+
+    Parameters
+    ----------
+    n_embeddings : tokens that the model's configuration speaks of; None where it does not say (CANINE)
+
+    Raises
+    ------
+    BackboneError
+        Names the files that are missing, or both sizes.
+    """
+    folder, names = Path(source.path_or_id), dict(getattr(tokenizer, "vocab_files_names", None) or {})
+    needed = [names[key] for key in ("vocab_file", "merges_file") if key in names] or list(names.values())
+    if source.is_local and needed and not _any(folder, WHOLE_TOKENIZERS):
+        missing = [name for name in needed if not (folder / name).is_file()]
+        if missing:
+            raise BackboneError(
+                f"{source.name}: its tokenizer ({type(tokenizer).__name__}) needs {' and '.join(needed)}, or "
+                f"tokenizer.json, and {folder} lacks {' and '.join(missing)}: {NO_TOKENIZER}"
+            )
+    if n_embeddings is None:
+        return
+    if len(tokenizer) < n_embeddings / 2 or tokenizer.vocab_size > n_embeddings:
+        raise BackboneError(
+            f"{source.name}: its tokenizer knows {len(tokenizer)} tokens, and the model has embeddings for "
+            f"{n_embeddings}: they do not belong together. Fetch the model again, with all its files."
+        )
+    pad_id = pad_token_id(tokenizer)
+    if pad_id >= n_embeddings:  # added without an embedding: any other will do
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id(tokenizer, n_embeddings))
+
+
+def probe_base(
+    base: Any, source: Source, n_positions: int, pad_id: int, dtype: torch.dtype | None = None
+) -> str | None:
+    """Read a text of `n_positions` tokens, and a short one with and without padding.
+
+    Parameters
+    ----------
+    base : as loaded, without adapters
+    n_positions : tokens of the longest text that may come
+    pad_id : what batches are filled with
+    dtype : see `SequenceClassifier`
+
+    Returns
+    -------
+    str or None
+        What a user should know.
+
+    Raises
+    ------
+    BackboneError
+        If the model cannot read texts alone, has fewer positions (names how many), or lets padding change an answer.
+    """
+    inner = getattr(base, "base_model", base)  # without the output layer: that of a whole text would fill the memory
+    reader = _Reader(SequenceClassifier(inner, "mean", dtype=dtype).eval(), pad_id)
+    n_short = min(SHORT, n_positions)
+    with torch.no_grad(), quiet_transformers():
+        try:
+            alone = reader.pooled(n_short)
+        except Exception as error:  # whatever a model of another kind asks for
+            if is_out_of_memory(error):
+                raise
+            raise unreadable(source.name, base, error) from error
+        if reader.fails(n_positions):
+            fits, fails = n_short, n_positions
+            while fails - fits > 1:
+                middle = (fits + fails) // 2
+                fits, fails = (fits, middle) if reader.fails(middle) else (middle, fails)
+            raise BackboneError(f"data.max_length is {n_positions}, but the model has {fits} positions: lower it.")
+        padded = reader.pooled(n_short, min(PADDING, n_positions - n_short))
+    off = float((padded - alone).abs().max() / alone.abs().max().clamp(min=1e-6))
+    if not off <= MOST_CHANGE:
+        raise BackboneError(
+            f"{source.name}: {type(inner).__name__} reads padding as text (an answer changes by {off:.0%}), so that "
+            "what it says of a text would depend on the texts beside it. Take another model."
+        )
+    # 4-bit and 8-bit weights are packed in integers
+    exact = dtype is None and all(parameter.dtype == torch.float32 for parameter in inner.parameters())
+    if exact and off > 1e-3:
+        return (
+            f"{source.name}: what {type(inner).__name__} says of a text changes by {off:.1%} with padding, and so "
+            "depends a little on the texts beside it."
+        )
+    return None
+
+
+class _Reader:
+    """Texts of made-up tokens for a model, and what it makes of them."""
+
+    def __init__(self, model: SequenceClassifier, pad_id: int) -> None:
+        self.model, self.pad_id = model, pad_id
+        self.device = next(model.parameters()).device
+        self.n_embeddings = _n_embeddings(model.base)
+
+    def pooled(self, n_tokens: int, n_padded: int = 0) -> torch.Tensor:
+        """The mean over a text of `n_tokens` tokens with as many of padding behind them as asked for."""
+        ids = torch.arange(1, n_tokens + 1) * 7919 % self.n_embeddings
+        ids[ids == self.pad_id] = (self.pad_id + 5) % self.n_embeddings  # some models tell padding by its token
+        ids = nn.functional.pad(ids, (0, n_padded), value=self.pad_id)
+        mask = nn.functional.pad(torch.ones(n_tokens, dtype=torch.long), (0, n_padded))
+        ids, mask = ids.unsqueeze(0).to(self.device), mask.unsqueeze(0).to(self.device)
+        return pool(self.model.last_hidden_state(ids, mask), mask, "mean")
+
+    def fails(self, n_tokens: int) -> bool:
+        """Whether the model has no place for so many tokens."""
+        try:
+            self.pooled(n_tokens)
+        except (IndexError, RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            return True
+        return False
+
+
+def unreadable(name: str, base: Any, error: Exception) -> BackboneError:
+    """What is said of a model that wants more than a text, as T5 does, which writes beside what it reads."""
+    return BackboneError(
+        f"{name}: {type(base).__name__} cannot be used, as it does not read a text by itself ({brief(error)}). Take an "
+        "encoder (BERT and its like) or a decoder (Llama and its like) instead."
+    )
+
+
+def _n_embeddings(base: Any) -> int:
+    """Tokens that a model has embeddings for; of one that does without a table (CANINE), some."""
+    try:
+        return int(base.get_input_embeddings().num_embeddings)
+    except (AttributeError, NotImplementedError, TypeError):
+        return 1000
+
+
+def _any(folder: Path, patterns: tuple[str, ...]) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in patterns)
