@@ -22,7 +22,7 @@ from lora_cls.data.summary import length_summary
 from lora_cls.data.tables import Tables, table_name
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import macro_f1, task_of
-from lora_cls.files import write_array
+from lora_cls.files import remove, write_array
 from lora_cls.machine import peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
@@ -147,6 +147,8 @@ def cross_validate(
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
         costs = Costs(run, learner, started)
         todo = [k for k in wanted if not run.fold(k).finished]
+        for number in set(wanted) - set(todo):
+            remove(run.fold(number).state)  # of a process that was killed as it finished the fold
         progress.expect(len(todo))
         for number in todo:
             folder = run.fold(number)
@@ -179,7 +181,7 @@ def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
         peak_memory_bytes=peak_memory(),
     )
     folder.write_info(info)
-    folder.state.unlink(missing_ok=True)
+    remove(folder.state)
 
 
 def _info(tables: Tables, learner: Learner) -> RunInfo:

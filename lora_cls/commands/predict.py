@@ -11,7 +11,8 @@ import pandas as pd
 
 from lora_cls.choices import Models
 from lora_cls.data import load_test, read_sample_submission, table_path, write_submission
-from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
+from lora_cls.errors import RunError, no_fold_finished, shorten
+from lora_cls.files import make_folder, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import Decision, FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
@@ -179,7 +180,9 @@ def predict_file(
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
-    if (folder / "submission.csv").exists():
+    with writing(folder):
+        exists = (folder / "submission.csv").exists()
+    if exists:
         raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
     test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
     id_name = (test.columns.id if test.columns else None) or "id"
@@ -191,10 +194,7 @@ def predict_file(
             sample_submission, test.ids, run.label_names, id_name, task=task, delimiter=delimiter
         )
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    make_folder(folder)  # now: a folder that cannot be written should not cost the prediction
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
     y_score, y_pred = classifier.answer(test.texts)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)

@@ -14,7 +14,7 @@ from lora_cls.data.columns import id_header, sample_id_column
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.evaluation import task_of
-from lora_cls.files import whole_file
+from lora_cls.files import make_folder, whole_file
 from lora_cls.recipe import TaskName
 
 
@@ -180,7 +180,7 @@ def write_submission(
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with whole_file(path) as scratch, open(scratch, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     return path

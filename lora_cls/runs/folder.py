@@ -16,7 +16,7 @@ Files are written under a temporary name and renamed; `fold.json` completes a fo
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -31,10 +31,10 @@ from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError, no_fold_finished
 from lora_cls.evaluation import Task, task_of
-from lora_cls.files import write_bytes, write_csv
+from lora_cls.files import make_folder, sweep, write_bytes, write_csv, writing
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
-from lora_cls.runs.io import integers, read_array, read_csv, write_values
+from lora_cls.runs.io import integers, read_array, read_bytes, read_csv, write_values
 from lora_cls.runs.out_of_fold import OutOfFold
 from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
 
@@ -89,8 +89,9 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.files = RunFiles(self.path)
-        if not self.files.recipe.is_file():
+        if not os.path.isfile(self.files.recipe):  # Path's asks with errors of its own, as of a name that is too long
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
+        sweep(self.path, deep=True)
         self._folds: dict[int, FoldFolder] = {}
         self._info: RunInfo | None = None
 
@@ -137,16 +138,13 @@ class RunFolder:
         files = cls._begin(path)
         for name in ("labels", "folds", "train_labels", "test_ids", "sample_submission"):
             if (source := getattr(like.files, name)).is_file():
-                shutil.copyfile(source, getattr(files, name))
+                write_bytes(getattr(files, name), read_bytes(source))
         return cls._complete(path, recipe, info)
 
     @classmethod
     def _begin(cls, path: Path) -> RunFiles:
         cls.refuse_existing(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{path} cannot be made: {error.strerror}.") from error
+        make_folder(path)
         write_bytes(path / UNFINISHED, b"")
         return RunFiles(path)
 
@@ -154,18 +152,22 @@ class RunFolder:
     def _complete(cls, path: Path, recipe: Recipe, info: RunInfo) -> RunFolder:
         info.write(RunFiles(path).info)
         write_recipe(RunFiles(path).recipe, recipe)
-        (path / UNFINISHED).unlink()
+        with writing(path):
+            (path / UNFINISHED).unlink()
         return cls(path)
 
     @staticmethod
     def begun(path: Path) -> bool:
         """Whether there is anything to resume: neither an empty folder nor one that `create` was stopped in."""
+        sweep(path)
         return path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / UNFINISHED).exists()))
 
     @classmethod
     def refuse_existing(cls, path: Path) -> None:
         """Raise RunError unless `create` may write into `path`."""
-        if cls.begun(path):
+        with writing(path):
+            begun = cls.begun(path)
+        if begun:
             raise RunError(
                 f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
                 "an existing run is never overwritten."
