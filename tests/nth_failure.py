@@ -100,7 +100,8 @@ def _hash(path):
         content = json.dumps(_without(json.loads(content))).encode()
     elif path.suffix == ".jsonl":
         content = json.dumps([_without(json.loads(line)) for line in content.splitlines()]).encode()
-    elif path.suffix in (".md", ".html"):  # minutes and rates
+    elif path.suffix in (".md", ".html"):  # minutes, rates, and what the last start took
+        content = re.sub(rb'<tr><th scope="row">.*?</tr>', b"", content)
         content = re.sub(rb"[\d.,]+|minutes?|seconds?|\bs\b", b"", content)
     return hashlib.sha256(content).hexdigest()
 
