@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -332,6 +333,9 @@ def main() -> None:
     from lora_cls.errors import LoraClsError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):  # a label that the terminal has no letters for is no reason to end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels at import
     try:
         app()
@@ -346,6 +350,20 @@ def main() -> None:
         elif "refit" in sys.argv[1:2]:
             print("\nStopped. Finished epochs are kept: the same command continues.", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:  # of a place that only reading touches; writing has sentences of its own
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"Error: {place}{error.strerror or error}."[:2000], file=sys.stderr)
+        sys.exit(2)
+    except RecursionError:
+        print("Error: a file or a value is nested too deeply to be read.", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print(
+            "Error: the memory is full. Close other programs, give smaller tables, or lower "
+            "train.per_device_train_batch_size and train.per_device_eval_batch_size in a new run.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here for its sake
             raise

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
 
 
 class LoraClsError(Exception):
@@ -26,6 +26,10 @@ class BackboneError(LoraClsError):
 
 class RunError(LoraClsError):
     """A run folder that is missing, incomplete, damaged, or belongs to another recipe or other data."""
+
+
+class WriteError(RunError):
+    """A file or folder that cannot be written: no space, no rights, or something else stands in its place."""
 
 
 class TrainingError(LoraClsError):
@@ -60,10 +64,26 @@ def brief(error: BaseException, at_most: int = 300) -> str:
     return text if len(text) <= at_most else f"{text[:at_most].rstrip()} ..."
 
 
-def unwritable(place: Path, error: OSError, kind: Literal["folder", "file"] = "folder") -> RunError:
-    """What is said of a place given by `--out` where nothing can be written."""
-    done = "made" if kind == "folder" else "written"
-    return RunError(f"{place} cannot be {done} ({error.strerror}): choose another {kind} with --out.")
+_REMEDIES = {
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "Free space and repeat the command; a run continues with --resume.",
+    (errno.EACCES, errno.EPERM, errno.EROFS): (
+        "Choose another place with --out, or get the right to write there and repeat the command; a run continues with "
+        "--resume."
+    ),
+    (errno.ENAMETOOLONG,): "Choose a shorter name with --out.",
+    (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY): (
+        "A folder stands where a file belongs, or the other way round: rename or remove it, or choose another place "
+        "with --out."
+    ),
+}
+
+
+def unwritable(place: Path, error: OSError) -> WriteError:
+    """What is said of a place where nothing can be written: its name, the reason, and what to do."""
+    other = "Check that the folder and its disk are there and repeat the command; a run continues with --resume."
+    remedy = next((text for codes, text in _REMEDIES.items() if error.errno in codes), other)
+    name, reason = str(place), error.strerror or f"{type(error).__name__}: {str(error)[:300]}"
+    return WriteError(f"{name if len(name) < 500 else name[:497] + '...'} cannot be written: {reason}. {remedy}")
 
 
 def no_fold_finished(run: Path) -> RunError:

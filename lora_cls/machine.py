@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from lora_cls.errors import WriteError
+
 VERSIONS = (
     "lora_cls",
     "torch",
@@ -29,7 +31,17 @@ def cache_folder() -> Path:
     """`$LORA_CLS_CACHE`, or `lora_cls` in the user's cache folder."""
     if os.environ.get("LORA_CLS_CACHE"):
         return Path(os.environ["LORA_CLS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_cls"
+    home = Path(os.path.expanduser("~"))  # unlike `Path.home`, without an error where there is none
+    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "lora_cls"
+
+
+def cache_note(error: WriteError) -> str:
+    """What is said where the cache folder cannot be written: the same for all that lies in it, to be said once."""
+    reason = str(error).partition(" cannot be written: ")[2].partition(". ")[0]
+    return (
+        f"The cache folder {cache_folder()} cannot be written ({reason}): what would be kept there is made anew by "
+        "every command. LORA_CLS_CACHE names another folder."
+    )
 
 
 def physical_cores() -> int:

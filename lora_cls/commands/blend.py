@@ -14,7 +14,7 @@ from lora_cls.choices import BlendHow
 from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import Task, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
-from lora_cls.files import whole_folder, write_array
+from lora_cls.files import make_folder, whole_folder, write_array
 from lora_cls.machine import surroundings
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs import AlignedRun, FoldInfo, OutOfFold, RunFolder, RunInfo, align
@@ -106,7 +106,7 @@ def _write(
         fitted = written.fits[number] if oof.over == "folds" else fit_blend(how, task, oof.y_true, y_score)
         order = held_out[(run.folds["fold"] == number).to_numpy()]  # of this fold, in the folder's order
         folder = run.fold(number)
-        folder.path.mkdir()
+        make_folder(folder.path)
         write_array(folder.oof_logits, written.logits[order])
         if test is not None:
             proba = apply_blend(how, task, fitted, test[:, k], y_score)

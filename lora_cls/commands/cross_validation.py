@@ -22,7 +22,7 @@ from lora_cls.data.summary import length_summary
 from lora_cls.data.tables import Tables, table_name
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import macro_f1, task_of
-from lora_cls.files import write_array
+from lora_cls.files import remove, write_array
 from lora_cls.machine import peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
@@ -155,6 +155,7 @@ def cross_validate(
             folder = run.fold(number)
             with folder.training():
                 if folder.finished:
+                    remove(folder.state)  # of a process that was killed as it finished the fold
                     continue
                 held_out = fold == number
                 result = trainer.fit_fold(number, np.flatnonzero(~held_out), np.flatnonzero(held_out), folder)
@@ -188,7 +189,7 @@ def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
         peak_memory_bytes=peak_memory(),
     )
     folder.write_info(info)
-    folder.state.unlink(missing_ok=True)
+    remove(folder.state)
 
 
 def _info(tables: Tables, learner: Learner) -> RunInfo:

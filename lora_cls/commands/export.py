@@ -16,9 +16,9 @@ import numpy as np
 from lora_cls.choices import ExportKind, Models
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import Dataset, TableLike
-from lora_cls.errors import RecipeError, RunError, no_fold_finished, unwritable
+from lora_cls.errors import RecipeError, RunError, no_fold_finished
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
-from lora_cls.files import whole_folder, write_bytes
+from lora_cls.files import whole_folder, write_bytes, writing
 from lora_cls.modeling.merging import average_weights, merge_adapters
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import export_card
@@ -93,11 +93,8 @@ def export(
     out = Path(out)
     _check(run, out, to, rank, share)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
-    try:
-        with whole_folder(out) as scratch:
-            about = _write(run, scratch, to, rank, share, backbone)
-    except OSError as error:
-        raise unwritable(out, error) from error
+    with whole_folder(out) as scratch:
+        about = _write(run, scratch, to, rank, share, backbone)
     exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
     if labelled is not None:
         scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
@@ -110,7 +107,9 @@ def export(
 def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
-    if out.exists() or out.is_symlink():
+    with writing(out):
+        exists = out.exists() or out.is_symlink()
+    if exists:
         raise RunError(f"{out} exists already: choose another folder with --out. Nothing is overwritten.")
     if run.exported:
         raise RunError(f"{run.path} is an export itself: give the run that it was made from.")

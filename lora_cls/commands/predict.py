@@ -14,7 +14,8 @@ from lora_cls.choices import Models
 from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
 from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
-from lora_cls.errors import RunError, no_fold_finished, shorten, unwritable
+from lora_cls.errors import RunError, no_fold_finished, shorten
+from lora_cls.files import make_folder, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
@@ -57,8 +58,8 @@ class Classifier:
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
         self._predictor = make_predictor(
-            self.recipe, self.label_names, run.info.choices, run.base_place(backbone), trust_remote_code=run.trust_remote_code,
-            outside_runs=run.outside_runs,
+            self.recipe, self.label_names, run.info.choices, run.base_place(backbone),
+            trust_remote_code=run.trust_remote_code, outside_runs=run.outside_runs,
         )  # fmt: skip
 
     @classmethod
@@ -209,7 +210,9 @@ def predict_file(
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
-    if (folder / "submission.csv").exists():
+    with writing(folder):
+        exists = (folder / "submission.csv").exists()
+    if exists:
         raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
     test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
     id_name = (test.columns.id if test.columns else None) or "id"
@@ -227,10 +230,7 @@ def predict_file(
             label_column=run.label_column,
         )
     )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # now: a folder that cannot be written should not cost the prediction
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    make_folder(folder)  # now: a folder that cannot be written should not cost the prediction
     if sample is not None:
         with Progress(0, show) as progress:
             for note in sample.notes:

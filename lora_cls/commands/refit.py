@@ -10,6 +10,7 @@ import numpy as np
 from lora_cls.commands.cross_validation import complete_fold, refuse_blend
 from lora_cls.data import TableLike
 from lora_cls.errors import RunError
+from lora_cls.files import remove
 from lora_cls.runs import FoldFolder, RunFolder, training_data
 from lora_cls.training.factory import make_learner
 from lora_cls.training.progress import Progress
@@ -42,6 +43,7 @@ def refit(
     recipe, data = run.recipe, training_data(run, train, extra_train)
     with run.refit.training(), Progress(1, show) as progress:
         if run.refit.finished:
+            remove(run.refit.state)  # of a process that was killed as it finished
             progress.say(f"{run.refit.path} is finished already.")
             return run.refit
         chosen = [run.fold(number).info.epoch or 0 for number in run.finished_folds]

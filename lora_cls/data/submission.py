@@ -19,7 +19,7 @@ from lora_cls.data.names import free_name, split_names
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.evaluation import task_of
-from lora_cls.files import CsvLines, write_bytes
+from lora_cls.files import CsvLines, make_folder, write_bytes
 from lora_cls.recipe import TaskName
 
 Words = tuple[str, str]
@@ -347,7 +347,7 @@ def _are_probabilities(columns: Sequence[Sequence[object]]) -> bool:
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lines: list[str] = []
     csv.writer(CsvLines(lines), lineterminator=CsvLines.END).writerows(rows)
     write_bytes(path, "".join(lines).encode())

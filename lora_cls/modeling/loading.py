@@ -224,7 +224,7 @@ def _from_hub(source: Source, load: Any) -> Any:
         if isinstance(error, OSError):
             raise BackboneError(
                 f"{source.name} is neither in the local cache nor can it be fetched (offline?). Fetch it where there "
-                f"is a network, with `hf download {shlex.quote(source.name)}`, and copy the folder; set backbone.name_or_path to "
-                "the folder (for a run that is trained: --backbone), or unset HF_HUB_OFFLINE."
+                f"is a network, with `hf download {shlex.quote(source.name)}`, and copy the folder; set "
+                "backbone.name_or_path to the folder (for a run that is trained: --backbone), or unset HF_HUB_OFFLINE."
             ) from error
         raise BackboneError(f"{source.name} cannot be opened: {brief(error)}") from error

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import torch
 
-from lora_cls.errors import BackboneError
-from lora_cls.files import write_json
-from lora_cls.machine import cache_folder
+from lora_cls.errors import BackboneError, WriteError
+from lora_cls.files import make_folder, write_json
+from lora_cls.machine import cache_folder, cache_note
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 
@@ -27,18 +28,34 @@ NO_FP16 = ("gemma2", "gemma3", "gemma3_text", "deberta-v2", "t5", "mt5")  # over
 WORTHWHILE = 1.2  # 16-bit must beat 32-bit by this factor on a CPU: below it, exactness is the better bargain
 
 
-def measured_once(key: str, measure: Callable[[], str]) -> str:
-    """The answer of `measure` on this machine: from the cache folder, or measured now and kept there."""
+def measured_once(
+    key: str, measure: Callable[[], str], answers: Collection[str], said: Callable[[str], None] = lambda _: None
+) -> str:
+    """The answer of `measure` on this machine: from the cache folder, or measured now and kept there.
+
+    Parameters
+    ----------
+    answers : all that it may be; another one in the cache is a damage, and measured again
+    said : told if it cannot be kept
+    """
     file = cache_folder() / "choices.json"
     key = f"{platform.node()} torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()} {key}"
-    known: dict[str, str] = {}
-    with suppress(OSError, ValueError):  # nothing measured yet, or a damaged file: measured again
-        known = dict(json.loads(file.read_text(encoding="utf-8")))
-    if key not in known:
-        known[key] = measure()
-        file.parent.mkdir(parents=True, exist_ok=True)
+    known: object = None
+    with suppress(OSError, ValueError, RecursionError):  # nothing measured yet, or a damaged file: measured again
+        known = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(known, dict):
+        known = {}
+    if (answer := known.get(key)) in tuple(answers):
+        return str(answer)
+    known[key] = measure()
+    try:
+        make_folder(file.parent)
+        if file.is_dir():
+            shutil.rmtree(file, ignore_errors=True)
         write_json(file, known)
-    return known[key]
+    except WriteError as error:
+        said(cache_note(error))
+    return str(known[key])
 
 
 def default_device() -> torch.device:
@@ -50,12 +67,15 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def choose_dtype(recipe: Recipe, device: torch.device, model_type: str) -> torch.dtype:
+def choose_dtype(
+    recipe: Recipe, device: torch.device, model_type: str, said: Callable[[str], None] = lambda _: None
+) -> torch.dtype:
     """The precision a recipe asks for, or the measured best for `auto`.
 
     Parameters
     ----------
     model_type : of the backbone's configuration; some overflow in fp16
+    said : told if what is measured cannot be kept
 
     Raises
     ------
@@ -73,7 +93,7 @@ def choose_dtype(recipe: Recipe, device: torch.device, model_type: str) -> torch
             return torch.bfloat16
         return torch.float32 if model_type in NO_FP16 else torch.float16
     if device.type == "cpu":
-        return DTYPES[measured_once(f"dtype {torch.get_num_threads()} threads", _best_on_cpu)]
+        return DTYPES[measured_once(f"dtype {torch.get_num_threads()} threads", _best_on_cpu, DTYPES, said)]
     return torch.float32
 
 

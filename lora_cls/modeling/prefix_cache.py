@@ -30,15 +30,15 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lora_cls.errors import TrainingError
-from lora_cls.files import whole_file
+from lora_cls.errors import TrainingError, WriteError
+from lora_cls.files import make_folder, sweep, whole_file
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.text.tokens import Tokens
 
 STRETCH_BYTES = 128 * 2**20
 SPARE_BYTES = 2 * 2**30  # of a disk, left alone
-STALE_SECONDS = 24 * 3600  # scratch files and locks older than this belong to processes that were killed
+STALE_SECONDS = 24 * 3600  # locks older than this belong to processes that were killed
 
 
 @dataclass
@@ -128,7 +128,7 @@ class PrefixCache:
         self._learn_base(list(pieces.values()))
         try:
             self._check_room(list(self._stretches(list(pieces.values()))))
-        except (_NoRoomError, OSError) as error:
+        except (_NoRoomError, OSError, WriteError) as error:
             self._note(f"{error}: the lower layers are computed anew at every pass.", said)
             return False
         return True
@@ -161,11 +161,14 @@ class PrefixCache:
             self._make_room(stretches)
             for wait in (False, True):  # first what nobody else is at
                 stretches = [stretch for stretch in stretches if not self._read_or_compute(stretch, wait, said)]
-        except (_NoRoomError, OSError, SafetensorError) as error:
+        except (_NoRoomError, OSError, WriteError, SafetensorError) as error:
             why = f"{error}" if isinstance(error, _NoRoomError) else f"{self.folder} cannot be written ({error})"
             if needed:
                 self._hold_in_memory([stretch for stretch in whole if not self._known(stretch)], why, said)
             else:
+                for stretch in stretches:  # what can be read is read
+                    if self._path(stretch) not in self._files:
+                        self._read(stretch)
                 self._note(f"{why}: where they are not kept, the lower layers are computed anew at every pass.", said)
         self.used.seconds = round(self.used.seconds + time.monotonic() - started, 3)
 
@@ -212,7 +215,7 @@ class PrefixCache:
         """
         needed = sum(stretch.n_tokens for stretch in stretches) * self._row_bytes
         paths = {self._path(stretch): stretch for stretch in stretches}
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # hidden states give away much of a text
+        make_folder(self.folder, rights=0o700)  # hidden states give away much of a text
         to_write = sum(stretch.n_tokens for path, stretch in paths.items() if not path.is_file()) * self._row_bytes
         free = max(0, shutil.disk_usage(self.folder).free - SPARE_BYTES)
         left = max(0, self.limit_bytes - self.used.bytes)
@@ -240,7 +243,7 @@ class PrefixCache:
         try:
             if self._read(stretch):  # while this process waited
                 return True
-            if path.is_file():
+            if path.exists():
                 said(f"{path.name} in the prefix cache is damaged: computed again.")
             said(
                 f"Layers 0 to {self.prefix.n_layers - 1}, once for {len(stretch.ids)} texts "
@@ -278,9 +281,9 @@ class PrefixCache:
 
     def _write(self, stretch: Stretch, whole: torch.Tensor) -> None:
         path = self._path(stretch)
-        for left in self.folder.glob(f".{path.name}.*.tmp"):  # this process holds the lock: its writer was killed
-            left.unlink(missing_ok=True)
-        with whole_file(path) as scratch:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        with whole_file(path, durable=False) as scratch:
             save_file({"hidden": whole}, scratch, metadata={"crc32": _crc32(whole, stretch.key)})
 
     def _read(self, stretch: Stretch) -> bool:
@@ -369,7 +372,8 @@ class PrefixCache:
             if path not in keep:
                 path.unlink(missing_ok=True)
                 total -= size
-        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("*.lock")]:
+        sweep(self.folder)
+        for path in self.folder.glob("*.lock"):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     path.unlink()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import json
 import re
 import shlex
 import shutil
@@ -13,9 +15,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from lora_cls.errors import BackboneError, brief, shown
-from lora_cls.files import whole_folder
-from lora_cls.machine import cache_folder
+from safetensors import SafetensorError, safe_open
+
+from lora_cls.errors import BackboneError, WriteError, brief, shown
+from lora_cls.files import whole_folder, writing
+from lora_cls.machine import cache_folder, cache_note
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import PACKAGE
 
@@ -147,25 +151,45 @@ def _converted(chunks: list[Path], name: str, sha256: str) -> Path:
     """Safetensors folder made from a GGUF file, converted on first use.
 
     Reading GGUF takes 12 to 40 s on two cores, the converted folder a tenth of a second. The folder is made under a
-    temporary name and renamed, so that a stopped conversion leaves nothing half-done and two processes may race.
+    temporary name and renamed, so that a stopped conversion leaves nothing half-done and two processes may race. Where
+    the cache cannot be written, it lasts as long as this process.
     """
     folder = cache_folder() / "converted" / f"{name}-{sha256[:12]}"
-    if (folder / "config.json").is_file():
+    if _opens(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
-        whole = Path(scratch) / "model.gguf"
-        with whole.open("wb") as target:
-            for chunk in chunks:
-                with chunk.open("rb") as file:
-                    shutil.copyfileobj(file, target)
-        try:
-            with whole_folder(folder) as made:
-                _convert_gguf(whole, made, name)
-        except OSError:
-            if not (folder / "config.json").is_file():  # else another process was first: its folder is the same
-                raise
+    try:
+        with whole_folder(folder, replace=True) as made:
+            _convert(chunks, made, name)
+    except WriteError as error:
+        print(cache_note(error), file=sys.stderr, flush=True)
+        folder = Path(tempfile.mkdtemp(prefix="lora_cls-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with writing(folder):
+            _convert(chunks, folder, name)
     return folder
+
+
+def _opens(folder: Path) -> bool:
+    """Whether a converted folder is there and not cut off."""
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, framework="np"):  # compares its size with what its header says
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return True
+
+
+def _convert(chunks: list[Path], folder: Path, name: str) -> None:
+    """Put the pieces of a GGUF file together, and convert them."""
+    whole = folder / "model.gguf"
+    with whole.open("wb") as target:
+        for chunk in chunks:
+            with chunk.open("rb") as file:
+                shutil.copyfileobj(file, target)
+    _convert_gguf(whole, folder, name)
+    whole.unlink()
 
 
 def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import RunError, unwritable
+from lora_cls.errors import RunError
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
-from lora_cls.files import write_bytes, write_csv
+from lora_cls.files import make_folder, write_bytes, write_csv
 from lora_cls.report.sentences import Cells, interval_text
 from lora_cls.report.templating import fill
 
@@ -34,12 +35,9 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     RunError
         If `out` is a run folder, or cannot be made.
     """
-    if (out / "recipe.yaml").is_file():
+    if os.path.isfile(out / "recipe.yaml"):
         raise RunError(f"{out} is a run folder: choose another folder with --out.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(out, error) from error
+    make_folder(out)
     picture = figure(comparison)
     write_bytes(out / "compare.md", markdown(comparison).encode())
     write_csv(out / "compare.csv", csv_table(comparison))

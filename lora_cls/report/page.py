@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from lora_cls.data import Dataset
-from lora_cls.errors import unwritable
 from lora_cls.files import write_bytes
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, page_content
@@ -55,10 +54,7 @@ def write_page(
     """
     file = run.files.page if out is None else out
     page = render(page_content(run, train, results)).encode()
-    try:
-        write_bytes(file, page)
-    except OSError as error:
-        raise unwritable(file, error, "file") from error
+    write_bytes(file, page)
     return file
 
 

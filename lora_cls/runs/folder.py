@@ -17,6 +17,7 @@ Files are written under a temporary name and renamed; `fold.json` completes a fo
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -34,7 +35,7 @@ from lora_cls.data.folds import held_apart
 from lora_cls.data.submission import spelled_header
 from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task, task_of
-from lora_cls.files import write_bytes, write_csv
+from lora_cls.files import remove, sweep, write_bytes, write_csv, writing
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, read_values, write_values
@@ -112,8 +113,9 @@ class RunFolder:
         self.name = name or self.path.resolve().name
         self.trust_remote_code, self.outside_runs = trust_remote_code, outside_runs
         self.files = RunFiles(self.path)
-        if not self.files.recipe.is_file():
+        if not os.path.isfile(self.files.recipe):  # Path's asks with errors of its own, as of a name that is too long
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
+        sweep(self.path, deep=True)
         self._folds: dict[int, FoldFolder] = {}
         self._info: RunInfo | None = None
 
@@ -200,13 +202,14 @@ class RunFolder:
         noted |= {files.recipe.name: hashlib.sha256(written).hexdigest()}
         info.model_copy(update={"files": noted}).write(files.info)
         write_bytes(files.recipe, written)
-        (path / UNFINISHED).unlink()
+        remove(path / UNFINISHED)
         trusted = recipe.backbone is not None and recipe.backbone.trust_remote_code
         return cls(path, trust_remote_code=trusted, outside_runs=True)
 
     @staticmethod
     def begun(path: Path) -> bool:
         """Whether there is anything to resume: neither an empty folder nor one that `create` was stopped in."""
+        sweep(path)
         if not path.is_dir():
             return path.exists()
         return any(file.name != LOCK for file in path.iterdir()) and not (path / UNFINISHED).exists()
@@ -214,7 +217,9 @@ class RunFolder:
     @classmethod
     def refuse_existing(cls, path: Path) -> None:
         """Raise RunError unless `create` may write into `path`."""
-        if cls.begun(path):
+        with writing(path):
+            begun = cls.begun(path)
+        if begun:
             raise RunError(
                 f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
                 "an existing run is never overwritten."

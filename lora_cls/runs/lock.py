@@ -11,7 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, unwritable
+from lora_cls.files import make_folder
 
 LOCK = ".lock"
 PATIENCE = 600.0  # seconds: writing scores and pages takes some
@@ -36,25 +37,19 @@ def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None
         folder cannot be written.
     """
     file = folder / LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(file, is_singleton=True)
+    make_folder(folder)
+    lock = FileLock(file, is_singleton=True)
+    for patience in (0.0, PATIENCE):
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
+            break
         except Timeout:
-            holder = _holder(file)
-            if wait is None:
-                raise RunError(f"{folder}: {what} by {holder}. Wait for it, or stop it, and try again.") from None
-            wait(f"{folder}: {what} by {holder}; waiting for it.")
-            lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        raise RunError(
-            f"{folder}: {what} by {_holder(file)}, for more than {PATIENCE / 60:.0f} minutes. Stop it, and try again."
-        ) from None
-    except OSError as error:
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror}): give yourself the right to write there, or work on a copy."
-        ) from error
+            said = f"{folder}: {what} by {_holder(file)}"
+            if wait is None or patience:
+                raise RunError(f"{said}. Wait for it, or stop it, and try again.") from None
+            wait(f"{said}; waiting for it.")
+        except OSError as error:
+            raise unwritable(file, error) from error
     try:
         if lock.lock_counter == 1:
             file.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lora_cls.errors import RunError
-from lora_cls.files import whole_file
+from lora_cls.errors import WriteError
+from lora_cls.files import make_folder, whole_file
+from lora_cls.machine import cache_note
 
 LIMIT = 2 * 2**30  # bytes of all files together; the least recently used are removed first
 MIN_CHARACTERS = 200_000  # fewer are tokenised in less time than the file is worth
@@ -24,15 +26,17 @@ MIN_CHARACTERS = 200_000  # fewer are tokenised in less time than the file is wo
 class TokenCache:
     """Ids of whole texts, before they are cut and framed: `data.max_length` and prompts may change and the ids stay.
 
-    Several processes may use one folder: a file is written under another name and renamed.
+    Several processes may use one folder: a file is written under another name and renamed. A cache costs no run
+    anything: what is damaged is made again, and what cannot be written is not kept.
 
     Parameters
     ----------
     folder : made on first writing, readable by its owner only, since ids can be read back as the texts
+    said : told what cannot be kept
     """
 
-    def __init__(self, folder: Path, limit: int = LIMIT) -> None:
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: int = LIMIT, said: Callable[[str], None] = lambda _: None) -> None:
+        self.folder, self.limit, self._said = folder, limit, said
         self.reused = 0
         """Texts whose ids were found so far."""
 
@@ -57,41 +61,41 @@ class TokenCache:
         try:
             with safe_open(file, framework="np") as opened:
                 ids, ends = opened.get_tensor("ids"), opened.get_tensor("ends")
-                if opened.metadata()["sha256"] != _sha256(ids, ends):
+                if opened.metadata()["sha256"] != _sha256(ids, ends) or ids.ndim != 1 or ends.ndim != 1:
                     return None
-            os.utime(file)  # used now
-        except (OSError, SafetensorError, KeyError, TypeError):
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
+        with suppress(OSError):  # a cache that cannot be written is read all the same
+            os.utime(file)  # used now
         self.reused += len(ends)
         return [ids[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
     def write(self, key: str, ids: Sequence[np.ndarray]) -> None:
-        """Keep the ids of every text. Raises RunError where the folder cannot be written."""
+        """Keep the ids of every text, or say why not."""
         flat = np.concatenate(ids).astype(np.int32)
         ends = np.cumsum([len(found) for found in ids], dtype=np.int64)
+        file = self.folder / f"{key}.safetensors"
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with whole_file(self.folder / f"{key}.safetensors") as scratch:
+            make_folder(self.folder, rights=0o700)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            with whole_file(file, durable=False) as scratch:
                 save_file({"ids": flat, "ends": ends}, scratch, {"sha256": _sha256(flat, ends)})
-        except (OSError, SafetensorError) as error:
-            raise RunError(
-                f"Token ids cannot be kept in {self.folder} ({error}). Set LORA_CLS_CACHE to a folder that can be "
-                "written, or engine.token_cache: false."
-            ) from error
+        except WriteError as error:
+            self._said(cache_note(error))
+            return
         self._evict()
 
     def _evict(self) -> None:
         found = []
-        for file in [*self.folder.glob("*.safetensors"), *self.folder.glob("*.tmp")]:
-            try:
+        for file in self.folder.glob("*.safetensors"):
+            with suppress(OSError):  # another process removed it
                 found.append((file.stat().st_mtime, file.stat().st_size, file))
-            except FileNotFoundError:  # another process removed it
-                continue
         total = sum(size for _, size, _ in found)
-        for used, size, file in sorted(found):
-            stopped = file.suffix == ".tmp" and used < time.time() - 3600  # left by a process that was killed
-            if stopped or (total > self.limit and file.suffix != ".tmp"):
-                file.unlink(missing_ok=True)
+        for _, size, file in sorted(found):
+            if total > self.limit:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
                 total -= size
 
 

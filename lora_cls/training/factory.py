@@ -54,8 +54,8 @@ def make_predictor(
 
     def of_run(run: RunFolder) -> Predictor:
         return make_predictor(
-            run.recipe, run.label_names, run.info.choices, run.base_place(), progress, trust_remote_code=trust_remote_code,
-            outside_runs=outside_runs,
+            run.recipe, run.label_names, run.info.choices, run.base_place(), progress,
+            trust_remote_code=trust_remote_code, outside_runs=outside_runs,
         )  # fmt: skip
 
     return BlendPredictor(recipe, label_names, of_run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lora_cls.errors import TrainingError
-from lora_cls.files import write_bytes
+from lora_cls.files import append_line, write_bytes
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier
 from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Recipe
@@ -187,8 +187,7 @@ def train_fold(
         if after_epoch is not None:
             after_epoch(epoch)
         state.seconds["score"] += time.monotonic() - started
-        with metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(metrics_file, json.dumps(record))
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
         started = time.monotonic()

@@ -70,10 +70,12 @@ class Session:
         self.task = task_of(recipe.task, recipe.thresholds)
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
+        self._said: set[str] = set()
         self.source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
         self.seconds = {"load": 0.0, "tokenize": 0.0, "prefix": 0.0}
         self.batches = EvalBatches(recipe.train.per_device_eval_batch_size, self.progress.say)
-        self.token_cache = TokenCache(cache_folder() / "tokens") if recipe.engine.token_cache else None
+        tokens = TokenCache(cache_folder() / "tokens", said=self.say_once)
+        self.token_cache = tokens if recipe.engine.token_cache else None
         threads = recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
         self._config = load_config(self.backbone, self.source)
@@ -95,12 +97,18 @@ class Session:
         self._prefix_cache: PrefixCache | None = None
         self._no_prefix = False
 
+    def say_once(self, note: str) -> None:
+        """A note on a cache that several parts would say."""
+        if note not in self._said:
+            self._said.add(note)
+            self.progress.say(note)
+
     def _choose_dtype(self, frozen: str | None) -> torch.dtype:
         if frozen == "float16" and self.device.type != "cuda":
             return torch.float32  # a model trained in fp16 on a GPU answers on a CPU
         if frozen is not None:
             return DTYPES[frozen]
-        return choose_dtype(self.recipe, self.device, self._config.model_type)
+        return choose_dtype(self.recipe, self.device, self._config.model_type, self.say_once)
 
     def train_as_frozen(self) -> None:
         """Compute to the last digit as the start of the run did; answering alone needs no such thing.

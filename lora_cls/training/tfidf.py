@@ -13,7 +13,7 @@ import numpy as np
 from lora_cls.data import Dataset
 from lora_cls.errors import DataError, RunError
 from lora_cls.evaluation import task_of
-from lora_cls.files import write_json
+from lora_cls.files import make_folder, whole_folder, write_json
 from lora_cls.recipe import Recipe, Tfidf
 from lora_cls.runs import FoldFolder
 from lora_cls.training.learner import FoldResult
@@ -87,7 +87,7 @@ class TfidfTrainer:
         """See `FoldTrainer.fit_fold`."""
         from scipy.sparse import hstack
 
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         started = time.monotonic()
         texts = self.train.texts
         vectorizers = _vectorizers(self.settings)
@@ -203,11 +203,11 @@ def _save(folder: Path, vectorizers: list[Any], coef: np.ndarray, intercept: np.
     """Plain files instead of a pickle: the vocabulary as JSON, numbers as safetensors."""
     from safetensors.numpy import save_file
 
-    folder.mkdir(exist_ok=True)
     terms = [sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.get) for vectorizer in vectorizers]
-    write_json(folder / "vocabulary.json", {"word": terms[0], "char": terms[1]})
     arrays = {"coef": coef, "intercept": intercept, "idf_word": vectorizers[0].idf_, "idf_char": vectorizers[1].idf_}
-    save_file(arrays, folder / "weights.safetensors")
+    with whole_folder(folder, replace=True) as scratch:
+        write_json(scratch / "vocabulary.json", {"word": terms[0], "char": terms[1]})
+        save_file(arrays, scratch / "weights.safetensors")
 
 
 def _load(folder: Path, settings: Tfidf) -> tuple[list[Any], np.ndarray, np.ndarray]:

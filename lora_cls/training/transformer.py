@@ -13,7 +13,7 @@ import torch
 
 from lora_cls.data import Dataset
 from lora_cls.evaluation import macro_f1
-from lora_cls.files import write_array, write_csv
+from lora_cls.files import make_folder, write_array, write_csv
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.precision import faster_attention, measured_once
 from lora_cls.recipe import Recipe
@@ -132,7 +132,7 @@ class TransformerTrainer:
         n_epochs: int | None = None,
     ) -> FoldResult:
         """See `FoldTrainer.fit_fold`."""
-        folder.path.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.path)
         select = "last" if fold < 0 else self.recipe.train.select  # of all rows nothing is held out to choose by
         train_rows, selection_rows = self.divide(fold, train_rows, oof_rows)
         self.session.model(self._choose_attention)
@@ -141,7 +141,7 @@ class TransformerTrainer:
 
         def keep_epoch(epoch: int) -> None:
             kept = folder.epoch(epoch)
-            kept.path.mkdir(exist_ok=True)
+            make_folder(kept.path)
             self.session.save(model, kept)
             oof_logits, test_logits = self._answer(model, oof_rows, weight, kept)
             write_array(kept.oof_logits, oof_logits)
@@ -233,6 +233,6 @@ class TransformerTrainer:
         typical = np.argsort(np.abs(lengths - np.median(lengths)), kind="stable")[:size]
         ids, mask = (torch.from_numpy(part) for part in self.rows.tokens.batch(typical, self.head.pad_id))
         key = f"attention {session.source.path_or_id} {self.recipe.quantization} {session.choices} batch {size}"
-        best = measured_once(key, partial(faster_attention, model, ids, mask))
+        best = measured_once(key, partial(faster_attention, model, ids, mask), ("sdpa", "eager"), session.say_once)
         model.base.set_attn_implementation(best)
         return best

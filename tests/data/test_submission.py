@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lora_cls.data import read_sample_submission, read_table, write_submission
-from lora_cls.errors import DataError
+from lora_cls.errors import DataError, WriteError
 
 SAMPLE = pd.DataFrame({"ID": ["y", "007", "x"], "fear": [0, 0, 0], "joy": [0, 0, 0]})
 IDS, LABELS = ["x", "y", "007"], ["joy", "fear"]
@@ -72,7 +72,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match="disk full"):
         write_submission(path, IDS, 1 - Y_PRED, LABELS)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["s.csv"]

@@ -22,12 +22,47 @@ def recipe(dtype="auto"):
 def test_measured_once(monkeypatch, tmp_path):
     """A second run on the machine takes the first one's answer, so both compute the same; damage is measured anew."""
     monkeypatch.setenv("LORA_CLS_CACHE", str(tmp_path))
-    assert measured_once("a", lambda: "eager") == "eager"
-    assert measured_once("a", lambda: "sdpa") == "eager"
-    assert measured_once("b", lambda: "sdpa") == "sdpa"
+    both = ("eager", "sdpa")
+    assert measured_once("a", lambda: "eager", both) == "eager"
+    assert measured_once("a", lambda: "sdpa", both) == "eager"
+    assert measured_once("b", lambda: "sdpa", both) == "sdpa"
     assert len(json.loads((tmp_path / "choices.json").read_text())) == 2
-    (tmp_path / "choices.json").write_text("{")
-    assert measured_once("a", lambda: "sdpa") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"", b"{", b"[]", b"null", b"7", b'"text"', b'[["a", "b"]]', b"\xff\xfe", b"[" * 100_000, b"\x00" * 100,
+        {"key": "other"}, {"key": 3}, {"key": ["eager"]}, {"key": None}, {"key": {}}, "folder",
+    ],
+)  # fmt: skip
+def test_damaged_choices_are_measured_again(monkeypatch, tmp_path, damage):
+    """Whatever `choices.json` became, it is measured anew, once."""
+    monkeypatch.setenv("LORA_CLS_CACHE", str(tmp_path))
+    file = tmp_path / "choices.json"
+    measured_once("a", lambda: "eager", ("eager", "sdpa"))
+    if isinstance(damage, dict):
+        (key,) = json.loads(file.read_text())
+        file.write_text(json.dumps({key: damage["key"]}))
+    elif damage == "folder":
+        file.unlink()
+        (file / "in it").mkdir(parents=True)
+    else:
+        file.write_bytes(damage)
+    said = []
+    assert measured_once("a", lambda: "sdpa", ("eager", "sdpa"), said.append) == "sdpa"
+    assert measured_once("a", lambda: "eager", ("eager", "sdpa"), said.append) == "sdpa"
+    assert said == []
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "x" * 300])
+def test_choices_that_cannot_be_kept(monkeypatch, tmp_path, place):
+    """Measured, said, and no error."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LORA_CLS_CACHE", str(tmp_path / place))
+    said = []
+    assert measured_once("a", lambda: "sdpa", ("eager", "sdpa"), said.append) == "sdpa"
+    assert len(said) == 1 and "LORA_CLS_CACHE names another folder" in said[0]
 
 
 def test_auto_on_gpus(monkeypatch):
