@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, Models, ThresholdStrategy
+from lora_cls.errors import LoraClsError, RecipeError, message_text, visible
 
 app = typer.Typer(
     name="lora-cls",
@@ -97,7 +98,7 @@ def predict(
     folder = predict_file(
         run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True
     )
-    print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
+    _print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
 
 
 @app.command()
@@ -216,7 +217,7 @@ def calibrate(
     from lora_cls.terminal import print_calibration
 
     print_calibration(calibrate_run(run, how))
-    print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
+    _print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
 
 
 @app.command()
@@ -244,7 +245,7 @@ def report(
         data = training_data(folder, train)
     if out is None:
         write_card(folder, results.scores)
-    print(f"Page  {write_page(folder, data, out, results)}")
+    _print(f"Page  {write_page(folder, data, out, results)}")
 
 
 recipes_app = typer.Typer(invoke_without_command=True)
@@ -260,7 +261,7 @@ def recipes(context: typer.Context) -> None:
         for name, path in shipped_recipes().items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
             note = first.partition("(")[2].rpartition(")")[0]
-            print(f"{name:<24} {note}")
+            _print(f"{name:<24} {note}")
 
 
 @recipes_app.command()
@@ -268,7 +269,7 @@ def show(name: RecipeName) -> None:
     """Print a recipe as written."""
     from lora_cls.recipe import find_recipe
 
-    print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    _print(find_recipe(name).read_text(encoding="utf-8").removesuffix("\n"))
 
 
 @recipes_app.command()
@@ -280,12 +281,10 @@ def fields(
     """Print every field of a recipe: type, default and meaning."""
     from lora_cls.reference import look_up
 
-    print(look_up(section))
+    _print(look_up(section))
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    from lora_cls.errors import RecipeError
-
     if text is None:
         return None
     try:
@@ -294,8 +293,12 @@ def _numbers(text: str | None) -> list[int] | None:
         raise RecipeError(f"--folds takes numbers such as 0,1. Got '{text}' instead.") from None
 
 
+def _print(text: str) -> None:
+    print(visible(text))
+
+
 def _say(note: str) -> None:
-    print(note, file=sys.stderr)
+    print(message_text(note), file=sys.stderr)
 
 
 def _print_run(run: Any) -> None:
@@ -306,14 +309,12 @@ def _print_run(run: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that users can mend are printed without a traceback, exit code 2; Ctrl-C exits with 130."""
-    from lora_cls.errors import LoraClsError
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels at import
     try:
         app()
     except LoraClsError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _say(f"Error: {error}")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
         if isinstance(stopped, SystemExit) and stopped.code != 130:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+LONGEST_MESSAGE = 1900
+# control characters but tab and newline; marks that turn the direction of text or have no width; halves of characters
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
 
 class LoraClsError(Exception):
-    """Something the user can mend: the message says what was wrong, where, and what to do."""
+    """Something the user can mend: the message says what was wrong, where, and what to do.
+
+    Names, values and paths in it may be anyone's: they are made `visible`, and cut in the middle if they are endless.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message_text(message))
 
 
 class RecipeError(LoraClsError):
@@ -43,6 +54,26 @@ def shorten(values: Iterable[object], at_most: int = 10) -> str:
     texts = [str(value) for value in values]
     more = len(texts) - at_most
     return ", ".join(texts[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def visible(text: str) -> str:
+    r"""Text that does nothing where it is shown: what a terminal would obey, or nobody would see, stands as its code.
+
+    Examples
+    --------
+    >>> print(visible("joy\x1b[2J, \u202eyoj"))
+    joy\x1b[2J, \u202eyoj
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def message_text(text: str) -> str:
+    """A message as it is shown: `visible`, and without its middle where it is longer than `LONGEST_MESSAGE`."""
+    text = visible(text)
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    half = LONGEST_MESSAGE // 2 - 20
+    return f"{text[:half]} [{len(text) - 2 * half:,} characters] {text[-half:]}"
 
 
 def unwritable(place: Path, error: OSError, kind: Literal["folder", "file"] = "folder") -> RunError:

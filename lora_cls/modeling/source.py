@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from lora_cls.errors import BackboneError
+from lora_cls.errors import BackboneError, visible
 from lora_cls.files import whole_folder
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.quiet import quiet_transformers
@@ -143,7 +143,9 @@ def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer, GgufConfig
 
-    print(f"Converting {name} from GGUF to safetensors, once (up to a minute) ...", file=sys.stderr, flush=True)
+    print(
+        f"Converting {visible(name)} from GGUF to safetensors, once (up to a minute) ...", file=sys.stderr, flush=True
+    )
     with quiet_transformers():
         try:
             model = AutoModel.from_pretrained(

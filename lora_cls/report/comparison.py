@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import RunError, unwritable
+from lora_cls.errors import RunError, unwritable, visible
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.report.sentences import Cells, interval_text
@@ -210,7 +210,7 @@ def label_cells(comparison: Comparison) -> list[tuple[str, list[tuple[str, bool]
 
 
 def _numbered(comparison: Comparison) -> list[str]:
-    return [f"{number} {run.name}" for number, run in enumerate(comparison.runs, start=1)]
+    return [f"{number} {visible(run.name)}" for number, run in enumerate(comparison.runs, start=1)]
 
 
 def where_scored(comparison: Comparison) -> str:
