@@ -78,7 +78,7 @@ def blend(
         choices={},
         backbone_path=None,
         seconds={phase: round(sum(one.seconds[phase] for one in infos), 1) for phase in ("train", "predict")},
-        peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos),
+        peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos) or None,
     )
     run = RunFolder.create_like(out, recipe, info, first)
     place = {value: i for i, value in enumerate(oof.ids)}

@@ -188,7 +188,7 @@ def comparison_cells(comparison: Comparison) -> Cells:
                 name,
                 run.recipe,
                 interval_text(run.score),
-                f"{run.untuned:.4f}",
+                "-" if run.untuned is None else f"{run.untuned:.4f}",
                 gap,
                 "-" if minutes is None else f"{minutes:.1f}" if minutes >= 0.1 else f"{minutes:.3f}",
                 "-" if speed is None else f"{speed:.1f}",
