@@ -15,7 +15,8 @@ NOTE = (
 )
 COST_NOTE = (
     "Minutes, memory (of the whole process) and speed are those of the machine and the moment of each run. Training is "
-    "of all folds together; 1,000 texts are predicted by the model of one fold, all folds together take as many times longer."
+    "of all folds together; 1,000 texts are predicted by the model of one fold, all folds together take as many times "
+    "longer."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
@@ -45,8 +46,16 @@ def base_name(recipe: Recipe) -> str:
         return f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
     if recipe.backbone is None:
         return "TF-IDF and logistic regression"
-    depth, name = recipe.backbone.num_hidden_layers, recipe.backbone.name_or_path
+    depth, name = recipe.backbone.num_hidden_layers, short_name(recipe.backbone.name_or_path)
     return name if depth is None else f"the lowest {depth} layers of {name}"
+
+
+def short_name(name_or_path: str) -> str:
+    """A base's name; of a path that starts at the root or at home its last part, which tells nothing of the machine."""
+    absolute = name_or_path.startswith("~") or any(
+        kind(name_or_path).is_absolute() for kind in (PurePosixPath, PureWindowsPath)
+    )
+    return PureWindowsPath(name_or_path).name if absolute else name_or_path
 
 
 def describe(recipe: Recipe) -> str:
@@ -63,7 +72,7 @@ def describe(recipe: Recipe) -> str:
     else:
         method = f"QLoRA {'8-bit' if quantization.load_in_8bit else '4-bit'} r={recipe.lora.r}"
     kind = "" if recipe.head.kind == Head().kind else f", {recipe.head.kind}"
-    return f"{recipe.backbone.name_or_path}, {method}{kind}"
+    return f"{short_name(recipe.backbone.name_or_path)}, {method}{kind}"
 
 
 def score_sentence(metrics: Scores) -> str:

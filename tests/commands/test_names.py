@@ -46,7 +46,9 @@ def test_card(runs):
         'print(classifier.predict_proba(["a text"]))\nprint(classifier.predict_labels(["a text"]))\n'
     ]
     assert {token.type for token in blocks if not token.type.startswith(("t", "inline"))} <= TEXT
-    assert {token.type for token in inline} == {"text"}
+    assert {token.type for token in inline} <= INLINE
+    assert {token.content for token in inline if token.type == "code_inline"} == {"run.json", "recipe.yaml", "fold-*/"}
+    assert [token.type for token in inline].count("strong_open") == 1  # ours, of vocabularies
     shown = [token.content for token in blocks if token.type == "inline"]
     assert len([cell for cell in blocks if cell.type == "tr_open"]) == 3
     assert any(text.startswith("joy") and "script" in text for text in shown)
