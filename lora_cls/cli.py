@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, Models, ThresholdStrategy
-from lora_cls.errors import LoraClsError, RecipeError, message_text, visible
+from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible
 
 app = typer.Typer(
     name="lora-cls",
@@ -327,12 +327,11 @@ def main() -> None:
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here for its sake
             raise
-        print(
-            "Error: the GPU's memory is full. In a new run with another --out lower train.per_device_train_batch_size "
-            "and raise train.gradient_accumulation_steps, set train.gradient_checkpointing=true, or lower "
-            "data.max_length.",
-            file=sys.stderr,
+        advice = (
+            "lower train.per_device_train_batch_size and raise train.gradient_accumulation_steps, set "
+            "train.gradient_checkpointing=true, or lower data.max_length."
         )
+        _say(f"Error: {memory_full('', advice)}")
         sys.exit(2)
 
 

@@ -82,6 +82,11 @@ def unwritable(place: Path, error: OSError, kind: Literal["folder", "file"] = "f
     return RunError(f"{place} cannot be {done} ({error.strerror}): choose another {kind} with --out.")
 
 
+def memory_full(where: str, advice: str) -> str:
+    """What is said of a full memory, of the machine's and of a GPU's."""
+    return f"The memory is full{where}. In a new run with another --out: {advice}"
+
+
 def no_fold_finished(run: Path) -> RunError:
     """What is said of a run that has no model yet."""
     return RunError(f"{run}: no fold is finished yet. Continue the run with --resume.")

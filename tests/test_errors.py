@@ -82,3 +82,19 @@ def test_progress_is_visible(capsys):
     with Progress(1) as progress:
         progress.say("label \x1b[2J")
     assert capsys.readouterr().err == "label \\x1b[2J\n"
+
+
+def test_a_full_memory_is_told_alike(monkeypatch, capsys):
+    """Where it is no training step that did not fit, the command line says the sentence of one."""
+    from lora_cls import cli
+
+    def fail():
+        raise type("OutOfMemoryError", (RuntimeError,), {})
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(sys, "argv", ["lora-cls"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith(
+        "Error: The memory is full. In a new run with another --out: lower train."
+    )
