@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, Models, ThresholdStrategy
+from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible
 
 app = typer.Typer(
     name="lora-cls",
@@ -116,7 +117,7 @@ def predict(
         run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True,
         trust_remote_code=trust_remote_code, outside_runs=outside_runs,
     )  # fmt: skip
-    print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
+    _print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
 
 
 @app.command()
@@ -240,7 +241,7 @@ def calibrate(
     from lora_cls.terminal import print_calibration
 
     print_calibration(calibrate_run(run, how))
-    print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
+    _print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
 
 
 @app.command()
@@ -268,7 +269,7 @@ def report(
         data = training_data(folder, train)
     if out is None:
         write_card(folder, results.scores)
-    print(f"Page  {write_page(folder, data, out, results)}")
+    _print(f"Page  {write_page(folder, data, out, results)}")
 
 
 recipes_app = typer.Typer(invoke_without_command=True)
@@ -284,7 +285,7 @@ def recipes(context: typer.Context) -> None:
         for name, path in shipped_recipes().items():
             first = path.read_text(encoding="utf-8").splitlines()[0]
             note = first.partition("(")[2].rpartition(")")[0]
-            print(f"{name:<24} {note}")
+            _print(f"{name:<24} {note}")
 
 
 @recipes_app.command()
@@ -292,7 +293,7 @@ def show(name: RecipeName) -> None:
     """Print a recipe as written."""
     from lora_cls.recipe import find_recipe, recipe_text
 
-    print(recipe_text(find_recipe(name)), end="")
+    _print(recipe_text(find_recipe(name)).removesuffix("\n"))
 
 
 @recipes_app.command()
@@ -304,11 +305,11 @@ def fields(
     """Print every field of a recipe: type, default and meaning."""
     from lora_cls.reference import look_up
 
-    print(look_up(section))
+    _print(look_up(section))
 
 
 def _numbers(text: str | None) -> list[int] | None:
-    from lora_cls.errors import RecipeError, shown
+    from lora_cls.errors import shown
 
     if text is None:
         return None
@@ -318,8 +319,12 @@ def _numbers(text: str | None) -> list[int] | None:
         raise RecipeError(f"--folds takes numbers such as 0,1. Got {shown(text)} instead.") from None
 
 
+def _print(text: str) -> None:
+    print(visible(text))
+
+
 def _say(note: str) -> None:
-    print(note, file=sys.stderr)
+    print(message_text(note), file=sys.stderr)
 
 
 def _print_run(run: Any) -> None:
@@ -330,8 +335,6 @@ def _print_run(run: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that users can mend are printed without a traceback, exit code 2; Ctrl-C exits with 130."""
-    from lora_cls.errors import LoraClsError
-
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):  # a label that the terminal has no letters for is no reason to end
         if isinstance(stream, io.TextIOWrapper):
@@ -340,7 +343,7 @@ def main() -> None:
     try:
         app()
     except LoraClsError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        _say(f"Error: {error}")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
         if isinstance(stopped, SystemExit) and stopped.code != 130:
@@ -352,27 +355,26 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:  # of a place that only reading touches; writing has sentences of its own
         place = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {place}{error.strerror or error}."[:2000], file=sys.stderr)
+        _say(f"Error: {place}{error.strerror or error}.")
         sys.exit(2)
     except RecursionError:
-        print("Error: a file or a value is nested too deeply to be read.", file=sys.stderr)
+        _say("Error: a file or a value is nested too deeply to be read.")
         sys.exit(2)
     except MemoryError:
-        print(
-            "Error: the memory is full. Close other programs, give smaller tables, or lower "
-            "train.per_device_train_batch_size and train.per_device_eval_batch_size in a new run.",
-            file=sys.stderr,
+        advice = (
+            "lower train.per_device_train_batch_size and train.per_device_eval_batch_size, or give smaller tables. "
+            "Closing other programs may do, too."
         )
+        _say(f"Error: {memory_full('', advice)}")
         sys.exit(2)
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; not imported here for its sake
             raise
-        print(
-            "Error: the GPU's memory is full. In a new run with another --out lower train.per_device_train_batch_size "
-            "and raise train.gradient_accumulation_steps, set train.gradient_checkpointing=true, or lower "
-            "data.max_length.",
-            file=sys.stderr,
+        advice = (
+            "lower train.per_device_train_batch_size and raise train.gradient_accumulation_steps, set "
+            "train.gradient_checkpointing=true, or lower data.max_length."
         )
+        _say(f"Error: {memory_full('', advice)}")
         sys.exit(2)
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+LONGEST_MESSAGE = 1900
+# control characters but tab and newline; marks that turn the direction of text or have no width; halves of characters
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
 
 class LoraClsError(Exception):
-    """Something the user can mend: the message says what was wrong, where, and what to do."""
+    """Something the user can mend: the message says what was wrong, where, and what to do.
+
+    Names, values and paths in it may be anyone's: they are made `visible`, and cut in the middle if they are endless.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message_text(message))
 
 
 class RecipeError(LoraClsError):
@@ -84,6 +95,31 @@ def unwritable(place: Path, error: OSError) -> WriteError:
     remedy = next((text for codes, text in _REMEDIES.items() if error.errno in codes), other)
     name, reason = str(place), error.strerror or f"{type(error).__name__}: {str(error)[:300]}"
     return WriteError(f"{name if len(name) < 500 else name[:497] + '...'} cannot be written: {reason}. {remedy}")
+
+
+def visible(text: str) -> str:
+    r"""Text that does nothing where it is shown: what a terminal would obey, or nobody would see, stands as its code.
+
+    Examples
+    --------
+    >>> print(visible("joy\x1b[2J, \u202eyoj"))
+    joy\x1b[2J, \u202eyoj
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def message_text(text: str) -> str:
+    """A message as it is shown: `visible`, and without its middle where it is longer than `LONGEST_MESSAGE`."""
+    text = visible(text)
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    half = LONGEST_MESSAGE // 2 - 20
+    return f"{text[:half]} [{len(text) - 2 * half:,} characters] {text[-half:]}"
+
+
+def memory_full(where: str, advice: str) -> str:
+    """What is said of a full memory, of the machine's and of a GPU's."""
+    return f"The memory is full{where}. In a new run with another --out: {advice}"
 
 
 def no_fold_finished(run: Path) -> RunError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -50,11 +52,36 @@ def physical_cores() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
-def peak_memory() -> int:
-    """Bytes at the peak: of the GPU where one is used, else of this process."""
+def reset_peak_memory() -> None:
+    """Count the peak from here on. Where the system cannot, a peak no higher than that of before is not told."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        _before[0] = 0
+        return
+    _before[0] = _high_water_mark()
+
+
+def peak_memory() -> int | None:
+    """Bytes at the peak since the reset: of the GPU where one is used, else of this process; None where unknown."""
     torch = sys.modules.get("torch")  # loaded by a transformer's learner; nothing else needs it
     if torch is not None and torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    peak = _high_water_mark()
+    return peak if peak > _before[0] else None
+
+
+_before = [0]
+"""The high-water mark at the last reset, where the system could not take it back."""
+
+
+def _high_water_mark() -> int:
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:  # Windows

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lora_cls.errors import shorten
+from lora_cls.errors import shorten, visible
 from lora_cls.evaluation import task_of
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Comparison
 from lora_cls.report.comparison import COST, HEADER, SCORES, comparison_cells, label_cells, seeds_sentence, where_scored
@@ -111,7 +111,7 @@ def print_check(check: Check) -> None:
 def print_refit(run: Path, folder: FoldFolder) -> None:
     """Where the model of all rows of `run` is, and how to use it."""
     say(f"Model of all rows: {folder.path}\n{NO_SCORE_OF_ALL_ROWS} Use it with:")
-    say(f"lora-cls predict {shlex.quote(str(run))} --models refit --input FILE")
+    say(f"lora-cls predict {quote(str(run))} --models refit --input FILE")
 
 
 def print_export(exported: RunFolder) -> None:
@@ -151,7 +151,7 @@ def print_export(exported: RunFolder) -> None:
         )
     say(
         f"How to load it without lora_cls: {exported.path / 'README.md'}\n"
-        f"Or: lora-cls predict {shlex.quote(str(exported.path))} --input FILE"
+        f"Or: lora-cls predict {quote(str(exported.path))} --input FILE"
     )
 
 
@@ -205,8 +205,8 @@ def print_calibration(calibration: CalibrationInfo) -> None:
 
 
 def say(text: str = "") -> None:
-    """Print text as it is: no markup from file or label names, no highlighting, no wrapping of paths."""
-    _console().print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    """Print text as it is, but `visible`: no markup from file or label names, no highlighting, no wrapping of paths."""
+    _console().print(visible(text), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def show(
@@ -223,14 +223,18 @@ def show(
     left : places of the columns that are not numbers
     name : place of a column that is never wrapped; the others fold where there is no room
     """
-    table = Table(title=title and Text(title, style="table.title"))
+    table = Table(title=None if title is None else _cell(title, "table.title"))
     for i, column in enumerate(columns):
         justify: Any = "left" if i in left else "right"
         overflow: Any = "ellipsis" if name is None else "fold"
-        table.add_column(Text(column), justify=justify, no_wrap=i == name, overflow=overflow)
+        table.add_column(_cell(column), justify=justify, no_wrap=i == name, overflow=overflow)
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(_cell(cell) if isinstance(cell, str) else cell for cell in row))
     _console().print(table)
+
+
+def _cell(text: str, style: str = "") -> Text:
+    return Text(visible(text).replace("\n", "\\n"), style)
 
 
 @cache

@@ -79,7 +79,7 @@ def blend(
         choices={},
         backbone_path=None,
         seconds={phase: round(sum(one.seconds[phase] for one in infos), 1) for phase in ("train", "predict")},
-        peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos),
+        peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos) or None,
     )
     with whole_folder(out) as scratch:
         run = RunFolder(RunFolder.create_like(scratch, recipe, info, first).path, out.name, outside_runs=True)

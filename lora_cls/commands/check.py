@@ -14,7 +14,7 @@ from lora_cls.commands.cross_validation import refuse_blend
 from lora_cls.data import TableLike, fold_notes, summarize
 from lora_cls.data.folds import chosen_folds, make_folds
 from lora_cls.data.tables import Tables
-from lora_cls.machine import peak_memory
+from lora_cls.machine import peak_memory, reset_peak_memory
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.text.tokens import Tokens, text_notes
 from lora_cls.training.selection import check_selection
@@ -75,6 +75,7 @@ def check(
         For anything the user can mend.
     """
     started = time.monotonic()
+    reset_peak_memory()
     recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
     refuse_blend(recipe)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
@@ -113,7 +114,7 @@ def _measured(trainer: TransformerTrainer, fold: np.ndarray, numbers: list[int],
     trainer.measure()
     load_seconds = time.monotonic() - started - trainer.session.seconds["tokenize"]
     estimate = estimate_run(trainer, fold, numbers, load_seconds)
-    return replace(estimate, peak_memory_bytes=peak_memory())
+    return replace(estimate, peak_memory_bytes=peak_memory() or 0)
 
 
 def _too_large(memory: dict[str, Any]) -> str | None:

@@ -49,7 +49,11 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
             recipe=describe(members[i].run.recipe),
             seed=members[i].run.recipe.train.seed,
             score=scores[i],
-            untuned=macro_f1(rows.y_true, members[i].task.untuned(members[i].oof.logits)),
+            untuned=(
+                None  # a blend's logits are of corrected probabilities: another quantity
+                if members[i].run.recipe.blend
+                else macro_f1(rows.y_true, members[i].task.untuned(members[i].oof.logits))
+            ),
             difference=(None if i == best else bootstrap_difference(rows.y_true, y_pred[i], y_pred[best], rows.groups)),
             f1=f1_scores(rows.y_true, y_pred[i]).tolist(),
             cost=_cost(members[i].run),
@@ -89,12 +93,18 @@ def _cost(run: RunFolder) -> dict[str, float | None]:
 
 
 def _seeds(members: Sequence[AlignedRun], scores: Sequence[float]) -> list[Seeds]:
-    groups: dict[str, list[int]] = {}
+    """Runs that differ in `train.seed` and in nothing else: one of each seed, where there are two seeds or more."""
+    groups: dict[str, dict[int, int]] = {}
     for i, member in enumerate(members):
-        identity: dict[str, Any] = member.run.recipe.identity()
-        identity["train"].pop("seed")
+        recipe, info = member.run.recipe, member.run.info
+        identity: dict[str, Any] = recipe.identity()
+        seed = identity["train"].pop("seed")
         identity["cv"] = None  # the folds are the same, however they were made
-        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(i)
+        # as decided now: a run may have been tuned anew
+        identity["thresholds"] = member.task.settings.model_dump(mode="json")
+        identity["prediction"] = member.at_least_one
+        identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256]
+        groups.setdefault(json.dumps(identity, sort_keys=True), {}).setdefault(seed, i)
     return [
         Seeds(
             names=[members[i].name for i in group],
@@ -103,6 +113,6 @@ def _seeds(members: Sequence[AlignedRun], scores: Sequence[float]) -> list[Seeds
             low=min(scores[i] for i in group),
             high=max(scores[i] for i in group),
         )
-        for group in groups.values()
+        for group in (list(by_seed.values()) for by_seed in groups.values())
         if len(group) > 1
     ]

@@ -36,7 +36,7 @@ class Costs:
         seconds = {phase: round(value, 3) for phase, value in (self._beside_folds() | of_folds).items()}
         values: dict[str, Any] = {"seconds": seconds, "reused": self._reused | self._learner.reused}
         if folds:
-            values["peak_memory_bytes"] = max(fold.peak_memory_bytes or 0 for fold in folds)
+            values["peak_memory_bytes"] = max(fold.peak_memory_bytes or 0 for fold in folds) or None
             rows = sum(fold.train_rows or 0 for fold in folds)
             pieces = sum(fold.train_pieces or fold.train_rows or 0 for fold in folds)
             if pieces > rows:

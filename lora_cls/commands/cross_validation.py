@@ -23,7 +23,7 @@ from lora_cls.data.tables import Tables, table_name
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.files import remove, write_array
-from lora_cls.machine import peak_memory, surroundings
+from lora_cls.machine import peak_memory, reset_peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
@@ -108,6 +108,7 @@ def cross_validate(
     True
     """
     started = time.monotonic()
+    reset_peak_memory()
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
     path = Path(out) if out is not None else Path("runs") / name

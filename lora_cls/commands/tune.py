@@ -11,7 +11,7 @@ import numpy as np
 
 from lora_cls.data import read_sample_submission, write_submission
 from lora_cls.data.submission import Sample
-from lora_cls.evaluation import Task, bootstrap_macro_f1, summary
+from lora_cls.evaluation import Task, bootstrap_difference, bootstrap_macro_f1, summary
 from lora_cls.recipe import Prediction, Recipe, Thresholds, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import Decision, OutOfFold, Results, RunFolder, Scores, ScoreSet, TestRows
@@ -21,6 +21,8 @@ LEFT_OUT = (
     "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "
     "variance of training."
 )
+UNTUNED = ("argmax", "fixed")
+"""Strategies that take nothing from the rows."""
 MANY_MODELS = "The score describes one fold's model; the submission combines all folds."
 ONE_MODEL = "The score and the submission are those of the one model that was trained."
 
@@ -86,7 +88,10 @@ def score(
     optimistic = recipe.train.select == "scored_fold"
     shipped, fitted = task.tune(oof.y_true, oof.y_score), oof.cross_fit(task, prediction.at_least_one)
     cross_fitted: dict[str, Any] = {"over": oof.over, "n_parts": len(fitted.thresholds)}
+    untuned = task.untuned(oof.logits)
     more: dict[str, Any] = _answers(run)
+    if task.strategy not in UNTUNED:
+        more["tuning_gain"] = asdict(bootstrap_difference(oof.y_true, fitted.y_pred, untuned, oof.groups))
     by_label = {int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()}
     decision = Decision.model_validate(
         {
@@ -115,7 +120,7 @@ def score(
             "rows_scored": len(oof),
             "rows": int((run.folds["fold"] >= 0).sum()),
             "cross_fitted": _score_set(task, oof, fitted.y_pred, shipped, optimistic=optimistic, **cross_fitted),
-            "untuned": _score_set(task, oof, task.untuned(oof.logits), None, optimistic=optimistic),
+            "untuned": _score_set(task, oof, untuned, None, optimistic=optimistic),
             "note": f"{LEFT_OUT} {MANY_MODELS if len(run.fold_numbers) > 1 else ONE_MODEL}",
         }
         | more

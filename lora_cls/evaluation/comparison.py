@@ -14,8 +14,9 @@ NOTE = (
     "exclude zero by chance."
 )
 COST_NOTE = (
-    "Minutes, memory and speed are those of the machine and the moment of each run. Training is of all folds together; "
-    "1,000 texts are predicted by the model of one fold, all folds together take as many times longer."
+    "Minutes, memory (of the whole process) and speed are those of the machine and the moment of each run. Training is "
+    "of all folds together; 1,000 texts are predicted by the model of one fold, all folds together take as many times "
+    "longer."
 )
 
 
@@ -28,7 +29,8 @@ class Compared:
     name, recipe : the folder's name; backbone and method in a few words
     seed : `train.seed`
     score : cross-fitted macro-F1
-    untuned : macro-F1 at logit > 0 (of classes: the greatest logit)
+    untuned : macro-F1 at logit > 0 (of classes: the greatest logit); None for a blend, whose logits are made of
+        corrected probabilities
     difference : score minus the best run's, paired; None for the best
     f1 : F1 of each label, cross-fitted
     cost : train_minutes, train_rows_per_second, seconds_per_1000_texts, peak_memory_gib, trainable_parameters;
@@ -40,7 +42,7 @@ class Compared:
     recipe: str
     seed: int
     score: Interval
-    untuned: float
+    untuned: float | None
     difference: Interval | None
     f1: list[float]
     cost: dict[str, float | None]

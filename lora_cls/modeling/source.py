@@ -17,7 +17,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from lora_cls.errors import BackboneError, WriteError, brief, shown
+from lora_cls.errors import BackboneError, WriteError, brief, shown, visible
 from lora_cls.files import whole_folder, writing
 from lora_cls.machine import cache_folder, cache_note
 from lora_cls.modeling.quiet import quiet_transformers
@@ -196,7 +196,9 @@ def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer, GgufConfig
 
-    print(f"Converting {name} from GGUF to safetensors, once (up to a minute) ...", file=sys.stderr, flush=True)
+    print(
+        f"Converting {visible(name)} from GGUF to safetensors, once (up to a minute) ...", file=sys.stderr, flush=True
+    )
     with quiet_transformers():
         try:
             model = AutoModel.from_pretrained(

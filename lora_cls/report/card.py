@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lora_cls.evaluation import task_of
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
-from lora_cls.report.sentences import base_name, score_sentence
+from lora_cls.report.sentences import base_name, score_sentence, short_name
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import ExportInfo
@@ -98,6 +98,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         score=score_sentence(metrics),
         per_label=metrics.cross_fitted.per_label,
         note=metrics.note,
+        words=recipe.tfidf is not None,
         fold=fold,
         writes=head_type(recipe.head.kind).with_output_layer,
         probabilities=task_of(recipe.task).meaning,
@@ -123,7 +124,7 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
         scores=about.scores,
         scored=about.scored,
         run=run.name,
-        base=recipe.backbone.name_or_path,
+        base=short_name(recipe.backbone.name_or_path),
         full=run.recipe.lora is None,
         quantized=run.recipe.quantization is not None,
         label_names=run.label_names,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, visible
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import make_folder, write_bytes, write_csv
 from lora_cls.report.sentences import Cells, interval_text
@@ -186,7 +186,7 @@ def comparison_cells(comparison: Comparison) -> Cells:
                 name,
                 run.recipe,
                 interval_text(run.score),
-                f"{run.untuned:.4f}",
+                "-" if run.untuned is None else f"{run.untuned:.4f}",
                 gap,
                 "-" if minutes is None else f"{minutes:.1f}" if minutes >= 0.1 else f"{minutes:.3f}",
                 "-" if speed is None else f"{speed:.1f}",
@@ -208,7 +208,7 @@ def label_cells(comparison: Comparison) -> list[tuple[str, list[tuple[str, bool]
 
 
 def _numbered(comparison: Comparison) -> list[str]:
-    return [f"{number} {run.name}" for number, run in enumerate(comparison.runs, start=1)]
+    return [f"{number} {visible(run.name)}" for number, run in enumerate(comparison.runs, start=1)]
 
 
 def where_scored(comparison: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
@@ -45,8 +46,16 @@ def base_name(recipe: Recipe) -> str:
         return f"{len(recipe.blend.runs)} runs together (blend by {recipe.blend.how})"
     if recipe.backbone is None:
         return "TF-IDF and logistic regression"
-    depth, name = recipe.backbone.num_hidden_layers, recipe.backbone.name_or_path
+    depth, name = recipe.backbone.num_hidden_layers, short_name(recipe.backbone.name_or_path)
     return name if depth is None else f"the lowest {depth} layers of {name}"
+
+
+def short_name(name_or_path: str) -> str:
+    """A base's name; of a path that starts at the root or at home its last part, which tells nothing of the machine."""
+    absolute = name_or_path.startswith("~") or any(
+        kind(name_or_path).is_absolute() for kind in (PurePosixPath, PureWindowsPath)
+    )
+    return PureWindowsPath(name_or_path).name if absolute else name_or_path
 
 
 def describe(recipe: Recipe) -> str:
@@ -63,7 +72,7 @@ def describe(recipe: Recipe) -> str:
     else:
         method = f"QLoRA {'8-bit' if quantization.load_in_8bit else '4-bit'} r={recipe.lora.r}"
     kind = "" if recipe.head.kind == Head().kind else f", {recipe.head.kind}"
-    return f"{recipe.backbone.name_or_path}, {method}{kind}"
+    return f"{short_name(recipe.backbone.name_or_path)}, {method}{kind}"
 
 
 def score_sentence(metrics: Scores) -> str:
@@ -86,6 +95,8 @@ def score_sentence(metrics: Scores) -> str:
     )
     for key, name in task.in_sentence.items():
         sentence += f" {name} {getattr(scores, key):.4f}, untuned {getattr(metrics.untuned, key):.4f}."
+    if metrics.tuning_gain is not None:
+        sentence += f" {tuning_sentence(metrics.tuning_gain, 'argmax' if task.name == 'single_label' else 'fixed')}"
     finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -98,6 +109,18 @@ def score_sentence(metrics: Scores) -> str:
     return sentence
 
 
+def tuning_sentence(gain: Interval, instead: str) -> str:
+    """What tuning gains over untuned decisions, and what may be done where that is nothing; `instead`: a strategy."""
+    sentence = (
+        f"Tuning gains {gain.estimate:+.4f} over untuned (95 % interval of the paired difference {gain.low:+.4f} to "
+        f"{gain.high:+.4f})"
+    )
+    if gain.low > 0:
+        return f"{sentence}."
+    shown = "WARNING: tuned decisions are worse" if gain.high < 0 else "these rows show no gain"
+    return f"{sentence}: {shown}; lora-cls tune RUN --strategy {instead} decides without tuning."
+
+
 def cost_sentence(info: RunInfo) -> str:
     """What a run took: phases, memory, speed."""
     sentence = ", ".join(
@@ -105,7 +128,9 @@ def cost_sentence(info: RunInfo) -> str:
         for phase, value in sorted(info.seconds.items(), key=lambda phase: -phase[1])
         if value >= 3 or phase in ("train", "predict")
     )
-    sentence = f"{sentence[:1].upper()}{sentence[1:]}, peak memory {(info.peak_memory_bytes or 0) / 2**30:.2f} GiB"
+    sentence = f"{sentence[:1].upper()}{sentence[1:]}"
+    if info.peak_memory_bytes:
+        sentence += f", peak memory {info.peak_memory_bytes / 2**30:.2f} GiB"
     unit = "rows"
     if info.train_rows_per_second is not None:
         per_row = info.pieces_per_row
@@ -153,12 +178,13 @@ def time_sentence(estimate: Estimate) -> str:
     lengths = (
         f"{estimate.lengths[0]} to {estimate.lengths[-1]}" if len(estimate.lengths) > 1 else str(estimate.lengths[0])
     )
+    peak = estimate.peak_memory_bytes
+    took = f"; they took {peak / 2**30:.2f} GiB at their peak" if peak else ""
     return (
         f"The run takes about {estimate.total / 60:.1f} minutes here ({folds} of {epochs}): {phases}. Measured in "
         f"{estimate.measuring_seconds:.0f} s: {estimate.steps} training steps on batches of {lengths} tokens "
         f"({estimate.train_rows_per_second:.0f} rows/s over all batches), {estimate.predictions} batches predicted "
-        f"({estimate.predict_rows_per_second:.0f} rows/s); they took {estimate.peak_memory_bytes / 2**30:.2f} GiB at "
-        "their peak. Thresholds and scores come on top."
+        f"({estimate.predict_rows_per_second:.0f} rows/s){took}. Thresholds and scores come on top."
     )
 
 

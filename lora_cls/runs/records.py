@@ -252,6 +252,8 @@ class Scores(Record):
     rows: int
     cross_fitted: ScoreSet
     untuned: ScoreSet
+    tuning_gain: Interval | None = None
+    """Cross-fitted macro-F1 minus untuned, paired; None where nothing is tuned."""
     note: str
     answers: int | None = None
     unparsable_answers: int | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from lora_cls.errors import TrainingError
+from lora_cls.errors import TrainingError, memory_full
 from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Train
 
@@ -103,7 +103,5 @@ def training_memory_error(train: Train, where: str, n_tokens: int, error: BaseEx
         )
     else:
         advice = f"One row is a batch already. Lower data.max_length{more}, or quantize the base."
-    return TrainingError(
-        f"The memory is full while training ({where}; {size} rows of up to {n_tokens} tokens at a time: "
-        f"{first_line(error)}). In a new run with another --out: {advice}"
-    )
+    here = f" while training ({where}; {size} rows of up to {n_tokens} tokens at a time: {first_line(error)})"
+    return TrainingError(memory_full(here, advice))

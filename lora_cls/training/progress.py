@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from lora_cls.errors import message_text
+
 
 class Progress:
     """Shows how far a run is. Bars on a terminal; in a log file one line per finished epoch.
@@ -54,6 +56,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line above the bars, or in the log."""
+        text = message_text(text)
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False)
         elif self._lines:

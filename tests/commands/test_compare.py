@@ -9,10 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lora_cls.commands.blend import blend
 from lora_cls.commands.compare import compare
+from lora_cls.commands.tune import tune
 from lora_cls.errors import RunError
 from lora_cls.evaluation import bootstrap_difference
-from lora_cls.report.comparison import markdown, write_comparison
+from lora_cls.recipe import Thresholds
+from lora_cls.report.comparison import comparison_cells, markdown, write_comparison
+from lora_cls.runs import RunFolder
 
 HOSTILE = '<script>alert(1)</script> "$x$ |'
 
@@ -62,6 +66,34 @@ def test_seeds(runs):
     assert seeds.sd == pytest.approx(np.std(scores, ddof=1))
     assert (seeds.low, seeds.high) == (min(scores), max(scores))
     assert compare([run.path for run in runs[:2]]).seeds == []
+
+
+def test_seeds_differ_in_the_seed_alone(make_run, problem):
+    """The same seed twice is one seed; a run tuned anew, or with other rows, is no seed of the others."""
+    y_true, fold, logits = problem(300)
+    one, again = (make_run(name, logits(1), y_true, fold) for name in ("one", "again"))
+    assert compare([one, again]).seeds == []
+    other = make_run("other", logits(1), y_true, fold, recipe={"train": {"seed": 7}})
+    (seeds,) = compare([one, again, other]).seeds
+    assert len(seeds.names) == 2
+    tune(other, Thresholds(strategy="global"))
+    assert compare([one, other]).seeds == []
+    tune(other)
+    assert len(compare([one, other]).seeds) == 1
+    info = other.info.model_copy(update={"data": other.info.data.model_copy(update={"extra_train_sha256": "1"})})
+    info.write(other.files.info)
+    assert compare([one, RunFolder(other.path)]).seeds == []
+
+
+def test_untuned_of_a_blend_is_not_stated(runs, tmp_path):
+    """A blend's logits are of corrected probabilities: logit > 0 means something else for it."""
+    blend(runs[1:], tmp_path / "both")
+    found = compare([*runs, tmp_path / "both"])
+    assert {run.name: run.untuned is None for run in found.runs} == {
+        "both": True, "seed1": False, "seed2": False, "worse": False,
+    }  # fmt: skip
+    cells = {row[1]: row[4] for row in comparison_cells(found)}
+    assert cells["both"] == "-"
 
 
 def test_cost(runs):

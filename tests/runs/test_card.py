@@ -8,7 +8,7 @@ import pytest
 
 from lora_cls.recipe import load_recipe
 from lora_cls.report.card import snippet
-from lora_cls.report.sentences import score_sentence
+from lora_cls.report.sentences import base_name, describe, score_sentence
 from lora_cls.runs import RunInfo
 
 TEXTS = ["so happy and lovely, what a great day with all of my friends in the garden", "afraid"]
@@ -96,3 +96,20 @@ def test_adapter_opens_anywhere(finished, kind):
         names = list(file.keys())
     assert any("score" in name for name in names)
     assert all("lora_" in name or "score" in name for name in names)
+
+
+def test_card_says_what_the_folder_holds(finished):
+    """Vocabularies of TF-IDF are pieces of the training texts, and paths are told: said before a folder is shared."""
+    assert "hold words and pieces of the training texts" in (finished("tfidf").path / "README.md").read_text()
+    text = (finished("bert").path / "README.md").read_text()
+    assert "`run.json`, `recipe.yaml`, the snippet above" in text
+    assert "pieces of the training texts" not in text
+
+
+@pytest.mark.parametrize("path", ["/home/me/models/tiny", "~/models/tiny", r"C:\Users\me\tiny"])
+def test_a_path_is_told_by_its_last_part(path):
+    """Where a base lies on a machine is nobody's business in prose; a hub's name stands in full."""
+    for told, name in ((path, "tiny"), ("org/tiny", "org/tiny")):
+        recipe = load_recipe({"backbone": {"name_or_path": told}, "lora": {"r": 4}})
+        assert base_name(recipe) == name
+        assert describe(recipe).startswith(f"{name}, LoRA")
