@@ -20,6 +20,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Results:
 
 
 class RunFolder:
-    """An existing run folder. Every file is read once; make another `RunFolder` to see what other processes changed.
+    """An existing run folder. What stays fixed is read once; what `tune` writes is read each time that it is asked for.
 
     Raises
     ------
@@ -81,6 +82,8 @@ class RunFolder:
 
     Examples
     --------
+    The results of a run, as tables: `run.scores`, `run.per_label`, `run.oof`, `run.test_proba`, `run.submission`.
+
     >>> RunFolder("no/such/run")
     Traceback (most recent call last):
     lora_cls.errors.RunError: no/such/run is no run folder: it has no recipe.yaml.
@@ -96,16 +99,64 @@ class RunFolder:
 
     @classmethod
     def of(cls, run: str | Path | RunFolder) -> RunFolder:
-        """A run folder, whichever way it is given."""
-        return run if isinstance(run, RunFolder) else cls(run)
+        """A run folder, whichever way it is given.
+
+        Raises
+        ------
+        RunError
+            If it is no run folder, or neither a path nor a `RunFolder`.
+        """
+        if isinstance(run, RunFolder):
+            return run
+        if not isinstance(run, (str, PathLike)):
+            raise RunError(f"A run is given by its path or as a RunFolder. Got {type(run).__name__} instead.")
+        return cls(run)
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: where the run is, and its scores."""
-        shown = f"<p>{escape(repr(self))}</p>"
-        return shown + Scores.read(self.files.scores)._repr_html_() if self.files.scores.is_file() else shown
+        """For notebooks: where the run is, how far it is, its scores, and its page."""
+        shown = f"<p><b>{escape(repr(self))}</b></p>"
+        try:
+            folds = f"{len(self.finished_folds)} of {len(self.fold_numbers)} folds finished"
+            more = f"{self.task().title}, {len(self.label_names)} {self.task().nouns}, {folds}"
+            shown += f"<p>{escape(more)}</p>"
+            if self.files.scores.is_file():
+                shown += self.scores._repr_html_()
+            if self.files.page.is_file():
+                shown += f"<p>Curves, mistakes and doubtful labels: {escape(str(self.files.page))}</p>"
+        except RunError as error:  # damage should not keep a notebook from showing which run it is
+            shown += f"<p>{escape(str(error))}</p>"
+        return shown
+
+    @property
+    def scores(self) -> Scores:
+        """`metrics.json`."""
+        return Scores.read(self.files.scores)
+
+    @property
+    def per_label(self) -> pd.DataFrame:
+        """A row per label: the cross-fitted scores, and the shipped threshold."""
+        return self.scores.per_label()
+
+    @property
+    def oof(self) -> pd.DataFrame:
+        """Columns id and fold, then each label's out-of-fold probability; the rows of the finished folds."""
+        found = self.out_of_fold()
+        rows = pd.DataFrame({"id": found.ids, "fold": found.fold})
+        return pd.concat([rows, pd.DataFrame(found.y_score, columns=found.label_names)], axis=1)
+
+    @property
+    def test_proba(self) -> pd.DataFrame | None:
+        """Column id, then each label's probability for the test rows; None for a run without test rows."""
+        return None if self.test_ids is None else read_csv(self.files.test_proba)
+
+    @property
+    def submission(self) -> pd.DataFrame | None:
+        """`submission.csv`, the ids in its first column as text; None for a run without test rows."""
+        file = self.files.submission
+        return None if self.test_ids is None else read_csv(file, id_name=read_csv(file, nrows=0).columns[0])
 
     @classmethod
     def create(

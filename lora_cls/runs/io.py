@@ -26,10 +26,10 @@ def read_bytes(file: Path) -> bytes:
         raise RunError(f"{file} cannot be read: {error.strerror}.") from None
 
 
-def read_csv(file: Path, **options: Any) -> pd.DataFrame:
+def read_csv(file: Path, id_name: str = "id", **options: Any) -> pd.DataFrame:
     """Exact floats, ids as text. Raises RunError if the file is missing or damaged."""
     try:
-        return pd.read_csv(file, dtype={"id": str}, keep_default_na=False, **EXACT_FLOATS, **options)
+        return pd.read_csv(file, dtype={id_name: str}, keep_default_na=False, **EXACT_FLOATS, **options)
     except FileNotFoundError:
         raise RunError(f"{file} is missing: the run is incomplete, or this is no run folder.") from None
     except (ValueError, pd.errors.ParserError) as error:
