@@ -70,7 +70,7 @@ def cross_validate(
     overrides: Sequence[str] = (),
     resume: bool = False,
     smoke: bool = False,
-    show: bool = False,
+    show: bool | None = None,
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
 
@@ -84,7 +84,7 @@ def cross_validate(
     overrides : `["lora.r=8", ...]`
     resume : continue an existing run folder
     smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
-    show : progress on stderr
+    show : progress; where None, in notebooks and at a prompt
 
     Returns
     -------

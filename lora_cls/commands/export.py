@@ -40,7 +40,7 @@ def export(
     share: float | None = None,
     score: TableLike | None = None,
     backbone: str | None = None,
-    show: bool = False,
+    show: bool | None = None,
 ) -> RunFolder:
     """Make one model of a run's finished folds.
 
@@ -66,7 +66,7 @@ def export(
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
     backbone : where the same base model lies on this machine, if elsewhere
-    show : progress on stderr
+    show : progress; where None, in notebooks and at a prompt
 
     Returns
     -------
@@ -203,7 +203,7 @@ def score_export(
     labelled: Labelled,
     *,
     backbone: str | None = None,
-    show: bool = False,
+    show: bool | None = None,
 ) -> list[ExportScore]:
     """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
 

@@ -40,7 +40,7 @@ class Classifier:
         thresholds: np.ndarray,
         prediction: Prediction,
         backbone: str | None,
-        show: bool,
+        show: bool | None,
     ) -> None:
         self.run = run
         self.recipe = run.recipe
@@ -55,7 +55,12 @@ class Classifier:
 
     @classmethod
     def load(
-        cls, run: str | Path | RunFolder, *, backbone: str | None = None, models: Models = "folds", show: bool = False
+        cls,
+        run: str | Path | RunFolder,
+        *,
+        backbone: str | None = None,
+        models: Models = "folds",
+        show: bool | None = False,
     ) -> Classifier:
         """Open a run folder, or what `export` made of one.
 
@@ -63,7 +68,7 @@ class Classifier:
         ----------
         backbone : where the same base model lies on this machine, if elsewhere (a folder, hub id or package)
         models : `folds`, all finished folds combined; or `refit`, the one model of all rows
-        show : progress on stderr
+        show : progress of each prediction; where None, in notebooks and at a prompt
 
         Raises
         ------
@@ -150,7 +155,7 @@ def predict_file(
     sample_submission: str | Path | pd.DataFrame | None = None,
     backbone: str | None = None,
     models: Models = "folds",
-    show: bool = False,
+    show: bool | None = None,
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from lora_cls.errors import RunError, unwritable
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
@@ -42,7 +41,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         raise unwritable(out, error) from error
     picture = figure(comparison)
     write_bytes(out / "compare.md", markdown(comparison).encode())
-    write_csv(out / "compare.csv", csv_table(comparison))
+    write_csv(out / "compare.csv", comparison.table())
     write_bytes(out / "compare.svg", picture.encode())
     write_bytes(out / "compare.html", html(comparison, picture).encode())
     return [out / f"compare.{kind}" for kind in ("md", "csv", "svg", "html")]
@@ -71,23 +70,6 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
         "note": NOTE,
         "cost_note": COST_NOTE,
     }
-
-
-def csv_table(comparison: Comparison) -> pd.DataFrame:
-    """One row per run, numbers in full."""
-    rows = []
-    for run in comparison.runs:
-        row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed, "optimistic": run.optimistic}
-        row |= {"macro_f1": run.score.estimate, "low": run.score.low, "high": run.score.high, "untuned": run.untuned}
-        gap = run.difference
-        row |= {
-            "minus_best": gap.estimate if gap else 0.0,
-            "minus_best_low": gap.low if gap else None,
-            "minus_best_high": gap.high if gap else None,
-        }
-        row |= run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(comparison.label_names)}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def figure(comparison: Comparison) -> str:

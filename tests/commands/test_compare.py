@@ -89,6 +89,19 @@ def test_files(runs, tmp_path):
         write_comparison(found, runs[0].path)
 
 
+def test_in_a_notebook(runs):
+    """A comparison says in a line what won, is a table with a row per run, and shows both without its 20 fields."""
+    found = compare(runs)  # run folders, as paths elsewhere
+    assert repr(found).startswith(f"Comparison(3 runs, 300 rows, 3 folds, macro-F1: {found.runs[0].name} 0.")
+    table = found.table()
+    assert table["run"].tolist() == [one.name for one in found.runs]
+    assert table["minus_best"].tolist() == [0.0, *(one.difference.estimate for one in found.runs[1:])]
+    assert table["f1_joy"].tolist() == [one.f1[found.label_names.index("joy")] for one in found.runs]
+    shown = found._repr_html_()
+    for one in found.runs:
+        assert one.name in shown and f"{one.score.estimate:.4f}" in shown and f"{one.f1[0]:.4f}" in shown
+
+
 class _Page(HTMLParser):
     def __init__(self):
         super().__init__()
