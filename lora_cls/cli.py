@@ -306,12 +306,13 @@ def _print_run(run: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that users can mend are printed without a traceback, exit code 2; Ctrl-C exits with 130."""
-    from lora_cls.errors import LoraClsError
+    from lora_cls.errors import LoraClsError, words_of
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels at import
     try:
-        app()
+        with words_of("shell"):
+            app()
     except LoraClsError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -81,11 +81,11 @@ class Comparison:
         """A row per run, numbers in full; `minus_best` is the paired difference from the first."""
         rows = []
         for run in self.runs:
-            row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed, "optimistic": run.optimistic}
-            row |= {"macro_f1": run.score.estimate, "low": run.score.low, "high": run.score.high}
+            row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed}
+            row |= {"optimistic": run.optimistic, "macro_f1": run.score.estimate}
+            row |= {"low": run.score.low, "high": run.score.high, "untuned": run.untuned}
             gap = run.difference
             row |= {
-                "untuned": run.untuned,
                 "minus_best": gap.estimate if gap else 0.0,
                 "minus_best_low": gap.low if gap else None,
                 "minus_best_high": gap.high if gap else None,

@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from lora_cls.errors import in_callers_words
+
 
 def interactive() -> bool:
     """Whether somebody reads along: a notebook, IPython, or Python's own prompt, which all set `sys.ps1`."""
@@ -60,7 +62,8 @@ class Progress:
             self._bars.update(self._folds, total=n_folds, description="folds")
 
     def say(self, text: str) -> None:
-        """A line above the bars, or in the log."""
+        """A line above the bars, or in the log; its advice in the words of the caller."""
+        text = in_callers_words(text)
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False)
         elif self._lines:
