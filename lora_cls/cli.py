@@ -36,6 +36,7 @@ BackbonePath = Annotated[
     str | None,
     typer.Option("--backbone", help="Where the same base model lies on this machine."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
 
 
 @app.command()
@@ -49,6 +50,7 @@ def run(
     folds: Annotated[str | None, typer.Option(help="Folds to run now, as 0,1; the rest later with --resume.")] = None,
     fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
+    overwrite: Overwrite = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
 ) -> None:
     """Train the folds of a recipe, score them honestly, and write the submission."""
@@ -56,7 +58,7 @@ def run(
 
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
-        overrides=set_ or (), resume=resume, smoke=smoke, show=True,
+        overrides=set_ or (), resume=resume, overwrite=overwrite, smoke=smoke, show=True,
     )  # fmt: skip
     _print_run(finished)
 
@@ -90,13 +92,15 @@ def predict(
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    overwrite: Overwrite = False,
 ) -> None:
     """Answer for new texts with the models of a run."""
     from lora_cls.commands.predict import predict_file
 
     folder = predict_file(
-        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True
-    )
+        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, overwrite=overwrite,
+        show=True,
+    )  # fmt: skip
     print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
 
 
@@ -132,12 +136,15 @@ def export(
         typer.Option(help="A labelled table: score the export beside the folds together and refit."),
     ] = None,
     backbone: BackbonePath = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make one model of the folds' models, to ship: the exact mean of their updates, compressed or merged if wanted."""
     from lora_cls.commands.export import export as export_run
     from lora_cls.terminal import print_export
 
-    exported = export_run(run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, show=True)
+    exported = export_run(
+        run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, overwrite=overwrite, show=True
+    )
     print_export(exported)
 
 
@@ -195,13 +202,14 @@ def blend(
         BlendHow,
         typer.Option(help="The way that is written; all are scored."),
     ] = "mean_logit",
+    overwrite: Overwrite = False,
 ) -> None:
     """Combine runs on the same rows and folds into a new run folder, scored like any run. Loads no model."""
     from lora_cls.commands.blend import blend as blend_runs
     from lora_cls.runs.records import BlendInfo
     from lora_cls.terminal import print_blend
 
-    blended = blend_runs(runs, out, how, say=_say)
+    blended = blend_runs(runs, out, how, overwrite=overwrite, say=_say)
     print_blend(BlendInfo.read(blended.files.blend))
     _print_run(blended)
 

@@ -32,6 +32,7 @@ def blend(
     out: str | Path,
     how: BlendHow = "mean_logit",
     *,
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> RunFolder:
     """Combine finished runs on the same rows and folds into a new run folder.
@@ -46,6 +47,7 @@ def blend(
     paths : two run folders or more
     out : the new run folder
     how : the way that is written
+    overwrite : replace a run folder in `out`, which must not be one of the runs
     say : see `tune`
 
     Raises
@@ -66,7 +68,9 @@ def blend(
     members = align(paths)
     first, oof = members[0].run, members[0].oof
     recipe = _recipe(members, out, how)
-    RunFolder.refuse_existing(out)  # before minutes of fitting
+    if overwrite and any(_within(member.run.path, out) for member in members):
+        raise RunError(f"{out} holds one of the runs that are blended. Choose another folder with --out.")
+    RunFolder.refuse_existing(out, overwrite)  # before minutes of fitting
     task = members[0].task
     y_score = np.array([member.oof.y_score for member in members])
     test = _test_scores(members)
@@ -80,7 +84,7 @@ def blend(
         seconds={phase: round(sum(one.seconds[phase] for one in infos), 1) for phase in ("train", "predict")},
         peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos),
     )
-    run = RunFolder.create_like(out, recipe, info, first)
+    run = RunFolder.create_like(out, recipe, info, first, overwrite=overwrite)
     place = {value: i for i, value in enumerate(oof.ids)}
     held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
     for k, number in enumerate(run.fold_numbers):
@@ -99,6 +103,10 @@ def blend(
     about.write(run.files.blend)
     tune(run, say=say)
     return run
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def blended_logits(task: Task, proba: np.ndarray) -> np.ndarray:

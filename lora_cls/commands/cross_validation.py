@@ -69,6 +69,7 @@ def cross_validate(
     fold_table: TableLike | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    overwrite: bool = False,
     smoke: bool = False,
     show: bool | None = None,
 ) -> RunFolder:
@@ -83,6 +84,8 @@ def cross_validate(
     fold_table : columns id and fold, instead of making folds
     overrides : `["lora.r=8", ...]`
     resume : continue an existing run folder
+    overwrite : replace an existing run folder, once the new run can be started; a folder that holds anything but a run
+        is refused
     smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
     show : progress; where None, in notebooks and at a prompt
 
@@ -105,6 +108,8 @@ def cross_validate(
     True
     """
     started = time.monotonic()
+    if resume and overwrite:
+        raise RunError("--resume continues a run, and --overwrite replaces it: give one of them.")
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides)
     path = Path(out) if out is not None else Path("runs") / name
@@ -137,14 +142,16 @@ def cross_validate(
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         if not resumed:
-            RunFolder.refuse_existing(path)  # before minutes of loading
+            RunFolder.refuse_existing(path, overwrite)  # before minutes of loading
         choices = run.info.choices if resumed else None
         learner = make_learner(recipe, data.label_names, choices, None, progress)
         trainer = learner.prepare(data, tables.test)
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)
-            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
+            run = RunFolder.create(
+                path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite
+            )
         costs = Costs(run, learner, started)
         todo = [k for k in wanted if not run.fold(k).finished]
         progress.expect(len(todo))

@@ -24,7 +24,7 @@ from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import export_card
 from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import Decision, FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
-from lora_cls.runs.folder import write_recipe
+from lora_cls.runs.folder import refuse_foreign, write_recipe
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
 from lora_cls.training.heads import head_type
 
@@ -40,6 +40,7 @@ def export(
     share: float | None = None,
     score: TableLike | None = None,
     backbone: str | None = None,
+    overwrite: bool = False,
     show: bool | None = None,
 ) -> RunFolder:
     """Make one model of a run's finished folds.
@@ -66,6 +67,7 @@ def export(
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
     backbone : where the same base model lies on this machine, if elsewhere
+    overwrite : replace an export that stands in `out`, once the new one is complete
     show : progress; where None, in notebooks and at a prompt
 
     Returns
@@ -88,10 +90,10 @@ def export(
     """
     run = RunFolder.of(run)
     out = Path(out)
-    _check(run, out, to, rank, share)
+    _check(run, out, to, rank, share, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
     try:
-        with whole_folder(out) as scratch:
+        with whole_folder(out, replace=overwrite) as scratch:
             about = _write(run, scratch, to, rank, share, backbone)
     except OSError as error:
         raise unwritable(out, error) from error
@@ -104,11 +106,17 @@ def export(
     return exported
 
 
-def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None) -> None:
+def _check(
+    run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool
+) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     if out.exists() or out.is_symlink():
-        raise RunError(f"{out} exists already: choose another folder with --out. Nothing is overwritten.")
+        if not overwrite:
+            raise RunError(f"{out} exists already: replace it with --overwrite, or choose another folder with --out.")
+        refuse_foreign(out)
+        if not RunFolder(out).exported:
+            raise RunError(f"{out} is a run, and no export: it is not overwritten. Choose another folder with --out.")
     if run.exported:
         raise RunError(f"{run.path} is an export itself: give the run that it was made from.")
     if recipe.tfidf is not None:

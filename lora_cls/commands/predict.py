@@ -147,6 +147,21 @@ class Classifier:
         return task.together(per_fold, self.thresholds, self.prediction)
 
 
+def refuse_predictions(folder: Path, overwrite: bool) -> None:
+    """Raise RunError where a submission stands that is not to be replaced, or that no prediction of ours wrote."""
+    if not (folder / "submission.csv").exists():
+        return
+    if not overwrite:
+        raise RunError(
+            f"{folder} holds predictions already: replace them with --overwrite, or choose another folder with --out."
+        )
+    if (folder / "recipe.yaml").exists() or not (folder / "test_proba.csv").is_file():
+        raise RunError(
+            f"{folder} holds a submission that no prediction wrote, and it is not overwritten. Choose another folder "
+            "with --out."
+        )
+
+
 def predict_file(
     run: str | Path | RunFolder,
     table: str | Path | pd.DataFrame,
@@ -155,6 +170,7 @@ def predict_file(
     sample_submission: str | Path | pd.DataFrame | None = None,
     backbone: str | None = None,
     models: Models = "folds",
+    overwrite: bool = False,
     show: bool | None = None,
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
@@ -162,6 +178,7 @@ def predict_file(
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
+    overwrite : replace the predictions that `out` holds, once there are new ones
 
     Returns
     -------
@@ -184,8 +201,7 @@ def predict_file(
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
-    if (folder / "submission.csv").exists():
-        raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
+    refuse_predictions(folder, overwrite)
     test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
     id_name = (test.columns.id if test.columns else None) or "id"
     task, delimiter = run.recipe.task, run.recipe.data.label_delimiter

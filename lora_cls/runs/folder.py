@@ -16,7 +16,10 @@ Files are written under a temporary name and renamed; `fold.json` completes a fo
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -30,9 +33,9 @@ import yaml
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
-from lora_cls.errors import RunError, no_fold_finished
+from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task, task_of
-from lora_cls.files import write_bytes, write_csv
+from lora_cls.files import whole_folder, write_bytes, write_csv
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import integers, read_array, read_csv, write_values
@@ -168,8 +171,17 @@ class RunFolder:
         info: RunInfo,
         test: Dataset | None = None,
         sample: pd.DataFrame | None = None,
+        *,
+        overwrite: bool = False,
     ) -> RunFolder:
-        """Make a new run folder; `recipe.yaml`, which marks it as one, is written last."""
+        """Make a new run folder; `recipe.yaml`, which marks it as one, is written last.
+
+        With `overwrite` a folder of ours gives way as soon as the new one is complete.
+        """
+        if overwrite and cls.begun(path):
+            with _replacing(path) as new:
+                cls.create(new, recipe, train, fold, info, test, sample)
+            return cls(path)
         files = cls._begin(path)
         assert train.labels is not None
         named = train.columns.labels[0] if train.columns and train.columns.classes is not None else None
@@ -183,8 +195,14 @@ class RunFolder:
         return cls._complete(path, recipe, info)
 
     @classmethod
-    def create_like(cls, path: Path, recipe: Recipe, info: RunInfo, like: RunFolder) -> RunFolder:
+    def create_like(
+        cls, path: Path, recipe: Recipe, info: RunInfo, like: RunFolder, *, overwrite: bool = False
+    ) -> RunFolder:
         """Make a new run folder on the rows, labels, folds and test rows of another, without any fold finished."""
+        if overwrite and cls.begun(path):
+            with _replacing(path) as new:
+                cls.create_like(new, recipe, info, like)
+            return cls(path)
         files = cls._begin(path)
         for name in ("labels", "folds", "train_labels", "test_ids", "sample_submission"):
             if (source := getattr(like.files, name)).is_file():
@@ -214,13 +232,15 @@ class RunFolder:
         return path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / UNFINISHED).exists()))
 
     @classmethod
-    def refuse_existing(cls, path: Path) -> None:
+    def refuse_existing(cls, path: Path, overwrite: bool = False) -> None:
         """Raise RunError unless `create` may write into `path`."""
         if cls.begun(path):
-            raise RunError(
-                f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
-                "an existing run is never overwritten."
-            )
+            if not overwrite:
+                raise RunError(
+                    f"{path} exists already. Continue it with --resume, replace it with --overwrite, or choose another "
+                    "folder with --out."
+                )
+            refuse_foreign(path)
         parent = next(parent for parent in path.absolute().parents if parent.exists())
         if not parent.is_dir():
             raise RunError(f"{path} cannot be made: {parent} is a file.")
@@ -394,6 +414,40 @@ class RunFolder:
                 + "\n  ".join(differences)
                 + "\nGive the same recipe and data, or start a new run with another --out."
             )
+
+
+OURS = re.compile(
+    r"fold-\d\d+|refit|adapter|model|fold\.json|\.creating|\..*\.tmp|\.ipynb_checkpoints|\.DS_Store|Thumbs\.db"
+)
+"""What lies in a run folder or an export beside `RunFiles`: folds, models, scratch, and what viewers of folders leave."""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise RunError unless `path` is a run folder, an export or a blend that holds nothing else, and may be removed.
+
+    A `recipe.yaml` alone proves nothing: it may lie in the folder of somebody's whole project.
+    """
+    if path.is_symlink() or not path.is_dir() or not RunFiles(path).recipe.is_file():
+        raise RunError(f"{path} is no run folder, and is not overwritten. Choose another folder with --out.")
+    ours = {file.name for file in vars(RunFiles(path)).values()}
+    foreign = sorted(e.name for e in path.iterdir() if e.name not in ours and not OURS.fullmatch(e.name))
+    if foreign or not RunFiles(path).info.is_file():
+        what = f"also holds {shorten(foreign, 5)}" if foreign else "has no run.json"
+        raise RunError(
+            f"{path} {what}: not only a run lies there, and nothing is overwritten. Move that away, or choose another "
+            "folder with --out."
+        )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A folder beside a run folder, which takes its place at the end."""
+    refuse_foreign(path)
+    try:
+        with whole_folder(path, replace=True) as new:
+            yield new
+    except OSError as error:
+        raise RunError(f"{path} cannot be replaced: {error.strerror}.") from error
 
 
 def write_recipe(file: Path, recipe: Recipe) -> None:
