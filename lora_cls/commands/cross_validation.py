@@ -149,9 +149,7 @@ def cross_validate(
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)
-            run = RunFolder.create(
-                path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite
-            )
+            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite)
         costs = Costs(run, learner, started)
         todo = [k for k in wanted if not run.fold(k).finished]
         progress.expect(len(todo))

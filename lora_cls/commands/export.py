@@ -106,9 +106,7 @@ def export(
     return exported
 
 
-def _check(
-    run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool
-) -> None:
+def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     if out.exists() or out.is_symlink():

@@ -419,7 +419,7 @@ class RunFolder:
 OURS = re.compile(
     r"fold-\d\d+|refit|adapter|model|fold\.json|\.creating|\..*\.tmp|\.ipynb_checkpoints|\.DS_Store|Thumbs\.db"
 )
-"""What lies in a run folder or an export beside `RunFiles`: folds, models, scratch, and what viewers of folders leave."""
+"""What lies in a run folder or an export beside `RunFiles`: folds, models, scratch, what folder viewers leave."""
 
 
 def refuse_foreign(path: Path) -> None:
