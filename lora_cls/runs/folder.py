@@ -8,7 +8,8 @@ fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logi
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
 blend.json        of a blend: what each way and each run gains; fitted_logits.npy where it learnt from labels
-oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv  report.html
+oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
+report.html       mistakes.csv  doubts.csv
 ```
 
 Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last.
@@ -56,6 +57,7 @@ class RunFiles:
         self.oof_proba, self.test_proba = root / "oof_proba.csv", root / "test_proba.csv"
         self.submission = root / "submission.csv"
         self.card, self.page = root / "README.md", root / "report.html"
+        self.mistakes, self.doubts = root / "mistakes.csv", root / "doubts.csv"
         self.blend, self.fitted_logits = root / "blend.json", root / "fitted_logits.npy"
         self.export = root / "export.json"
         self.calibration = root / "calibration.json"
