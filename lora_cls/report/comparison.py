@@ -13,7 +13,7 @@ from lora_cls.errors import RunError, unwritable
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.report.sentences import Cells, interval_text
-from lora_cls.report.templating import fill
+from lora_cls.report.templating import fill, resource
 
 HEADER = (
     "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
@@ -56,7 +56,15 @@ def html(comparison: Comparison, picture: str) -> str:
     """One page without any other file: tables and the figure."""
     # drawn in the ink of the page, on its ground
     svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
-    return fill("compare.html.j2", **_shown(comparison), score_columns=SCORES, cost_columns=COST, picture=svg)
+    return fill(
+        "compare.html.j2",
+        **_shown(comparison),
+        score_columns=SCORES,
+        cost_columns=COST,
+        picture=svg,
+        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+        style=resource("assets/page.css"),
+    )
 
 
 def _shown(comparison: Comparison) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from lora_cls.report.sentences import (
     lengths_sentence,
     score_sentence,
     settings_rows,
+    share_of_test,
 )
 from lora_cls.runs import Decision, FoldFolder, OutOfFold, Results, RunFolder, RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
@@ -152,7 +153,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "pairs": _pairs(shown),
         "doubts": _doubts(shown, task),
         "settings": settings_rows(recipe),
-        "test": _test(run, scores),
+        "test": share_of_test(run, scores),
         "costs": _costs(info, folds),
         "data": _data(run, lengths),
         "rows": len(oof),
@@ -364,19 +365,6 @@ def _costs(info: RunInfo, folds: list[dict[str, Any]]) -> list[tuple[str, str]]:
     where = info.machine.gpu or f"{info.machine.processor}, {info.machine.platform}"
     libraries = ", ".join(f"{name} {version}" for name, version in info.versions.items())
     return [*costs, ("rows", rows), ("started", info.started), ("machine", where), ("versions", libraries)]
-
-
-def _test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:
-    """What was decided for the test rows, beside the training rows; None for a run without any."""
-    if scores.test is None:
-        return None
-    rows, positives = scores.test.rows, scores.test.positives
-    train = run.y_true.mean(axis=0).tolist()
-    labels = [
-        {"label": name, "positives": positives[name], "share": positives[name] / max(rows, 1), "train": share}
-        for name, share in zip(run.label_names, train, strict=True)
-    ]
-    return {"rows": rows, "labels": labels}
 
 
 def _duration(seconds: float) -> str:

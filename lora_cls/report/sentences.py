@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
 from lora_cls.recipe import Head, Recipe
-from lora_cls.runs import RunInfo, Scores
+from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
 if TYPE_CHECKING:
@@ -102,6 +102,19 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
         rows.append(("seed", recipe.train.seed))
     rows.append(("folds", recipe.cv.n_splits))
     return [(name, str(value)) for name, value in rows]
+
+
+def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:
+    """What was decided for the test rows, beside the training rows; None for a run without any."""
+    if scores.test is None:
+        return None
+    rows, positives = scores.test.rows, scores.test.positives
+    train = run.y_true.mean(axis=0).tolist()
+    labels = [
+        {"label": name, "positives": positives[name], "share": positives[name] / max(rows, 1), "train": share}
+        for name, share in zip(run.label_names, train, strict=True)
+    ]
+    return {"rows": rows, "labels": labels}
 
 
 def score_sentence(metrics: Scores) -> str:
