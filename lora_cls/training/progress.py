@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,8 @@ class Progress:
         self.done = 0
         self.started = time.monotonic()
         self._bars: Any = None
+        if show:  # lines and bars of our own need none of Jupyter's widgets, which libraries below ask for
+            warnings.filterwarnings("ignore", message="IProgress not found")
         self._lines = show and not sys.stderr.isatty()
         self._wanted = show and sys.stderr.isatty()
 

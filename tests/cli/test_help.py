@@ -78,7 +78,7 @@ def test_public_names():
 
     for name in lora_cls.__all__:
         assert getattr(lora_cls, name) is not None
-    assert set(lora_cls.__all__) <= set(dir(lora_cls))
+    assert {name for name in dir(lora_cls) if not name.startswith("_")} == set(lora_cls.__all__) - {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'trainn'"):
         _ = lora_cls.trainn
 
