@@ -1,7 +1,7 @@
 """The templates of what the package writes for people: the page, cards, comparisons, and snippets of code.
 
-What is put into HTML (`*.html.j2`) is escaped. Into code it goes through `repr`, or `quoted` where the code has double
-quotes; into the cells of a Markdown table through `cell`.
+What is put into HTML and SVG (`*.html.j2`, `*.svg.j2`) is escaped. Into code it goes through `repr`, or `quoted` where
+the code has double quotes; into the cells of a Markdown table through `cell`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def fill(template: str, /, **values: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(lambda name: resource(f"templates/{name}")),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        autoescape=lambda name: name is not None and name.endswith((".html.j2", ".svg.j2")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -12,8 +12,9 @@ import pytest
 from lora_cls.commands.compare import compare
 from lora_cls.errors import RunError
 from lora_cls.evaluation import bootstrap_difference
-from lora_cls.report.comparison import markdown, write_comparison
+from lora_cls.report.comparison import figure, markdown, write_comparison
 
+SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '<script>alert(1)</script> "$x$ |'
 
 
@@ -87,6 +88,20 @@ def test_files(runs, tmp_path):
     assert f"{found.runs[0].score.estimate:.4f}" in markdown(found)
     with pytest.raises(RunError, match="is a run folder"):
         write_comparison(found, runs[0].path)
+
+
+def test_the_figure_stands_where_its_axes_say(runs):
+    """Points and intervals lie, by the ticks of both axes, at minutes and scores; without any library that draws."""
+    found = compare(runs)
+    root = ElementTree.fromstring(figure(found))
+    texts = [(float(e.get("x")), float(e.get("y")), e.text) for e in root.iter(f"{SVG}text") if e.get("x")]
+    scores = [(y - 4, float(text)) for x, y, text in texts if re.fullmatch(r"0\.\d+", text) and x < 60]
+    slope, start = np.polyfit(*zip(*scores, strict=True), 1)
+    bars = [group.find(f"{SVG}path").get("d") for group in root.iter(f"{SVG}g")]
+    for bar, run in zip(bars, found.runs, strict=True):
+        low, high = (float(n) for n in re.fullmatch(r"M[\d.]+,([\d.]+)h8m-4,0V([\d.]+)m-4,0h8", bar).groups())
+        assert slope * low + start == pytest.approx(run.score.low, abs=1e-3)
+        assert slope * high + start == pytest.approx(run.score.high, abs=1e-3)
 
 
 def test_in_a_notebook(runs):
