@@ -5,39 +5,73 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
+from lora_cls import __version__
 from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, Models, ThresholdStrategy
-from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible
+from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible, words_of
 
 app = typer.Typer(
     name="lora-cls",
-    help="LoRA fine-tuning of text classifiers with honest cross-validation: one recipe, one score, one submission.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+class Command(TyperCommand):
+    """A command whose help names its arguments once: RUN, without `{}`, `...` and Python's name of its type."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        formatter.buffer[:] = [
+            re.sub(r"\{([A-Z]+)\}", r"\1", re.sub(r"\b([A-Z]+) <[\w\[\]]+>", r"\1", part)) for part in formatter.buffer
+        ]
+
+
+def _example(*lines: str) -> dict[str, Any]:
+    """What a command is declared with: its class, and examples, a line each, that stand below its options."""
+    return {"cls": Command, "epilog": "\b\nExample:\n" + "\n".join(f"  lora-cls {line}" for line in lines)}
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"lora-cls {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="\b\nExample:\n  lora-cls run minilm-l6 --train train.csv --test test.csv")
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """LoRA fine-tuning of text classifiers with honest cross-validation: one recipe, one score, one submission."""
+
+
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
-RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two run folders or more.")]
-Train = Annotated[str | None, typer.Option(help="Training table: CSV, TSV, JSONL or Parquet.")]
-Test = Annotated[str | None, typer.Option(help="Test table.")]
+RunPaths = Annotated[list[Path], typer.Argument(metavar="RUN", help="Two run folders or more.")]
+Train = Annotated[str | None, typer.Option(metavar="FILE", help="Training table: CSV, TSV, JSONL or Parquet.")]
+Test = Annotated[str | None, typer.Option(metavar="FILE", help="Test table.")]
 Sample = Annotated[
     str | None,
-    typer.Option("--sample-submission", help="A file whose ids and columns the submission copies."),
+    typer.Option("--sample-submission", metavar="FILE", help="A file whose ids and columns the submission copies."),
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field.")]
 BackbonePath = Annotated[
     str | None,
-    typer.Option("--backbone", help="Where the same base model lies on this machine."),
+    typer.Option("--backbone", metavar="PATH", help="Where the same base model lies on this machine."),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier call wrote there.")]
 
 TrustRemoteCode = Annotated[
     bool,
@@ -49,17 +83,27 @@ TrustRemoteCode = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    **_example(
+        "run minilm-l6 --train train.csv --test test.csv --sample-submission sample_submission.csv",
+        "run minilm-l6 --train train.csv --folds 0 --set train.num_train_epochs=5",
+    )
+)
 def run(
     recipe: RecipeName,
     train: Train = None,
     test: Test = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/RECIPE by default.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The run folder; runs/RECIPE by default.")] = None,
     sample_submission: Sample = None,
     set_: Set = None,
-    folds: Annotated[str | None, typer.Option(help="Folds to run now, as 0,1; the rest later with --resume.")] = None,
-    fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
+    folds: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Folds to run now, as 0,1; the rest later with --resume.")
+    ] = None,
+    fold_table: Annotated[
+        str | None, typer.Option("--fold-table", metavar="FILE", help="Table of id and fold to use.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
+    overwrite: Overwrite = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -68,39 +112,49 @@ def run(
 
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
-        overrides=set_ or (), resume=resume, smoke=smoke, show=True, trust_remote_code=trust_remote_code,
+        overrides=set_ or (), resume=resume, overwrite=overwrite, smoke=smoke, show=True,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     _print_run(finished)
 
 
-@app.command()
+@app.command(**_example("check minilm-l6 --train train.csv --test test.csv"))
 def check(
     recipe: RecipeName,
     train: Train = None,
     test: Test = None,
     sample_submission: Sample = None,
     set_: Set = None,
-    fold_table: Annotated[str | None, typer.Option("--fold-table", help="Table of id and fold to use.")] = None,
-    folds: Annotated[str | None, typer.Option(help="Folds that the run would train, as 0,1.")] = None,
+    fold_table: Annotated[
+        str | None, typer.Option("--fold-table", metavar="FILE", help="Table of id and fold to use.")
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Folds that the run would train, as 0,1.")
+    ] = None,
     measure: Annotated[bool, typer.Option(help="Load the model and time a few steps, to estimate minutes.")] = True,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Look at recipe, data, folds and token lengths, and estimate minutes and memory, before any training."""
+    """Look at recipe, data, folds and token lengths, and estimate minutes and memory, before any training.
+
+    Loading a model and timing it takes from half a minute to a few; --no-measure leaves that out.
+    """
     from lora_cls.commands.check import check as look
     from lora_cls.terminal import print_check
 
     checked = look(
         recipe, train, test, sample_submission, set_ or (), fold_table, folds=_numbers(folds), measure=measure,
-        trust_remote_code=trust_remote_code,
+        show=True, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     print_check(checked)
 
 
-@app.command()
+@app.command(**_example("predict runs/minilm-l6 --input new.csv"))
 def predict(
     run: RunPath,
-    input: Annotated[Path, typer.Option("--input", help="Table of new texts.")],
-    out: Annotated[Path | None, typer.Option(help="A new folder; RUN/predictions/NAME by default.")] = None,
+    input: Annotated[Path, typer.Option("--input", metavar="FILE", help="Table of new texts.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A new folder; RUN/predictions/NAME by default.")
+    ] = None,
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
@@ -109,22 +163,25 @@ def predict(
         bool,
         typer.Option("--outside-runs", help="Let a blend open runs that lie outside the folder that it lies in."),
     ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Answer for new texts with the models of a run."""
     from lora_cls.commands.predict import predict_file
 
     folder = predict_file(
-        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, show=True,
-        trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, overwrite=overwrite,
+        show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
     )  # fmt: skip
     _print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
 
 
-@app.command()
+@app.command(**_example("refit runs/minilm-l6"))
 def refit(
     run: RunPath,
     train: Train = None,
-    extra_train: Annotated[str | None, typer.Option("--extra-train", help="Table of extra rows.")] = None,
+    extra_train: Annotated[
+        str | None, typer.Option("--extra-train", metavar="FILE", help="Table of extra rows.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train one model on all rows of a run, for those who ship one."""
@@ -135,10 +192,10 @@ def refit(
     print_refit(run, folder)
 
 
-@app.command()
+@app.command(**_example("export runs/minilm-l6 --out shipped --to merged --score test_labelled.csv"))
 def export(
     run: RunPath,
-    out: Annotated[Path, typer.Option(help="A new folder.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")],
     to: Annotated[
         ExportKind,
         typer.Option(help="A PEFT adapter, or weights merged into the base in the precision of its files."),
@@ -150,9 +207,10 @@ def export(
     ] = None,
     score: Annotated[
         Path | None,
-        typer.Option(help="A labelled table: score the export beside the folds together and refit."),
+        typer.Option(metavar="FILE", help="A labelled table: score the export beside the folds together and refit."),
     ] = None,
     backbone: BackbonePath = None,
+    overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make one model of the folds' models, to ship: the exact mean of their updates, compressed or merged if wanted."""
@@ -160,13 +218,13 @@ def export(
     from lora_cls.terminal import print_export
 
     exported = export_run(
-        run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, show=True,
+        run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, overwrite=overwrite, show=True,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     print_export(exported)
 
 
-@app.command()
+@app.command(**_example("tune runs/minilm-l6 --strategy global"))
 def tune(
     run: RunPath,
     strategy: Annotated[
@@ -198,10 +256,12 @@ def tune(
     _print_run(folder)
 
 
-@app.command()
+@app.command(**_example("compare runs/tfidf-logreg runs/minilm-l6"))
 def compare(
     runs: RunPaths,
-    out: Annotated[Path, typer.Option(help="Folder for compare.md, .csv, .html and .svg.")] = Path("compare"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for compare.md, .csv, .html and .svg.")] = Path(
+        "compare"
+    ),
 ) -> None:
     """Put runs on the same rows and folds side by side: scores, paired differences, cost. Loads no model."""
     from lora_cls.commands.compare import compare as compare_runs
@@ -212,26 +272,27 @@ def compare(
     print_comparison(comparison, write_comparison(comparison, out))
 
 
-@app.command()
+@app.command(**_example("blend runs/tfidf-logreg runs/minilm-l6 --out runs/blend"))
 def blend(
     runs: RunPaths,
-    out: Annotated[Path, typer.Option(help="The new run folder.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new run folder.")],
     how: Annotated[
         BlendHow,
         typer.Option(help="The way that is written; all are scored."),
     ] = "mean_logit",
+    overwrite: Overwrite = False,
 ) -> None:
     """Combine runs on the same rows and folds into a new run folder, scored like any run. Loads no model."""
     from lora_cls.commands.blend import blend as blend_runs
     from lora_cls.runs.records import BlendInfo
     from lora_cls.terminal import print_blend
 
-    blended = blend_runs(runs, out, how, say=_say)
+    blended = blend_runs(runs, out, how, overwrite=overwrite, say=_say)
     print_blend(BlendInfo.read(blended.files.blend))
     _print_run(blended)
 
 
-@app.command()
+@app.command(**_example("calibrate runs/minilm-l6 --how isotonic"))
 def calibrate(
     run: RunPath,
     how: Annotated[Calibration, typer.Option(help="One number, or a rising step function, per label.")] = "temperature",
@@ -244,14 +305,17 @@ def calibrate(
     _print("\n".join(str(file) for file in sorted(run.glob("*calibrat*"))))
 
 
-@app.command()
+@app.command(**_example("report runs/minilm-l6 --train train.csv --out page.html"))
 def report(
     run: RunPath,
     train: Annotated[
         str | None,
-        typer.Option(help="The run's training table: its texts are then in the page. Without it rows are given by id."),
+        typer.Option(
+            metavar="FILE",
+            help="The run's training table: its texts are then in the page. Without it rows are given by id.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html by default.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; RUN/report.html by default.")] = None,
 ) -> None:
     """Write the page of a run again: scores, curves, mistakes, with texts where asked for. Loads no model.
 
@@ -276,7 +340,7 @@ recipes_app = typer.Typer(invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
 
-@recipes_app.callback()
+@recipes_app.callback(epilog="\b\nExample:\n  lora-cls recipes show minilm-l6")
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes, print one, or explain the fields."""
     if context.invoked_subcommand is None:
@@ -288,7 +352,7 @@ def recipes(context: typer.Context) -> None:
             _print(f"{name:<24} {note}")
 
 
-@recipes_app.command()
+@recipes_app.command(**_example("recipes show minilm-l6 > my-recipe.yaml"))
 def show(name: RecipeName) -> None:
     """Print a recipe as written."""
     from lora_cls.recipe import find_recipe, recipe_text
@@ -296,7 +360,7 @@ def show(name: RecipeName) -> None:
     _print(recipe_text(find_recipe(name)).removesuffix("\n"))
 
 
-@recipes_app.command()
+@recipes_app.command(**_example("recipes fields train.learning_rate"))
 def fields(
     section: Annotated[
         str | None, typer.Argument(metavar="SECTION", help="As train; or one field, as train.learning_rate.")
@@ -341,7 +405,8 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels at import
     try:
-        app()
+        with words_of("shell"):
+            app()
     except LoraClsError as error:
         _say(f"Error: {error}")
         sys.exit(2)

@@ -1,16 +1,99 @@
-"""Errors that users can act on. The command line prints them without a traceback and exits with 2."""
+"""Errors that users can act on. The command line prints them without a traceback and exits with 2.
+
+Messages and notes are written in the words of the command line, `--resume`. Whoever calls from Python reads them in
+Python's, `resume=True`: `in_callers_words` is the one place that translates.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 LONGEST_MESSAGE = 1900
 # control characters but tab and newline; marks that turn the direction of text or have no width; halves of characters
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+
+Caller = Literal["shell", "python"]
+
+_caller: Caller = "python"
+_OPTIONS = {
+    "at-least-one": "at_least_one=True", "backbone": "backbone=", "combine": "combine=", "default": "default=",
+    "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=", "how": "how=", "input": "table=",
+    "measure": "measure=True", "min-positives": "min_positives=", "models": "models=", "no-measure": "measure=False",
+    "out": "out=", "outside-runs": "outside_runs=True", "overwrite": "overwrite=True", "rank": "rank=",
+    "resume": "resume=True", "sample-submission": "sample_submission=", "score": "score=", "set": "overrides=",
+    "share": "share=", "smoke": "smoke=True", "strategy": "strategy=", "test": "test=", "to": "to=", "train": "train=",
+    "trust-remote-code": "trust_remote_code=True",
+}  # fmt: skip
+"""What Python calls the options of the command line."""
+_VALUED = ("extra-train", "fold-table", "how", "models", "strategy", "test", "to", "train")
+"""Options that messages name together with a value only."""
+_WORD = r"""(?:"[^"]*"|'[^']*'|[^\s"']*[^\s"'.,;:)])"""
+_SET = rf"""--set\ (?:"[^"\s]*=[^"]*"|'[^'\s]*=[^']*'|[\w.]+={_WORD})"""
+_ADVICE = re.compile(
+    rf"""(?x)
+    (?P<command> lora-cls\ [a-z]+ (?:\ (?:--[a-z-]+(?:\ {_WORD})?|[A-Z]+\b|[^\s.,;:)]*/{_WORD}))* )
+    | (?P<sets> {_SET} (?:\ {_SET})* )
+    | (?<![\w-]) --folds\ (?P<folds> \d+(?:,\d+)*)
+    | (?<![\w-]) --(?P<valued> {"|".join(_VALUED)})\ (?P<value> {_WORD})
+    | (?<![\w-]) --(?P<option> {"|".join(_OPTIONS)}) (?![\w-])
+    """
+)
+"""A whole command, which stays one for the shell; `--set key=value`, once or more; options with and without values."""
+
+
+@contextmanager
+def words_of(caller: Caller) -> Iterator[None]:
+    """Inside, messages are in the words of this caller."""
+    global _caller
+    before, _caller = _caller, caller
+    try:
+        yield
+    finally:
+        _caller = before
+
+
+def in_callers_words(text: str) -> str:
+    """A message with the options that its reader can give: `--resume` in a shell, `resume=True` in Python.
+
+    Examples
+    --------
+    >>> with words_of("python"):
+    ...     print(in_callers_words("Continue it with --resume, or choose another folder with --out."))
+    ...     print(in_callers_words('Name them: --set "data.label_columns=[joy, anger]" --set task=multi_label.'))
+    Continue it with resume=True, or choose another folder with out=.
+    Name them: overrides=["data.label_columns=[joy, anger]", "task=multi_label"].
+    """
+    return text if _caller == "shell" else _ADVICE.sub(_for_python, text)
+
+
+def _for_python(found: re.Match[str]) -> str:
+    if found["command"]:
+        return found[0]
+    try:
+        words = shlex.split(found[0])
+    except ValueError:  # a backslash of the user's before a closing quote
+        return found[0]
+    if found["sets"]:
+        values = [word for word in words if word != "--set"]
+        return f"overrides=[{', '.join(map(_quoted, values))}]"
+    if found["folds"]:
+        return f"folds=[{', '.join(found['folds'].split(','))}]"
+    if found["valued"]:
+        return f"{_OPTIONS[found['valued']]}{_quoted(words[1])}"
+    return _OPTIONS[found["option"]]
+
+
+def _quoted(text: str) -> str:
+    """A string of Python; FILE stays what the reader puts a value for."""
+    return text if text.isupper() and text.isalpha() else json.dumps(text, ensure_ascii=False)
 
 
 class LoraClsError(Exception):
@@ -20,7 +103,7 @@ class LoraClsError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message_text(message))
+        super().__init__(message_text(in_callers_words(message)))
 
 
 class RecipeError(LoraClsError):

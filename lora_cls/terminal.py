@@ -42,6 +42,8 @@ FILES = {
     "submission.csv": "submission",
     "README.md": "model card",
     "report.html": "page",
+    "mistakes.csv": "mistakes",
+    "doubts.csv": "doubts",
 }
 
 

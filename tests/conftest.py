@@ -74,6 +74,15 @@ def emotion_table():
     return make_emotion_table
 
 
+@pytest.fixture(autouse=True)
+def words():
+    """Messages as they are written, in the words of the shell; `tests/cli/test_words.py` holds those of Python."""
+    from lora_cls.errors import words_of
+
+    with words_of("shell"):
+        yield
+
+
 # The kind of tokenizer that each class of model comes with
 TOKENIZERS = {
     "BertConfig": "bert", "DistilBertConfig": "bert", "SqueezeBertConfig": "bert", "RobertaConfig": "roberta",

@@ -33,6 +33,7 @@ def blend(
     out: str | Path,
     how: BlendHow = "mean_logit",
     *,
+    overwrite: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> RunFolder:
     """Combine finished runs on the same rows and folds into a new run folder.
@@ -47,6 +48,7 @@ def blend(
     paths : two run folders or more
     out : the new run folder
     how : the way that is written
+    overwrite : replace a run folder in `out`, which must not be one of the runs
     say : see `tune`
 
     Raises
@@ -67,7 +69,9 @@ def blend(
     members = align(paths)
     first = members[0].run
     recipe = _recipe(members, out, how)
-    RunFolder.refuse_existing(out)  # before minutes of fitting
+    if overwrite and any(_within(member.run.path, out) for member in members):
+        raise RunError(f"{out} holds one of the runs that are blended. Choose another folder with --out.")
+    RunFolder.refuse_existing(out, overwrite)  # before minutes of fitting
     task = members[0].task
     y_score = np.array([member.oof.y_score for member in members])
     test = _test_scores(members)
@@ -81,7 +85,7 @@ def blend(
         seconds={phase: round(sum(one.seconds[phase] for one in infos), 1) for phase in ("train", "predict")},
         peak_memory_bytes=max(one.peak_memory_bytes or 0 for one in infos) or None,
     )
-    with whole_folder(out) as scratch:
+    with whole_folder(out, replace=overwrite) as scratch:
         run = RunFolder(RunFolder.create_like(scratch, recipe, info, first).path, out.name, outside_runs=True)
         _write(run, members, how, written, y_score, test)
         about.write(run.files.blend)
@@ -115,6 +119,10 @@ def _write(
     if written.fitted_logits is not None:
         write_array(run.files.fitted_logits, written.fitted_logits[:, held_out[held_out >= 0]])
         run.update_info(files=run.info.files | sums(run.path, [run.files.fitted_logits]))
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def blended_logits(task: Task, proba: np.ndarray) -> np.ndarray:

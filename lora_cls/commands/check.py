@@ -17,6 +17,7 @@ from lora_cls.data.tables import Tables
 from lora_cls.machine import peak_memory, reset_peak_memory
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.text.tokens import Tokens, text_notes
+from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def check(
     extra_train: TableLike | None = None,
     folds: Sequence[int] | None = None,
     measure: bool = True,
+    show: bool | None = None,
     trust_remote_code: bool = False,
 ) -> Check:
     """Load and check everything that a run would read, and time a few of its steps.
@@ -67,6 +69,7 @@ def check(
     ----------
     folds : numbers of the folds that the run would train; all where None
     measure : False leaves out the timing: then the backbone's tokenizer and configuration are read, not its weights
+    show : what it does meanwhile; where None, in notebooks and at a prompt
     trust_remote_code : see `cross_validate`
 
     Raises
@@ -86,24 +89,45 @@ def check(
     numbers = chosen_folds(fold, folds)
     check_selection(recipe, data, fold)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
-    tokens: dict[str, dict[str, float]] = {}
-    memory: dict[str, Any] = {}
-    estimate: Estimate | None = None
-    if recipe.backbone is not None:
-        from lora_cls.training.transformer import TransformerLearner
+    if recipe.backbone is None:
+        return Check(recipe, notes, summarize(data, tables.test), {}, {})
+    with Progress(0, show) as progress:
+        return _with_backbone(recipe, tables, fold, numbers, notes, measure, started, progress)
 
-        trainer = TransformerLearner(recipe, data.label_names).prepare(data, tables.test)
-        aside = time.monotonic()  # from here on `check` does what a run does not
-        for name, read in (("train", trainer.rows.tokens), ("test", trainer.test_tokens)):
-            if read is not None:
-                notes += text_notes(read, recipe.data, {"train": "training"}.get(name, name))
-                tokens[name] = _lengths(read)
-        longest = trainer.head.answer_tokens + max(int(lengths["max"]) for lengths in tokens.values())
-        memory = _memory(trainer.session, min(recipe.data.max_length, longest))
-        if measure and (short := _too_large(memory)):
-            notes.append(short)
-        elif measure:
-            estimate = _measured(trainer, fold, numbers, started + time.monotonic() - aside)
+
+def _with_backbone(
+    recipe: Recipe,
+    tables: Tables,
+    fold: np.ndarray,
+    numbers: list[int],
+    notes: list[str],
+    measure: bool,
+    started: float,
+    progress: Progress,
+) -> Check:
+    """What asks the pretrained model: token lengths, memory, minutes."""
+    from lora_cls.training.transformer import TransformerLearner
+
+    data = tables.train
+    progress.say(f"Reading the tokens of {len(data) + len(tables.test or ()):,} texts.")
+    trainer = TransformerLearner(recipe, data.label_names, progress=progress).prepare(data, tables.test)
+    aside = time.monotonic()  # from here on `check` does what a run does not
+    tokens: dict[str, dict[str, float]] = {}
+    for name, read in (("train", trainer.rows.tokens), ("test", trainer.test_tokens)):
+        if read is not None:
+            notes += text_notes(read, recipe.data, {"train": "training"}.get(name, name))
+            tokens[name] = _lengths(read)
+    longest = trainer.head.answer_tokens + max(int(lengths["max"]) for lengths in tokens.values())
+    memory = _memory(trainer.session, min(recipe.data.max_length, longest))
+    estimate: Estimate | None = None
+    if measure and (short := _too_large(memory)):
+        notes.append(short)
+    elif measure:
+        progress.say(
+            "Loading the model and timing some of its steps: from half a minute to a few, longer where a single step "
+            "takes seconds. --no-measure leaves it out."
+        )
+        estimate = _measured(trainer, fold, numbers, started + time.monotonic() - aside)
     return Check(recipe, notes, summarize(data, tables.test), tokens, memory, estimate)
 
 

@@ -69,8 +69,9 @@ def cross_validate(
     fold_table: TableLike | None = None,
     overrides: Sequence[str] = (),
     resume: bool = False,
+    overwrite: bool = False,
     smoke: bool = False,
-    show: bool = False,
+    show: bool | None = None,
     trust_remote_code: bool = False,
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
@@ -84,8 +85,10 @@ def cross_validate(
     fold_table : columns id and fold, instead of making folds
     overrides : `["lora.r=8", ...]`
     resume : continue an existing run folder
+    overwrite : replace an existing run folder, once the new run can be started; a folder that holds anything but a run
+        is refused
     smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
-    show : progress on stderr
+    show : progress; where None, in notebooks and at a prompt
     trust_remote_code : let Python code that comes with the base model run; so does the recipe's field of this name,
         unless it is the recipe of a run folder
 
@@ -108,6 +111,8 @@ def cross_validate(
     True
     """
     started = time.monotonic()
+    if resume and overwrite:
+        raise RunError("--resume continues a run, and --overwrite replaces it: give one of them.")
     reset_peak_memory()
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "run"
     recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
@@ -141,7 +146,7 @@ def cross_validate(
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         if not resumed:
-            RunFolder.refuse_existing(path)  # before minutes of loading
+            RunFolder.refuse_existing(path, overwrite)  # before minutes of loading
         choices = run.info.choices if resumed else None
         base_place = run.base_place() if resumed else None
         learner = make_learner(recipe, data.label_names, choices, base_place, progress)
@@ -149,7 +154,7 @@ def cross_validate(
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)
-            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample)
+            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite)
         costs = Costs(run, learner, started)
         progress.expect(sum(not run.fold(number).finished for number in wanted))
         for number in wanted:

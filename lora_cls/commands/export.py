@@ -24,7 +24,7 @@ from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import export_card
 from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
-from lora_cls.runs.folder import recipe_bytes
+from lora_cls.runs.folder import recipe_bytes, refuse_foreign
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
 from lora_cls.runs.sums import sums
 from lora_cls.training.heads import head_type
@@ -41,7 +41,8 @@ def export(
     share: float | None = None,
     score: TableLike | None = None,
     backbone: str | None = None,
-    show: bool = False,
+    overwrite: bool = False,
+    show: bool | None = None,
     trust_remote_code: bool = False,
 ) -> RunFolder:
     """Make one model of a run's finished folds.
@@ -68,7 +69,8 @@ def export(
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
     backbone : where the same base model lies on this machine, if elsewhere
-    show : progress on stderr
+    overwrite : replace an export that stands in `out`, once the new one is complete
+    show : progress; where None, in notebooks and at a prompt
     trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
 
     Returns
@@ -91,9 +93,9 @@ def export(
     """
     run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
-    _check(run, out, to, rank, share)
+    _check(run, out, to, rank, share, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
-    with whole_folder(out) as scratch:
+    with whole_folder(out, replace=overwrite) as scratch:
         about = _write(run, scratch, to, rank, share, backbone)
     exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
     if labelled is not None:
@@ -104,13 +106,17 @@ def export(
     return exported
 
 
-def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None) -> None:
+def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     with writing(out):
         exists = out.exists() or out.is_symlink()
     if exists:
-        raise RunError(f"{out} exists already: choose another folder with --out. Nothing is overwritten.")
+        if not overwrite:
+            raise RunError(f"{out} exists already: replace it with --overwrite, or choose another folder with --out.")
+        refuse_foreign(out)
+        if not RunFolder(out).exported:
+            raise RunError(f"{out} is a run, and no export: it is not overwritten. Choose another folder with --out.")
     if run.exported:
         raise RunError(f"{run.path} is an export itself: give the run that it was made from.")
     if recipe.tfidf is not None:
@@ -207,7 +213,7 @@ def score_export(
     labelled: Labelled,
     *,
     backbone: str | None = None,
-    show: bool = False,
+    show: bool | None = None,
 ) -> list[ExportScore]:
     """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
 

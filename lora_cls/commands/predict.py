@@ -15,7 +15,7 @@ from lora_cls.data import Dataset, load_test, read_sample_submission, write_subm
 from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten
-from lora_cls.files import make_folder, writing
+from lora_cls.files import make_folder
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.io import write_values
@@ -45,7 +45,7 @@ class Classifier:
         thresholds: np.ndarray,
         prediction: Prediction,
         backbone: str | None,
-        show: bool,
+        show: bool | None,
     ) -> None:
         self.run = run
         self.recipe = run.recipe
@@ -69,7 +69,7 @@ class Classifier:
         *,
         backbone: str | None = None,
         models: Models = "folds",
-        show: bool = False,
+        show: bool | None = False,
         trust_remote_code: bool = False,
         outside_runs: bool = False,
     ) -> Classifier:
@@ -79,7 +79,7 @@ class Classifier:
         ----------
         backbone : where the same base model lies on this machine, if elsewhere (a folder, hub id or package)
         models : `folds`, all finished folds combined; or `refit`, the one model of all rows
-        show : progress on stderr
+        show : progress of each prediction; where None, in notebooks and at a prompt
         trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
         outside_runs : let a blend open runs that lie outside the folder that it lies in
 
@@ -170,6 +170,21 @@ class Classifier:
         return task.together(per_fold, self.thresholds, self.prediction)
 
 
+def refuse_predictions(folder: Path, overwrite: bool) -> None:
+    """Raise RunError where a submission stands that is not to be replaced, or that no prediction of ours wrote."""
+    if not (folder / "submission.csv").exists():
+        return
+    if not overwrite:
+        raise RunError(
+            f"{folder} holds predictions already: replace them with --overwrite, or choose another folder with --out."
+        )
+    if (folder / "recipe.yaml").exists() or not (folder / "test_proba.csv").is_file():
+        raise RunError(
+            f"{folder} holds a submission that no prediction wrote, and it is not overwritten. Choose another folder "
+            "with --out."
+        )
+
+
 def predict_file(
     run: str | Path | RunFolder,
     table: str | Path | pd.DataFrame,
@@ -178,7 +193,8 @@ def predict_file(
     sample_submission: str | Path | pd.DataFrame | None = None,
     backbone: str | None = None,
     models: Models = "folds",
-    show: bool = False,
+    overwrite: bool = False,
+    show: bool | None = None,
     trust_remote_code: bool = False,
     outside_runs: bool = False,
 ) -> Path:
@@ -187,6 +203,7 @@ def predict_file(
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
+    overwrite : replace the predictions that `out` holds, once there are new ones
     trust_remote_code, outside_runs : see `Classifier.load`
 
     Returns
@@ -210,10 +227,7 @@ def predict_file(
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
-    with writing(folder):
-        exists = (folder / "submission.csv").exists()
-    if exists:
-        raise RunError(f"{folder} holds predictions already. Choose another folder with --out.")
+    refuse_predictions(folder, overwrite)
     test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
     id_name = (test.columns.id if test.columns else None) or "id"
     task, delimiter = run.recipe.task, run.recipe.data.label_delimiter

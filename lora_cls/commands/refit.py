@@ -21,7 +21,7 @@ def refit(
     train: TableLike | None = None,
     *,
     extra_train: TableLike | None = None,
-    show: bool = False,
+    show: bool | None = None,
     trust_remote_code: bool = False,
 ) -> FoldFolder:
     """Train one model on all rows, for those who ship one. It has no out-of-fold score of its own.

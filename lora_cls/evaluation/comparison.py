@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import pandas as pd
 
 from lora_cls.evaluation.intervals import Interval
 
@@ -60,7 +64,7 @@ class Seeds:
     high: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Runs from the best score to the least, on `n_rows` rows in `n_folds` folds.
 
@@ -74,6 +78,41 @@ class Comparison:
     n_parts: int
     runs: list[Compared]
     seeds: list[Seeds]
+
+    def table(self) -> pd.DataFrame:
+        """A row per run, numbers in full; `minus_best` is the paired difference from the first."""
+        rows = []
+        for run in self.runs:
+            row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed}
+            row |= {"optimistic": run.optimistic, "macro_f1": run.score.estimate}
+            row |= {"low": run.score.low, "high": run.score.high, "untuned": run.untuned}
+            gap = run.difference
+            row |= {
+                "minus_best": gap.estimate if gap else 0.0,
+                "minus_best_low": gap.low if gap else None,
+                "minus_best_high": gap.high if gap else None,
+            }
+            rows.append(row | run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(self.label_names)})
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        runs = ", ".join(f"{run.name} {run.score.estimate:.4f}" for run in self.runs)
+        return f"Comparison({self._where}, macro-F1: {runs})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: scores with their intervals and differences, and F1 of each label."""
+        table = self.table().set_index("run").rename_axis(None)
+        scores = table[["macro_f1", "low", "high", "untuned", "minus_best", "minus_best_low", "minus_best_high"]]
+        labels = table[[f"f1_{label}" for label in self.label_names]].set_axis(self.label_names, axis=1).T
+        shown = [
+            part.to_html(float_format="{:.4f}".format, na_rep="")
+            for part in (scores.assign(train_minutes=table["train_minutes"]), labels)
+        ]
+        return f"<p><b>{escape(self._where)}</b></p>{shown[0]}<p>F1 of each label</p>{shown[1]}"
+
+    @property
+    def _where(self) -> str:
+        return f"{len(self.runs)} runs, {self.n_rows} rows, {self.n_folds} fold{'s' * (self.n_folds > 1)}"
 
     def winners(self, label: int) -> list[str]:
         """Names of the runs with the greatest F1 of a label."""

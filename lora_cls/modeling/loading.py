@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shlex
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -171,7 +172,12 @@ def base_fingerprint(base: nn.Module, dtype: torch.dtype | None = None) -> str:
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype) -> Any:
-    """The recipe's section as transformers' `BitsAndBytesConfig`."""
+    """The recipe's section as transformers' `BitsAndBytesConfig`. Raises BackboneError without bitsandbytes."""
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            "A quantized base needs one more package. Run: pip install bitsandbytes, or train it unquantized with "
+            "--set quantization=null (four times the memory)."
+        )
     from transformers import BitsAndBytesConfig
 
     if quantization.load_in_8bit:

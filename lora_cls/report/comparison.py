@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from lora_cls.errors import RunError, visible
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import make_folder, write_bytes, write_csv
 from lora_cls.report.sentences import Cells, interval_text
-from lora_cls.report.templating import fill
+from lora_cls.report.templating import fill, resource
 
 HEADER = (
     "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
@@ -24,7 +22,10 @@ HEADER = (
 COSTS = ("train_minutes", "train_rows_per_second", "seconds_per_1000_texts", "peak_memory_gib", "trainable_parameters")
 SCORES, COST = (0, 1, 3, 4, 5), (0, 1, 2, 6, 7, 8, 9, 10)  # columns of two tables, so that neither is too wide
 INK = "#1b1f24"
-MARKERS = "osD^v"
+WIDTH, HEIGHT = 648, 360
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+MARKERS = ("M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0z", "M-4,-4h8v8h-8z", "M0,-5l5,5l-5,5l-5,-5z", "M0,-5l5,9h-10z")
+"""Circle, square, diamond, triangle, as paths around a point."""
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
@@ -40,7 +41,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     make_folder(out)
     picture = figure(comparison)
     write_bytes(out / "compare.md", markdown(comparison).encode())
-    write_csv(out / "compare.csv", csv_table(comparison))
+    write_csv(out / "compare.csv", comparison.table())
     write_bytes(out / "compare.svg", picture.encode())
     write_bytes(out / "compare.html", html(comparison, picture).encode())
     return [out / f"compare.{kind}" for kind in ("md", "csv", "svg", "html")]
@@ -54,8 +55,16 @@ def markdown(comparison: Comparison, picture: str = "compare.svg") -> str:
 def html(comparison: Comparison, picture: str) -> str:
     """One page without any other file: tables and the figure."""
     # drawn in the ink of the page, on its ground
-    svg = picture[picture.index("<svg") :].replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
-    return fill("compare.html.j2", **_shown(comparison), score_columns=SCORES, cost_columns=COST, picture=svg)
+    svg = picture[picture.index("<svg") :].replace(INK, "currentColor")
+    return fill(
+        "compare.html.j2",
+        **_shown(comparison),
+        score_columns=SCORES,
+        cost_columns=COST,
+        picture=svg,
+        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
+        style=resource("assets/page.css"),
+    )
 
 
 def _shown(comparison: Comparison) -> dict[str, Any]:
@@ -71,73 +80,77 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def csv_table(comparison: Comparison) -> pd.DataFrame:
-    """One row per run, numbers in full."""
-    rows = []
-    for run in comparison.runs:
-        row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed, "optimistic": run.optimistic}
-        row |= {"macro_f1": run.score.estimate, "low": run.score.low, "high": run.score.high, "untuned": run.untuned}
-        gap = run.difference
-        row |= {
-            "minus_best": gap.estimate if gap else 0.0,
-            "minus_best_low": gap.low if gap else None,
-            "minus_best_high": gap.high if gap else None,
-        }
-        row |= run.cost | {f"f1_{label}": run.f1[j] for j, label in enumerate(comparison.label_names)}
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
 def figure(comparison: Comparison) -> str:
     """SVG of macro-F1 with its interval against minutes of training, logarithmic."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+    runs, named = comparison.runs, _numbered(comparison)
+    left, right, top, bottom = 62, WIDTH - 40 - 6.5 * min(max(map(len, named)), 40), 12, HEIGHT - 44
+    ends = np.log10([_minutes(run) for run in runs])
+    margin = max(0.1 * (ends.max() - ends.min()), 0.05)
+    first, last = ends.min() - margin, ends.max() + margin
+    least, most = min(run.score.low for run in runs), max(run.score.high for run in runs)
+    room = max(0.05 * (most - least), 1e-4)
+    least, most = least - room, most + room
 
-    style: Any = {f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
-        "axes.edgecolor": INK, "axes.labelcolor": INK, "svg.hashsalt": "lora_cls", "font.size": 9,
-    }  # fmt: skip
-    with mpl.rc_context(style):
-        drawing = Figure(figsize=(9, 5), dpi=72, layout="constrained")  # 72 as in SVG, so that pixels are its points
-        axes = drawing.subplots()
-        points: list[Any] = []
-        for i, run in enumerate(comparison.runs):
-            below, above = run.score.estimate - run.score.low, run.score.high - run.score.estimate
-            points.append(
-                axes.errorbar(
-                    [_minutes(run)],
-                    [run.score.estimate],
-                    yerr=[[below], [above]],
-                    fmt=MARKERS[i // 10 % len(MARKERS)],
-                    color=f"C{i % 10}",
-                    capsize=3,
-                )
-            )
-        named = _numbered(comparison)
-        for text in drawing.legend(points, named, loc="outside right upper", frameon=False).get_texts():
-            text.set_parse_math(False)  # a folder's name may hold dollar signs
-        axes.set_xscale("log")
-        axes.margins(x=0.1)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_xlabel("minutes of training, all folds")
-        axes.set_ylabel("macro-F1, cross-fitted, 95 % interval")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        drawing.draw_without_rendering()  # now the places are known
-        drawing.set_layout_engine("none")
-        ends = [
-            axes.transData.transform([(_minutes(run), y) for y in (run.score.low, run.score.estimate, run.score.high)])
-            for run in comparison.runs
+    def x(minutes: float) -> float:
+        return float(left + (np.log10(minutes) - first) / (last - first) * (right - left))
+
+    def y(score: float) -> float:
+        return float(bottom - (score - least) / (most - least) * (bottom - top))
+
+    # places are found with y upwards
+    places = _free_places(
+        [
+            np.array([(x(_minutes(run)), HEIGHT - y(f1)) for f1 in (run.score.low, run.score.estimate, run.score.high)])
+            for run in runs
         ]
-        for i, ((x, y), run) in enumerate(zip(_free_places(ends), comparison.runs, strict=True)):
-            colour = points[i][0].get_color()
-            axes.annotate(
-                str(i + 1), (_minutes(run), run.score.estimate), xytext=(x, y), textcoords="figure pixels",
-                ha="center", va="center", color=colour, weight="bold",
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
-            )  # fmt: skip
-        target = io.StringIO()
-        drawing.savefig(target, format="svg", metadata={"Date": None})
-    return target.getvalue()
+    )
+    points = [
+        {
+            "name": name if len(name) <= 40 else f"{name[:39]}…",
+            "number": i + 1,
+            "colour": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[i // len(COLOURS) % len(MARKERS)],
+            "x": x(_minutes(run)),
+            "y": y(run.score.estimate),
+            "low": y(run.score.low),
+            "high": y(run.score.high),
+            "number_x": place[0],
+            "number_y": HEIGHT - place[1],
+        }
+        for i, (run, name, place) in enumerate(zip(runs, named, places, strict=True))
+    ]
+    step = _step((most - least) / 5)
+    scores = [k * step for k in range(int(np.ceil(least / step)), int(np.floor(most / step)) + 1)]
+    return fill(
+        "compare.svg.j2",
+        width=WIDTH,
+        height=max(HEIGHT, 16 * len(runs) + 30),  # of the names beside it
+        left=left,
+        right=right,
+        top=top,
+        bottom=bottom,
+        ink=INK,
+        points=points,
+        x_ticks=[(x(minutes), f"{minutes:.3g}") for minutes in _minutes_shown(10**first, 10**last)],
+        y_ticks=[(y(score), f"{score:.{max(0, int(np.ceil(-np.log10(step))))}f}") for score in scores],
+    )
+
+
+def _step(about: float) -> float:
+    """1, 2 or 5 times a power of ten, no less than `about`."""
+    power = 10.0 ** np.floor(np.log10(about))
+    return float(next(digit * power for digit in (1, 2, 5, 10) if digit * power >= about * (1 - 1e-9)))
+
+
+def _minutes_shown(first: float, last: float) -> list[float]:
+    """Ticks of the logarithmic axis: 1, 2 and 5 times the powers of ten; where fewer than two lie there, finer ones."""
+    powers = range(int(np.floor(np.log10(first))), int(np.floor(np.log10(last))) + 1)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    inside = [tick for tick in ticks if first <= tick <= last]
+    if len(inside) >= 2:
+        return inside
+    step = _step((last - first) / 4)
+    return [k * step for k in range(int(np.ceil(first / step)), int(np.floor(last / step)) + 1)]
 
 
 def _minutes(run: Compared) -> float:

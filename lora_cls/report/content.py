@@ -6,6 +6,7 @@ Everything is computed from the out-of-fold predictions of the finished folds, s
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from lora_cls.report.sentences import (
     gain_sentence,
     lengths_sentence,
     score_sentence,
+    settings_rows,
+    share_of_test,
 )
 from lora_cls.runs import Decision, FoldFolder, OutOfFold, Results, RunFolder, RunInfo, Scores
 from lora_cls.runs.io import read_bytes
@@ -41,6 +44,8 @@ N_PAIRS, N_PAIR_EXAMPLES, N_DOUBTS = 12, 3, 40
 MAX_MATRIX = 40
 """Labels in a matrix of labels against labels; the most frequent ones."""
 TEXT_LENGTH = 400
+FORMULA = re.compile(r"[=@\t\r]|[+-](?!\d+(\.\d+)?$)")
+"""How a cell begins that spreadsheets take for a formula; a plain number is none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,26 @@ class Shown:
             "cut": text is not None and len(text) > TEXT_LENGTH,
         }
 
+    @property
+    def columns(self) -> list[str]:
+        """Of `cells`."""
+        return ["id", "fold", "probability", "true", "decided", *(["text"] if self.texts is not None else [])]
+
+    def cells(self, i: int, label: int) -> dict[str, Any]:
+        """One line of a spreadsheet, with the probability of `label` and the whole text."""
+        row = self.row(i, label)
+        text = {} if self.texts is None else {"text": self.texts[i]}
+        names = {key: " | ".join(row[key]) for key in ("true", "decided")}
+        return {"id": row["id"], "fold": row["fold"], "probability": row["score"]} | names | text
+
+
+def shown_rows(run: RunFolder, results: Results, train: Dataset | None = None) -> Shown:
+    """The predicted rows of a run as they were decided; raises RunError if `train` is not the run's data."""
+    if train is not None and train.subset(~train.extra).fingerprint() != run.info.data.train_sha256:
+        raise RunError(f"{train.source} is not the data that {run.path} was trained on.")
+    texts = None if train is None else [train.texts[i] for i in results.oof.rows]
+    return Shown(results.oof, results.oof.decide(run.task(), results.decision), texts)
+
 
 def page_content(run: RunFolder, train: Dataset | None = None, results: Results | None = None) -> dict[str, Any]:
     """Everything that the page of a run shows.
@@ -97,10 +122,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     results = results or run.results()
     oof, decision, scores = results.oof, results.decision, results.scores
     info, recipe, task = run.info, run.recipe, run.task()
-    if train is not None and train.subset(~train.extra).fingerprint() != info.data.train_sha256:
-        raise RunError(f"{train.source} is not the data that {run.path} was trained on.")
-    texts = None if train is None else [train.texts[i] for i in oof.rows]
-    shown = Shown(oof, oof.decide(task, decision), texts)
+    shown = shown_rows(run, results, train)
     classes, n_labels = task.exclusive, len(oof.label_names)
     per_label = scores.cross_fitted.per_label
     shipped = np.array([decision.shipped[name] for name in oof.label_names])
@@ -131,6 +153,8 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "mistakes": [_mistakes(shown, j) for j in range(n_labels)],
         "pairs": _pairs(shown),
         "doubts": _doubts(shown, task),
+        "settings": settings_rows(recipe),
+        "test": share_of_test(run, scores),
         "costs": _costs(info, folds),
         "data": _data(run, lengths),
         "rows": len(oof),
@@ -219,6 +243,40 @@ def _mistakes(shown: Shown, j: int) -> dict[str, Any]:
         "false_negatives": [shown.row(i, j) for i in missed],
         "n_false_negatives": int(((decided == 0) & (truth == 1)).sum()),
     }
+
+
+def mistakes_table(run: RunFolder, results: Results, train: Dataset | None = None) -> pd.DataFrame:
+    """All mistakes of a run, label by label, the most confident first; columns as in the page, for a spreadsheet."""
+    shown, rows = shown_rows(run, results, train), []
+    oof = shown.oof
+    for j, label in enumerate(oof.label_names):
+        kinds = zip(
+            ("wrongly given", "missed"),
+            confident_mistakes(oof.y_true[:, j], shown.y_pred[:, j], oof.y_score[:, j], len(oof)),
+            strict=True,
+        )
+        rows += [{"label": label, "mistake": kind} | shown.cells(i, j) for kind, found in kinds for i in found]
+    return spreadsheet(rows, ["label", "mistake", *shown.columns])
+
+
+def doubts_table(run: RunFolder, results: Results, train: Dataset | None = None) -> pd.DataFrame:
+    """All labels in doubt, the most doubtful first; columns as in the page, for a spreadsheet."""
+    shown = shown_rows(run, results, train)
+    doubts = run.task().doubts(shown.oof.y_true, shown.oof.y_score)
+    rows = [
+        {"label": shown.oof.label_names[j], "model_says": "no" if shown.oof.y_true[i, j] else "yes"} | shown.cells(i, j)
+        for i, j in zip(doubts.rows, doubts.labels, strict=True)
+    ]
+    return spreadsheet(rows, ["label", "model_says", *shown.columns])
+
+
+def spreadsheet(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """Cells that a spreadsheet would run as formulas begin with an apostrophe, which makes them text there."""
+    table = pd.DataFrame(rows, columns=columns)
+    for name in columns:
+        if name not in ("fold", "probability"):
+            table[name] = [f"'{cell}" if FORMULA.match(cell) else cell for cell in table[name]]
+    return table
 
 
 def _pairs(shown: Shown) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_cls.data import Dataset
-from lora_cls.files import write_bytes
+from lora_cls.files import write_bytes, write_csv
 from lora_cls.report.card import write_card
-from lora_cls.report.content import TEXT_LENGTH, page_content
+from lora_cls.report.content import TEXT_LENGTH, doubts_table, mistakes_table, page_content
 from lora_cls.report.sentences import OPTIMISTIC
 from lora_cls.report.templating import fill, resource
 from lora_cls.runs import Results, RunFolder
@@ -34,7 +34,10 @@ UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff
 def write_page(
     run: RunFolder, train: Dataset | None = None, out: Path | None = None, results: Results | None = None
 ) -> Path:
-    """Write the page of a run.
+    """Write the page of a run, and beside it all its mistakes and doubtful labels as CSV.
+
+    The tables are `mistakes.csv` and `doubts.csv` beside `report.html`, and `NAME.mistakes.csv` and `NAME.doubts.csv`
+    beside a page of another name.
 
     Parameters
     ----------
@@ -52,8 +55,12 @@ def write_page(
     RunError
         As `page_content`; and if the file cannot be written.
     """
-    file = run.files.page if out is None else out
+    file, results = run.files.page if out is None else out, results or run.results()
     page = render(page_content(run, train, results)).encode()
+    mistakes, doubts = mistakes_table(run, results, train), doubts_table(run, results, train)
+    own = file == run.files.page
+    write_csv(run.files.mistakes if own else file.with_suffix(".mistakes.csv"), mistakes)
+    write_csv(run.files.doubts if own else file.with_suffix(".doubts.csv"), doubts)
     write_bytes(file, page)
     return file
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
 from lora_cls.recipe import Head, Recipe
-from lora_cls.runs import RunInfo, Scores
+from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
 if TYPE_CHECKING:
@@ -73,6 +73,57 @@ def describe(recipe: Recipe) -> str:
         method = f"QLoRA {'8-bit' if quantization.load_in_8bit else '4-bit'} r={recipe.lora.r}"
     kind = "" if recipe.head.kind == Head().kind else f", {recipe.head.kind}"
     return f"{short_name(recipe.backbone.name_or_path)}, {method}{kind}"
+
+
+def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
+    """What was trained and how, as names and values: what somebody needs to judge a score or to make it again."""
+    rows: list[tuple[str, Any]] = [("base and method", describe(recipe))]
+    if recipe.tfidf is not None:
+        tfidf = recipe.tfidf
+        words, characters = ("{} to {}".format(*span) for span in (tfidf.word_ngram_range, tfidf.char_ngram_range))
+        rows += [("n-grams", f"{words} words, {characters} characters"), ("C", f"{tfidf.C:g}")]
+    if recipe.backbone is not None:
+        train, data = recipe.train, recipe.data
+        head = recipe.head.kind
+        rows.append(("head", head if head == "generate" else f"{head}, pooled by {recipe.head.pooling}"))
+        if recipe.lora is not None:
+            lora, targets = recipe.lora, recipe.lora.target_modules
+            named = targets if isinstance(targets, str) else ", ".join(targets)
+            rows += [
+                ("LoRA", f"r {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g}"),
+                (
+                    "LoRA targets",
+                    named if lora.top_layers is None else f"{named}, upper {lora.top_layers:.0%} of layers",
+                ),
+            ]
+        batch = train.per_device_train_batch_size * train.gradient_accumulation_steps
+        rate = f"{train.learning_rate:g}, {train.lr_scheduler_type}, warm-up {train.warmup_ratio:.0%}"
+        if recipe.head.learning_rate is not None:
+            rate += f"; head {recipe.head.learning_rate:g}"
+        rows += [
+            ("loss", recipe.loss.name),
+            ("learning rate", rate),
+            ("epochs", f"{train.num_train_epochs}, kept: {train.select}"),
+            ("batch", f"{batch} texts a step"),
+            ("tokens", f"at most {data.max_length}, {data.long_text}"),
+        ]
+    if recipe.blend is None:
+        rows.append(("seed", recipe.train.seed))
+    rows.append(("folds", recipe.cv.n_splits))
+    return [(name, str(value)) for name, value in rows]
+
+
+def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:
+    """What was decided for the test rows, beside the training rows; None for a run without any."""
+    if scores.test is None:
+        return None
+    rows, positives = scores.test.rows, scores.test.positives
+    train = run.y_true.mean(axis=0).tolist()
+    labels = [
+        {"label": name, "positives": positives[name], "share": positives[name] / max(rows, 1), "train": share}
+        for name, share in zip(run.label_names, train, strict=True)
+    ]
+    return {"rows": rows, "labels": labels}
 
 
 def score_sentence(metrics: Scores) -> str:

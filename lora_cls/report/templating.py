@@ -1,8 +1,8 @@
 """The templates of what the package writes for people: the page, cards, comparisons, and snippets of code.
 
-What is put into HTML (`*.html.j2`) is escaped. Into code it goes through `repr`, or `quoted` where the code has double
-quotes, and `name` where it names something; into a line or the cells of a table in Markdown through `line`; code into
-Markdown through `fenced`.
+What is put into HTML and SVG (`*.html.j2`, `*.svg.j2`) is escaped. Into code it goes through `repr`, or `quoted` where
+the code has double quotes, and `name` where it names something; into a line or the cells of a table in Markdown through
+`line`; code into Markdown through `fenced`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fill(template: str, /, **values: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=FunctionLoader(lambda name: resource(f"templates/{name}")),
-        autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+        autoescape=lambda name: name is not None and name.endswith((".html.j2", ".svg.j2")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

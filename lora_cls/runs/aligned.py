@@ -58,6 +58,8 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
         With everything that differs, one line each: task, labels, rows, their labels, folds, unfinished folds; or
         if a path is no run folder, is given twice, or holds a damaged file.
     """
+    if isinstance(paths, (str, Path, RunFolder)):
+        raise RunError(f"A list of runs is needed. Got {str(paths)!r} alone.")
     runs = [RunFolder.of(path) for path in paths]
     if len(runs) < 2:
         raise RunError(f"At least two runs are needed. Got {len(runs)} instead.")

@@ -8,7 +8,8 @@ fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logi
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
 blend.json        of a blend: what each way and each run gains; fitted_logits.npy where it learnt from labels
-oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv  report.html
+oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
+report.html       mistakes.csv  doubts.csv
 ```
 
 Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last.
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,11 @@ import pandas as pd
 
 from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
+from lora_cls.data.names import free_name
 from lora_cls.data.submission import spelled_header
 from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task, task_of
-from lora_cls.files import remove, sweep, write_bytes, write_csv, writing
+from lora_cls.files import remove, sweep, whole_folder, write_bytes, write_csv, writing
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, read_values, write_values
@@ -59,6 +63,7 @@ class RunFiles:
         self.oof_proba, self.test_proba = root / "oof_proba.csv", root / "test_proba.csv"
         self.submission = root / "submission.csv"
         self.card, self.page = root / "README.md", root / "report.html"
+        self.mistakes, self.doubts = root / "mistakes.csv", root / "doubts.csv"
         self.blend, self.fitted_logits = root / "blend.json", root / "fitted_logits.npy"
         self.export = root / "export.json"
         self.calibration = root / "calibration.json"
@@ -79,7 +84,7 @@ class Results:
 
 
 class RunFolder:
-    """An existing run folder. Every file is read once; make another `RunFolder` to see what other processes changed.
+    """An existing run folder. What stays fixed is read once; what `tune` writes is read each time that it is asked for.
 
     Parameters
     ----------
@@ -96,6 +101,8 @@ class RunFolder:
 
     Examples
     --------
+    The results of a run, as tables: `run.scores`, `run.per_label`, `run.oof`, `run.test_proba`, `run.submission`.
+
     >>> RunFolder("no/such/run")
     Traceback (most recent call last):
     lora_cls.errors.RunError: no/such/run is no run folder: it has no recipe.yaml.
@@ -123,7 +130,15 @@ class RunFolder:
     def of(
         cls, run: str | Path | RunFolder, *, trust_remote_code: bool = False, outside_runs: bool = False
     ) -> RunFolder:
-        """A run folder, whichever way it is given; what it was opened with stays permitted."""
+        """A run folder, whichever way it is given; what it was opened with stays permitted.
+
+        Raises
+        ------
+        RunError
+            If it is no run folder, or neither a path nor a `RunFolder`.
+        """
+        if not isinstance(run, (str, PathLike, RunFolder)):
+            raise RunError(f"A run is given by its path or as a RunFolder. Got {type(run).__name__} instead.")
         if not isinstance(run, RunFolder):
             return cls(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
         trusted, outside = run.trust_remote_code or trust_remote_code, run.outside_runs or outside_runs
@@ -135,9 +150,52 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """For notebooks: where the run is, and its scores."""
-        shown = f"<p>{escape(repr(self))}</p>"
-        return shown + Scores.read(self.files.scores)._repr_html_() if self.files.scores.is_file() else shown
+        """For notebooks: where the run is, how far it is, its scores, and its page."""
+        shown = f"<p><b>{escape(repr(self))}</b></p>"
+        try:
+            folds = f"{len(self.finished_folds)} of {len(self.fold_numbers)} folds finished"
+            more = f"{self.task().title}, {len(self.label_names)} {self.task().nouns}, {folds}"
+            shown += f"<p>{escape(more)}</p>"
+            if self.files.scores.is_file():
+                shown += self.scores._repr_html_()
+            if self.files.page.is_file():
+                shown += f"<p>Curves, mistakes and doubtful labels: {escape(str(self.files.page))}</p>"
+        except RunError as error:  # damage should not keep a notebook from showing which run it is
+            shown += f"<p>{escape(str(error))}</p>"
+        return shown
+
+    @property
+    def scores(self) -> Scores:
+        """`metrics.json`."""
+        return Scores.read(self.files.scores)
+
+    @property
+    def per_label(self) -> pd.DataFrame:
+        """A row per label: the cross-fitted scores, and the shipped threshold."""
+        return self.scores.per_label()
+
+    @property
+    def oof(self) -> pd.DataFrame:
+        """Columns id and fold (`id_`, `fold_` beside labels of such names), then each label's out-of-fold probability;
+        the rows of the finished folds."""
+        found = self.out_of_fold()
+        rows = pd.DataFrame(
+            {free_name("id", found.label_names): found.ids, free_name("fold", found.label_names): found.fold}
+        )
+        return pd.concat([rows, pd.DataFrame(found.y_score, columns=found.label_names)], axis=1)
+
+    @property
+    def test_proba(self) -> pd.DataFrame | None:
+        """Column id, then each label's probability for the test rows; None for a run without test rows."""
+        if self.test_ids is None:
+            return None
+        return read_csv(self.files.test_proba, ids=free_name("id", self.label_names))
+
+    @property
+    def submission(self) -> pd.DataFrame | None:
+        """`submission.csv`, the ids in its first column as text; None for a run without test rows."""
+        file = self.files.submission
+        return None if self.test_ids is None else read_csv(file, ids=read_csv(file).columns[0])
 
     @classmethod
     def create(
@@ -149,8 +207,18 @@ class RunFolder:
         info: RunInfo,
         test: Dataset | None = None,
         sample: pd.DataFrame | None = None,
+        *,
+        overwrite: bool = False,
     ) -> RunFolder:
-        """Make a new run folder; `recipe.yaml`, which marks it as one, is written last."""
+        """Make a new run folder; `recipe.yaml`, which marks it as one, is written last.
+
+        With `overwrite` a folder of ours gives way as soon as the new one is complete.
+        """
+        if overwrite and cls.begun(path):
+            refuse_foreign(path)
+            with whole_folder(path, replace=True) as new:
+                made = cls.create(new, recipe, train, fold, info, test, sample)
+            return cls(path, trust_remote_code=made.trust_remote_code, outside_runs=True)
         assert train.labels is not None
         with cls._locked(path):
             files = cls._begin(path)
@@ -215,15 +283,17 @@ class RunFolder:
         return any(file.name != LOCK for file in path.iterdir()) and not (path / UNFINISHED).exists()
 
     @classmethod
-    def refuse_existing(cls, path: Path) -> None:
+    def refuse_existing(cls, path: Path, overwrite: bool = False) -> None:
         """Raise RunError unless `create` may write into `path`."""
         with writing(path):
             begun = cls.begun(path)
         if begun:
-            raise RunError(
-                f"{path} exists already. Continue it with --resume, or choose another folder with --out; "
-                "an existing run is never overwritten."
-            )
+            if not overwrite:
+                raise RunError(
+                    f"{path} exists already. Continue it with --resume, replace it with --overwrite, or choose another "
+                    "folder with --out."
+                )
+            refuse_foreign(path)
         parent = next(parent for parent in path.absolute().parents if parent.exists())
         if not parent.is_dir():
             raise RunError(f"{path} cannot be made: {parent} is a file.")
@@ -472,3 +542,26 @@ class RunFolder:
 def recipe_bytes(recipe: Recipe) -> bytes:
     """The resolved recipe, defaults included, as YAML."""
     return write_yaml(recipe.to_dict()).encode()
+
+
+OURS = re.compile(
+    r"fold-\d\d+|refit|adapter|model|fold\.json|\.creating|\.lock|\..*\.tmp|\.ipynb_checkpoints|\.DS_Store|Thumbs\.db"
+)
+"""What lies in a run folder or an export beside `RunFiles`: folds, models, scratch, what folder viewers leave."""
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise RunError unless `path` is a run folder, an export or a blend that holds nothing else, and may be removed.
+
+    A `recipe.yaml` alone proves nothing: it may lie in the folder of somebody's whole project.
+    """
+    if path.is_symlink() or not path.is_dir() or not RunFiles(path).recipe.is_file():
+        raise RunError(f"{path} is no run folder, and is not overwritten. Choose another folder with --out.")
+    ours = {file.name for file in vars(RunFiles(path)).values()}
+    foreign = sorted(e.name for e in path.iterdir() if e.name not in ours and not OURS.fullmatch(e.name))
+    if foreign or not RunFiles(path).info.is_file():
+        what = f"also holds {shorten(foreign, 5)}" if foreign else "has no run.json"
+        raise RunError(
+            f"{path} {what}: not only a run lies there, and nothing is overwritten. Move that away, or choose another "
+            "folder with --out."
+        )

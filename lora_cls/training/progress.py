@@ -1,29 +1,39 @@
-"""Progress of folds, epochs and steps: bars on a terminal, one plain line per epoch elsewhere."""
+"""Progress of folds, epochs and steps: bars on a terminal, one plain line per epoch in notebooks and log files."""
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from types import TracebackType
 from typing import Any
 
-from lora_cls.errors import message_text
+from lora_cls.errors import in_callers_words, message_text
+
+
+def interactive() -> bool:
+    """Whether somebody reads along: a notebook, IPython, or Python's own prompt, which all set `sys.ps1`."""
+    return hasattr(sys, "ps1")
 
 
 class Progress:
-    """Shows how far a run is. Bars on a terminal; in a log file one line per finished epoch.
+    """Shows how far a run is. Bars on a terminal; in a notebook or a log file one line per finished epoch.
 
     Parameters
     ----------
     n_folds : folds of this run that are still to be trained
-    show : False says nothing at all (library use)
+    show : False says nothing at all; None shows it to whoever works interactively, and nothing to a script
     """
 
-    def __init__(self, n_folds: int, show: bool = True) -> None:
+    def __init__(self, n_folds: int, show: bool | None = None) -> None:
+        if show is None:
+            show = interactive()
         self.n_folds = n_folds
         self.done = 0
         self.started = time.monotonic()
         self._bars: Any = None
+        if show:  # lines and bars of our own need none of Jupyter's widgets, which libraries below ask for
+            warnings.filterwarnings("ignore", message="IProgress not found")
         self._lines = show and not sys.stderr.isatty()
         self._wanted = show and sys.stderr.isatty()
 
@@ -55,12 +65,13 @@ class Progress:
             self._bars.update(self._folds, total=n_folds, description="folds")
 
     def say(self, text: str) -> None:
-        """A line above the bars, or in the log."""
-        text = message_text(text)
+        """A line above the bars, or in the log; its advice in the words of the caller."""
+        text = message_text(in_callers_words(text))
         if self._bars:
             self._bars.console.print(text, markup=False, highlight=False)
         elif self._lines:
-            print(text, file=sys.stderr, flush=True)
+            # a notebook shows stderr in red, as if it were an error
+            print(text, file=sys.stdout if interactive() else sys.stderr, flush=True)
 
     def epoch(self, name: str, epoch: int, n_epochs: int, n_steps: int) -> None:
         """An epoch of `n_steps` optimizer steps begins."""

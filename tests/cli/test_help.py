@@ -1,11 +1,13 @@
 """The command line answers at once where no model is needed, and its help is plain."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import typer
+import yaml
 
 from lora_cls.cli import app
 
@@ -51,14 +53,15 @@ def test_help_imports_nothing_heavy():
         "try:\n    main()\nexcept SystemExit as error:\n    assert not error.code"
     )
     assert heavy == []
-    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].splitlines()]
+    listed = [line.split()[0] for line in out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()]
     assert listed == [words[0] for words in COMMANDS if len(words) == 1]
 
 
 def test_import_is_instant():
-    """`import lora_cls` loads no library, and its public names still all exist."""
-    heavy, _ = heavy_modules_after("import lora_cls")
+    """`import lora_cls` loads no library; its public names are listed all the same."""
+    heavy, out = heavy_modules_after("import lora_cls\nprint(dir(lora_cls))")
     assert heavy == []
+    assert "'cross_validate'" in out and "'RunFolder'" in out
 
 
 def test_recipe_and_thresholds_need_no_torch():
@@ -75,6 +78,7 @@ def test_public_names():
 
     for name in lora_cls.__all__:
         assert getattr(lora_cls, name) is not None
+    assert {name for name in dir(lora_cls) if not name.startswith("_")} == set(lora_cls.__all__) - {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'trainn'"):
         _ = lora_cls.trainn
 
@@ -87,6 +91,45 @@ def test_help_of_each_command(words, monkeypatch, capsys):
     assert f"lora-cls {' '.join(words)}" in out
     assert COMMANDS[words].help
     assert [option.name for option in COMMANDS[words].params if not getattr(option, "help", None)] == []
+    assert not re.search(r"<(str|path|list)|\{", out), "Python's names of types mean nothing to a reader"
+    example = out.partition("Example:\n")[2]
+    assert example and all(line.startswith("  ") for line in example.splitlines())
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_examples_are_commands(words):
+    """Every example in a help is parsed: its command and its options exist."""
+    for line in COMMANDS[words].epilog.splitlines()[2:]:
+        given = line.split(">")[0].split()
+        assert given[0] == "lora-cls"
+        command, rest = typer.main.get_command(app), given[1:]
+        while hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
+        assert command.make_context(rest[0] if rest else "", list(rest)) is not None
+        assert command.name == words[-1] or hasattr(COMMANDS[words], "commands")
+
+
+def test_version(monkeypatch, capsys):
+    """`--version` says the version that is installed."""
+    import lora_cls
+
+    assert call(monkeypatch, capsys, "--version") == (0, f"lora-cls {lora_cls.__version__}\n", "")
+
+
+def test_completion(monkeypatch, capsys):
+    """Shells can complete commands and options."""
+    assert "--install-completion" in call(monkeypatch, capsys, "--help")[1]
+
+
+def test_check_says_what_it_does(monkeypatch, capsys, tmp_path, tiny_recipe, emotion_table):
+    """`check` tells what takes its time before it takes it, on stderr, and results alone go to stdout."""
+    emotion_table(45).to_csv(tmp_path / "train.csv", index=False)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe("bert").to_dict()))
+    code, out, err = call(monkeypatch, capsys, "check", recipe, "--train", tmp_path / "train.csv")
+    assert code == 0
+    assert err.index("Reading the tokens of 45 texts") < err.index("timing some of its steps")
+    assert "timing some" not in out and "minutes here" in out
 
 
 def test_recipes(monkeypatch, capsys):

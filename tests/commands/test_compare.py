@@ -15,9 +15,10 @@ from lora_cls.commands.tune import tune
 from lora_cls.errors import RunError
 from lora_cls.evaluation import bootstrap_difference
 from lora_cls.recipe import Thresholds
-from lora_cls.report.comparison import comparison_cells, markdown, write_comparison
+from lora_cls.report.comparison import comparison_cells, figure, markdown, write_comparison
 from lora_cls.runs import RunFolder
 
+SVG = "{http://www.w3.org/2000/svg}"
 HOSTILE = '<script>alert(1)</script> "$x$ |'
 
 
@@ -121,6 +122,33 @@ def test_files(runs, tmp_path):
         write_comparison(found, runs[0].path)
 
 
+def test_the_figure_stands_where_its_axes_say(runs):
+    """Points and intervals lie, by the ticks of both axes, at minutes and scores; without any library that draws."""
+    found = compare(runs)
+    root = ElementTree.fromstring(figure(found))
+    texts = [(float(e.get("x")), float(e.get("y")), e.text) for e in root.iter(f"{SVG}text") if e.get("x")]
+    scores = [(y - 4, float(text)) for x, y, text in texts if re.fullmatch(r"0\.\d+", text) and x < 60]
+    slope, start = np.polyfit(*zip(*scores, strict=True), 1)
+    bars = [group.find(f"{SVG}path").get("d") for group in root.iter(f"{SVG}g")]
+    for bar, run in zip(bars, found.runs, strict=True):
+        low, high = (float(n) for n in re.fullmatch(r"M[\d.]+,([\d.]+)h8m-4,0V([\d.]+)m-4,0h8", bar).groups())
+        assert slope * low + start == pytest.approx(run.score.low, abs=1e-3)
+        assert slope * high + start == pytest.approx(run.score.high, abs=1e-3)
+
+
+def test_in_a_notebook(runs):
+    """A comparison says in a line what won, is a table with a row per run, and shows both without its 20 fields."""
+    found = compare(runs)  # run folders, as paths elsewhere
+    assert repr(found).startswith(f"Comparison(3 runs, 300 rows, 3 folds, macro-F1: {found.runs[0].name} 0.")
+    table = found.table()
+    assert table["run"].tolist() == [one.name for one in found.runs]
+    assert table["minus_best"].tolist() == [0.0, *(one.difference.estimate for one in found.runs[1:])]
+    assert table["f1_joy"].tolist() == [one.f1[found.label_names.index("joy")] for one in found.runs]
+    shown = found._repr_html_()
+    for one in found.runs:
+        assert one.name in shown and f"{one.score.estimate:.4f}" in shown and f"{one.f1[0]:.4f}" in shown
+
+
 class _Page(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -147,7 +175,7 @@ def test_names_are_inert(make_run, problem, tmp_path):
     page.feed((tmp_path / "out" / "compare.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
     assert "svg" in page.tags
-    assert page.links == []
+    assert page.links == ["data:,"]  # the icon of the tab: none
     assert HOSTILE in page.text
     assert hostile in page.text
     ElementTree.parse(tmp_path / "out" / "compare.svg")

@@ -11,10 +11,11 @@ import torch
 from bitsandbytes.functional import dequantize_4bit, has_avx512bf16
 from torch import nn
 
+from lora_cls.errors import BackboneError
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
-from lora_cls.modeling.loading import load_base
+from lora_cls.modeling.loading import load_base, quantization_config
 from lora_cls.modeling.precision import DTYPES
-from lora_cls.recipe import Loss
+from lora_cls.recipe import Loss, Quantization
 from lora_cls.text.tokens import pad
 from lora_cls.training.checkpoint import trainable
 from lora_cls.training.losses import training_loss
@@ -167,3 +168,10 @@ def test_sizes_that_are_no_multiple_of_a_block(tiny_recipe, build, ask, random_r
     found = gradients(model)
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
     assert float(found["backbone.base_model.model.layers.0.mlp.up_proj.lora_B.default.weight"].norm()) > 0
+
+
+def test_without_bitsandbytes(monkeypatch):
+    """Where bitsandbytes is not installed, a sentence says how to get it, or how to do without."""
+    monkeypatch.setattr("lora_cls.modeling.loading.find_spec", lambda name: None)
+    with pytest.raises(BackboneError, match=r"pip install bitsandbytes, or .*--set quantization=null"):
+        quantization_config(Quantization(load_in_4bit=True), torch.float32)

@@ -370,7 +370,7 @@ def test_run_in_the_existing_folder_is_refused(finished, train, results):
     """An existing run is not overwritten from Python either."""
     run = finished("tfidf")
     before = results(run)
-    with pytest.raises(RunError, match="never overwritten"):
+    with pytest.raises(RunError, match="replace it with --overwrite"):
         cross_validate(run.recipe, train, out=run.path)
     assert results(run) == before
 

@@ -17,7 +17,7 @@ from sklearn.metrics import confusion_matrix, f1_score, precision_score, recall_
 from lora_cls.cli import app
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.errors import DataError, RunError
-from lora_cls.report.content import page_content
+from lora_cls.report.content import page_content, spreadsheet
 from lora_cls.report.page import render, write_page
 from lora_cls.report.sentences import score_sentence
 from lora_cls.runs import FoldInfo, RunFolder, RunInfo, training_data
@@ -454,3 +454,58 @@ def test_the_wrong_table_is_named(tfidf_recipe, train, test, tmp_path):
         training_data(run, str(tmp_path / "wrong.csv"))
     with pytest.raises(DataError, match=r"wrogn\.csv does not exist .* Did you mean 'wrong\.csv'"):
         training_data(run, str(tmp_path / "wrogn.csv"))
+
+
+def test_settings_and_test_rows_are_on_the_page(finished):
+    """What was trained, and how many test rows each label was given beside its share in training."""
+    run = finished("llama")
+    text = Page(run.files.page.read_text(encoding="utf-8")).text
+    lora, train = run.recipe.lora, run.recipe.train
+    for part in (
+        f"r {lora.r}, alpha {lora.lora_alpha:g}", "all-linear", f"{train.learning_rate:g}, {train.lr_scheduler_type}",
+        f"epochs {train.num_train_epochs}, kept: last", f"batch {train.per_device_train_batch_size} texts a step",
+        f"seed {train.seed}", f"folds {run.recipe.cv.n_splits}",
+    ):  # fmt: skip
+        assert part in text
+    test = page_content(run)["test"]
+    assert test["rows"] == len(run.test_ids)
+    for j, (name, row) in enumerate(zip(run.label_names, test["labels"], strict=True)):
+        assert row["positives"] == run.submission[name].sum()
+        assert row["train"] == pytest.approx(run.y_true[:, j].mean())
+    assert f"{len(run.test_ids)} rows without known labels" in text
+
+
+def test_mistakes_and_doubts_as_tables(finished, copy_of):
+    """Beside the page: every mistake of every label once, every label in doubt, and texts only where asked for."""
+    run = copy_of(finished("tfidf"))
+    write_page(run)
+    results = run.results()
+    oof, decided = results.oof, results.oof.decide(run.task(), results.decision)
+    table = pd.read_csv(run.files.mistakes, dtype={"id": str})
+    wrong = {(i, j) for i, j in zip(*np.nonzero(decided != oof.y_true), strict=True)}
+    place = {value: i for i, value in enumerate(oof.ids)}
+    told = [(place[row["id"]], oof.label_names.index(row["label"])) for row in table.to_dict("records")]
+    assert len(told) == len(wrong) and set(told) == wrong
+    for (i, j), kind in zip(told, table["mistake"], strict=True):
+        assert kind == ("missed" if oof.y_true[i, j] else "wrongly given")
+    doubts = run.task().doubts(oof.y_true, oof.y_score)
+    assert pd.read_csv(run.files.doubts, dtype={"id": str})["id"].tolist() == [oof.ids[i] for i in doubts.rows]
+    assert "text" not in table
+
+
+def test_cells_of_a_spreadsheet_are_no_formulas():
+    """What a spreadsheet would run begins with an apostrophe; numbers and other texts stay as they are."""
+    rows = [
+        {"id": cell, "fold": 0, "probability": -1.0} for cell in ("=1+1", "@a", "-2+3", "+cmd", "-5", "+1.5", "a=b")
+    ]
+    table = spreadsheet(rows, ["id", "fold", "probability"])
+    assert table["id"].tolist() == ["'=1+1", "'@a", "'-2+3", "'+cmd", "-5", "+1.5", "a=b"]
+    assert table["probability"].tolist() == [-1.0] * 7
+
+
+def test_another_page_leaves_tables_of_other_names_alone(finished, copy_of, tmp_path):
+    """`--out page.html` writes page.mistakes.csv, and not over somebody's mistakes.csv."""
+    (tmp_path / "mistakes.csv").write_text("mine")
+    write_page(copy_of(finished("tfidf")), out=tmp_path / "page.html")
+    assert (tmp_path / "mistakes.csv").read_text() == "mine"
+    assert (tmp_path / "page.mistakes.csv").is_file() and (tmp_path / "page.doubts.csv").is_file()

@@ -94,9 +94,12 @@ def test_sliders(opened, finished):
     for j in range(3):
         card = page.locator("details.label").nth(j)
         slider = card.locator("input")
-        for stop in range(0, int(slider.get_attribute("max")) + 1, 10):
+        label = f"JSON.parse(document.getElementById('content').textContent).labels[{j}]"
+        for stop in page.evaluate(f"{label}.thresholds")[::10]:
             slider.evaluate("(input, stop) => { input.value = stop; input.dispatchEvent(new Event('input')); }", stop)
             now[j] = exact(page, card, "threshold")
+            assert now[j] == stop
+            assert float(slider.evaluate("input => input.value")) == pytest.approx(stop)  # 0.40 stands at 40 %
             y_pred = y_score[:, j] >= now[j]
             for name, score in (("f1", f1_score), ("precision", precision_score), ("recall", recall_score)):
                 assert exact(page, card, name) == pytest.approx(score(y_true[:, j], y_pred, zero_division=0), abs=1e-12)
@@ -110,15 +113,39 @@ def test_sliders(opened, finished):
     assert macro() == pytest.approx(expected(), abs=1e-12)
 
 
+def test_keys_move_a_slider_stop_by_stop(opened, finished):
+    """An arrow goes to the next threshold that decides differently, however near, and back."""
+    page = opened(finished("tfidf").path / "report.html")
+    thresholds = page.evaluate("JSON.parse(document.getElementById('content').textContent).labels[0].thresholds")
+    card = page.locator("details.label").first
+    card.locator("input").focus()
+    start = thresholds.index(exact(page, card, "threshold"))
+    page.keyboard.press("ArrowRight")
+    assert exact(page, card, "threshold") == thresholds[start + 1]
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    assert exact(page, card, "threshold") == thresholds[start - 1]
+
+
+def test_f1_is_seen_on_a_phone(opened, finished):
+    """At 360 pixels the F1 of each label stands within the screen, unscrolled."""
+    page = opened(finished("tfidf").path / "report.html", viewport={"width": 360, "height": 740})
+    page.locator("#labels tbody bdi").first.evaluate(
+        "e => { e.textContent = 'customer_service_complaint_about_delivery'; }"
+    )
+    for box in (cell.bounding_box() for cell in page.locator("#labels tbody td:nth-child(2)").all()):
+        assert box["x"] + box["width"] <= 360
+
+
 def test_sorting(opened, finished):
     """A click on a heading sorts by its numbers, the largest first; another turns the order round."""
     page = opened(finished("tfidf").path / "report.html")
-    head = page.locator("#labels thead th").nth(6)
+    head = page.locator("#labels thead th").nth(1)
 
     def column():
         return [
             float(v)
-            for v in page.locator("#labels tbody tr td:nth-child(7)").evaluate_all("a => a.map(e => e.dataset.value)")
+            for v in page.locator("#labels tbody tr td:nth-child(2)").evaluate_all("a => a.map(e => e.dataset.value)")
         ]
 
     before = column()

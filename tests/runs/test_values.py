@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lora_cls import Classifier, RunFolder, blend, calibrate, tune
+from lora_cls import Classifier, RunFolder, blend, calibrate, compare, cross_validate, tune
 from lora_cls.errors import DataError, RunError
 from lora_cls.recipe import Prediction, Thresholds
 from lora_cls.runs import FoldInfo, RunInfo, Scores
@@ -141,3 +141,63 @@ def test_a_bad_sample_changes_nothing(finished, copy_of):
     with pytest.raises(DataError, match="missing"):
         tune(run.path, Thresholds(strategy="fixed", default=0.9))
     assert {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()} == before
+
+
+def test_a_run_hands_out_its_tables(finished, copy_of):
+    """Scores, out-of-fold probabilities, test probabilities and the submission are tables that say what files do."""
+    run = copy_of(finished("tfidf"))
+    assert run.scores == run.results().scores
+    assert run.per_label["label"].tolist() == run.label_names
+    assert run.per_label["f1"].tolist() == [row.f1 for row in run.scores.cross_fitted.per_label]
+    oof = run.out_of_fold()
+    assert run.oof.columns.tolist() == ["id", "fold", *run.label_names]
+    assert run.oof["id"].tolist() == run.folds["id"].tolist()
+    assert run.oof["fold"].tolist() == run.folds["fold"].tolist()
+    assert np.array_equal(run.oof[run.label_names].to_numpy(), oof.y_score)
+    assert run.test_proba["id"].tolist() == run.test_ids
+    submission = run.submission.set_index("id").loc[run.test_ids]  # the sample has another order
+    decided = run.task().apply(
+        run.test_proba[run.label_names].to_numpy(), np.array(list(run.results().decision.shipped.values()))
+    )
+    assert np.array_equal(submission[run.label_names].to_numpy(), decided)
+    before = run.scores
+    tune(run, Thresholds(strategy="fixed", default=0.9))
+    assert run.scores != before  # read again, as it was written again
+
+
+def test_ids_of_a_submission_stay_text(finished, copy_of):
+    """A submission whose ids begin with zeros, under a header of its own, keeps them."""
+    run = copy_of(finished("tfidf"))
+    run.files.submission.write_text("row,joy\n007,1\n")
+    assert run.submission.to_dict("list") == {"row": ["007"], "joy": [1]}
+
+
+def test_a_run_without_test_rows_has_no_submission(emotion_table, tmp_path):
+    """What a run has not is None."""
+    run = cross_validate("tfidf-logreg", emotion_table(45), out=tmp_path / "run", overrides=["cv.n_splits=2"])
+    assert (run.test_proba, run.submission) == (None, None)
+
+
+def test_a_run_in_a_notebook(finished, copy_of):
+    """A run shows its score, its labels and its page; damage in a file is a sentence there, not a traceback."""
+    run = copy_of(finished("tfidf"))
+    shown = run._repr_html_()
+    for part in (f"{run.scores.cross_fitted.macro_f1:.4f}", *run.label_names, "report.html", "folds finished"):
+        assert part in shown
+    run.files.scores.write_text("{")
+    assert "is damaged" in RunFolder(run.path)._repr_html_()
+
+
+@pytest.mark.parametrize("run", [None, 3, ["runs/a"]])
+def test_what_is_no_run(run):
+    """Only a path or a RunFolder is a run; whatever takes one says so."""
+    for takes in (tune, calibrate, Classifier.load):
+        with pytest.raises(RunError, match=r"given by its path or as a RunFolder\. Got"):
+            takes(run)
+
+
+def test_one_run_is_no_list(finished, tmp_path):
+    """A single path is not taken for a list of its letters."""
+    for takes in (compare, lambda runs: blend(runs, tmp_path / "blend")):
+        with pytest.raises(RunError, match="list of runs"):
+            takes(str(finished("tfidf").path))

@@ -210,7 +210,7 @@
       output.dataset.exact = now[key];
     }
     card.querySelector('output[data-of="f1-short"]').textContent = now.f1.toFixed(3);
-    card.querySelector("input").value = position[j];
+    card.querySelector("input").value = now.threshold; // the place on the bar is the threshold
     card.querySelector("input").setAttribute("aria-valuetext", format.threshold(now.threshold));
   }
   function showMacro() {
@@ -230,11 +230,20 @@
   if (content.task !== "single_label") {
     for (const card of cards) {
       show(card);
-      card.querySelector("input").addEventListener("input", (event) => {
-        position[+card.dataset.index] = +event.target.value;
+      const label = labels[+card.dataset.index];
+      const move = (stop) => {
+        position[+card.dataset.index] = Math.max(0, Math.min(label.thresholds.length - 1, stop));
         show(card);
         showMacro();
         redraw(card);
+      };
+      const slider = card.querySelector("input");
+      slider.addEventListener("input", () => move(d3.bisectCenter(label.thresholds, +slider.value)));
+      slider.addEventListener("keydown", (event) => { // stops lie close together where probabilities do
+        const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10 }[event.key];
+        if (step === undefined) return;
+        event.preventDefault();
+        move(position[+card.dataset.index] + step);
       });
     }
     document.getElementById("macro-shipped").textContent = macro(labels.map((label) => label.start)).toFixed(4);
