@@ -27,11 +27,11 @@ from lora_cls.errors import LoraClsError
 FAULTS = ("ENOSPC", "EIO", "killed")
 MEASURED = (
     "seconds", "started", "peak_memory_bytes", "predict_rows_per_second", "train_rows_per_second",
-    "train_tokens_per_second", "last_session_seconds", "reused",
+    "train_tokens_per_second", "last_session_seconds", "reused", "sha256", "files",
 )  # fmt: skip
 NEVER_TWICE = ("predict", "export", "blend")
 """What refuses a folder that holds it already."""
-UNFINISHED = ("state.safetensors", ".creating", "metrics.jsonl", "run.json")
+UNFINISHED = ("state.safetensors", ".creating", ".lock", "metrics.jsonl", "run.json")
 """What has a content of its own while a run is not finished."""
 
 

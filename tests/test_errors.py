@@ -79,7 +79,7 @@ def test_progress_is_visible(capsys):
     """Lines between the bars go the same way."""
     from lora_cls.training.progress import Progress
 
-    with Progress(1) as progress:
+    with Progress(1, show=True) as progress:
         progress.say("label \x1b[2J")
     assert capsys.readouterr().err == "label \\x1b[2J\n"
 

@@ -156,7 +156,7 @@ def test_litter_of_others(tmp_path):
     [
         (PermissionError(13, "Permission denied", "runs/a"), "Error: runs/a: Permission denied."),
         (OSError("odd"), "Error: odd."),
-        (MemoryError(), "Error: the memory is full."),
+        (MemoryError(), "Error: The memory is full."),
         (RecursionError(), "Error: a file or a value is nested too deeply"),
     ],
 )

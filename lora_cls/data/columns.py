@@ -373,11 +373,17 @@ def _guess_labels(
     return labels, how + (f" (it also lacks {shorten(left_out)}: {why}, so not labels)" if left_out else "")
 
 
+def _are_shares(values: pd.Series) -> bool:
+    """Whether every filled cell is a number from 0 to 1."""
+    filled = pd.to_numeric(pd.Series([value for value in values.tolist() if not is_missing(value)]), errors="coerce")
+    return len(filled) > 0 and bool(filled.between(0, 1).all())
+
+
 def _undecided(config: Data, train: pd.DataFrame, labels: list[str], left_out: list[str], problems: list[str]) -> None:
     """Refuse to leave out a column that may be a label too, written in another way than those beside it."""
     for name in left_out if labels else ():
         values = train[name]
-        if not config.soft_labels and looks_like_labels(values, soft=True):
+        if not config.soft_labels and _are_shares(values):
             what, wanted = "numbers from 0 to 1", "--set data.soft_labels=true"
         elif _is_yes_no(values):
             words = dict.fromkeys(repr(str(value).strip()) for value in values.tolist() if not is_missing(value))

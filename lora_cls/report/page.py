@@ -59,9 +59,9 @@ def write_page(
     page = render(page_content(run, train, results)).encode()
     mistakes, doubts = mistakes_table(run, results, train), doubts_table(run, results, train)
     own = file == run.files.page
+    write_bytes(file, page)
     write_csv(run.files.mistakes if own else file.with_suffix(".mistakes.csv"), mistakes)
     write_csv(run.files.doubts if own else file.with_suffix(".doubts.csv"), doubts)
-    write_bytes(file, page)
     return file
 
 

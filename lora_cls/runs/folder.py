@@ -451,7 +451,7 @@ class RunFolder:
         if wrong:
             raise RunError(f"{file} is damaged: {shorten(wrong)}, and thresholds lie from 0 to 1.{Decision.remedy}")
         tuned = set() if self.exported else set(decision.folds or {})
-        if gone := sorted(tuned - set(self.finished_folds)):
+        if tuned and (gone := sorted(tuned - set(self.finished_folds))):
             raise RunError(
                 f"{file} was tuned with folds that are not finished any more: {shorten(gone)}. Continue the run with "
                 "--resume; or decide without them: lora-cls tune RUN."

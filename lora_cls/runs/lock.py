@@ -55,10 +55,12 @@ def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None
             file.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
         yield
     finally:
-        if lock.lock_counter == 1:
-            with suppress(OSError):
-                file.unlink()  # while it is held: whoever opened it before finds it gone, and opens the new one
-        lock.release()
+        try:
+            if lock.lock_counter == 1:
+                with suppress(OSError):
+                    file.unlink()  # while it is held: whoever opened it before finds it gone, and opens the new one
+        finally:
+            lock.release()
 
 
 def _holder(file: Path) -> str:

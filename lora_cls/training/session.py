@@ -123,7 +123,7 @@ class Session:
                 f"The run was started on {self._given['device']} and this machine has {self.device.type}: its folds "
                 "would not compare. Continue on such a device, or start a new run with another --out."
             )
-        self.choices["num_threads"] = self._given.get("num_threads", self.choices["num_threads"])
+        self.choices |= {key: self._given[key] for key in ("num_threads", "prefix_cache") if key in self._given}
         torch.set_num_threads(self.choices["num_threads"])
 
     @property

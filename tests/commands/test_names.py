@@ -12,6 +12,7 @@ from lora_cls.errors import RunError
 from lora_cls.recipe import load_recipe
 from lora_cls.report.card import snippet
 from lora_cls.report.comparison import markdown, write_comparison
+from lora_cls.report.sentences import settings_rows
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunInfo
 
@@ -43,14 +44,15 @@ def test_card(runs):
     blocks, inline = tokens(text)
     assert [token.content for token in blocks if token.type == "fence"] == [
         'from lora_cls import Classifier\n\nclassifier = Classifier.load(".")\n'
-        'print(classifier.predict_proba(["a text"]))\nprint(classifier.predict_labels(["a text"]))\n'
+        'texts = ["a text"]\nprint(classifier.predict_proba(texts))\nprint(classifier.predict_labels(texts))\n'
     ]
     assert {token.type for token in blocks if not token.type.startswith(("t", "inline"))} <= TEXT
     assert {token.type for token in inline} <= INLINE
     assert {token.content for token in inline if token.type == "code_inline"} == {"run.json", "recipe.yaml", "fold-*/"}
     assert [token.type for token in inline].count("strong_open") == 1  # ours, of vocabularies
     shown = [token.content for token in blocks if token.type == "inline"]
-    assert len([cell for cell in blocks if cell.type == "tr_open"]) == 3
+    rows = 1 + len(NAMES) + 1 + len(settings_rows(runs[0].recipe))  # two tables and their headers
+    assert len([row for row in blocks if row.type == "tr_open"]) == rows
     assert any(text.startswith("joy") and "script" in text for text in shown)
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -80,7 +82,7 @@ def test_export():
     text = fill(
         "export.md.j2", about=about, scores=[way, way], scored=SimpleNamespace(rows=3, table=NAMES[0]), run=NAMES[0],
         base=NAMES[0], full=False, quantized=False, label_names=NAMES, no_score="It has no score", why=" so.",
-        probabilities="`softmax`", snippet="x = '```'\n",
+        probabilities="`softmax`", columns=None, snippet="x = '```'\n",
     )  # fmt: skip
     blocks, inline = tokens(text)
     assert next(token.content for token in blocks if token.type == "fence") == "x = '```'\n"

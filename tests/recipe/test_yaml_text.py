@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lora_cls.errors import RecipeError
 from lora_cls.recipe import load_recipe
-from lora_cls.runs.folder import write_recipe
+from lora_cls.runs.folder import recipe_bytes
 from lora_cls.yaml_text import LONGEST, YamlError, read_yaml, write_yaml
 
 NAMES = [
@@ -27,7 +27,7 @@ NUMBERS = st.floats(min_value=1e-6, max_value=1e6)
 
 def again(recipe, folder):
     """A recipe as a run folder keeps it and reads it."""
-    write_recipe(folder / "recipe.yaml", recipe)
+    (folder / "recipe.yaml").write_bytes(recipe_bytes(recipe))
     return load_recipe(folder / "recipe.yaml")
 
 

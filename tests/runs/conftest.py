@@ -136,6 +136,17 @@ def copy_of(tmp_path):
     return copy
 
 
+@pytest.fixture
+def unsummed():
+    """Function that takes the sums of its files out of a run, so that a test, or an attacker, can change them."""
+
+    def forget(path):
+        info = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(info | {"files": {}, "sha256": None}))
+
+    return forget
+
+
 @pytest.fixture(scope="session")
 def results():
     """Function that reads what a run answers, as bytes: its five result files and every fold's logits."""

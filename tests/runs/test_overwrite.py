@@ -50,7 +50,7 @@ def test_a_run_that_cannot_start_leaves_the_old_one(again, emotion_table, monkey
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_cls.runs.folder.write_recipe", full)
+    monkeypatch.setattr("lora_cls.runs.folder.recipe_bytes", full)
     with pytest.raises(RunError, match="No space left"):
         again(overwrite=True)
     assert files(run.path) == before

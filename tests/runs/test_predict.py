@@ -13,6 +13,7 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.commands.refit import refit
+from lora_cls.commands.tune import tune
 from lora_cls.errors import BackboneError, DataError, RunError
 from lora_cls.evaluation import apply_thresholds
 from lora_cls.runs import RunFolder
@@ -227,11 +228,15 @@ def test_sample_of_another_table(finished, sample, test, tmp_path):
 
 
 def test_partial_run(finished, copy_of, test, tmp_path):
-    """A run with some folds finished predicts with those."""
+    """A run with some folds finished predicts with those that its thresholds were tuned with."""
     run = copy_of(finished("tfidf"))
     run.fold(2).info_file.unlink()
+    with pytest.raises(RunError, match="tuned with folds that are not finished any more: 2"):
+        predict_file(run, test, tmp_path / "a")
+    whole = proba(run.path)[LABELS]
+    tune(run)
     predict_file(run, test, tmp_path / "a", sample_submission=run.sample_submission)
-    assert not np.allclose(proba(tmp_path / "a")[LABELS], proba(run.path)[LABELS])
+    assert not np.allclose(proba(tmp_path / "a")[LABELS], whole)
 
 
 def test_names_of_predictions(finished, copy_of, test, tmp_path):

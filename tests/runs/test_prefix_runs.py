@@ -12,6 +12,7 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
+from lora_cls.report.sentences import short_name
 
 LABELS = ["joy", "anger", "fear"]
 
@@ -158,7 +159,7 @@ def test_fewer_layers(case, small_recipe, train, test, tmp_path, own_cache, monk
     run = cross_validate(recipe, train.iloc[:24], test, tmp_path / "run")
     name = recipe.backbone.name_or_path
     card = (run.path / "README.md").read_text()
-    assert f"text classifier on the lowest 1 layers of {name}" in card
+    assert f"text classifier on the lowest 1 layers of {short_name(name)}" in card
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     depth = {"num_hidden_layers": 1}
     if "gemma3" in case:

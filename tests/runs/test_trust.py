@@ -32,7 +32,7 @@ class SentModel(LlamaModel):
 
 
 @pytest.fixture
-def sent(finished, tiny_model, tmp_path, monkeypatch):
+def sent(finished, tiny_model, tmp_path, monkeypatch, unsummed):
     """A run folder whose base brings code, and whose recipe says that it may run; and the file that this code makes."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     ran, base, run = tmp_path / "ran", tmp_path / "base", tmp_path / "sent" / "run"
@@ -45,6 +45,7 @@ def sent(finished, tiny_model, tmp_path, monkeypatch):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["backbone"] |= {"name_or_path": str(base), "trust_remote_code": True, "revision": "pinned"}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    unsummed(run)
     return run, ran
 
 
@@ -95,7 +96,7 @@ def test_permission_is_no_part_of_a_runs_identity():
     assert one.identity() == load_recipe(one, {"backbone.trust_remote_code": False}).identity()
 
 
-def test_runs_of_a_blend_outside_its_folder(finished, tfidf_recipe, train, test, tmp_path):
+def test_runs_of_a_blend_outside_its_folder(finished, tfidf_recipe, train, test, tmp_path, unsummed):
     """A sent blend opens no run elsewhere on the disk unless that is permitted; a link is followed first."""
     runs = [cross_validate(tfidf_recipe(cv__n_splits=2, tfidf={"min_df": n}), train, test, tmp_path / f"elsewhere/{n}")
             for n in (1, 2)]  # fmt: skip
@@ -110,6 +111,7 @@ def test_runs_of_a_blend_outside_its_folder(finished, tfidf_recipe, train, test,
     recipe = yaml.safe_load((moved / "recipe.yaml").read_text())
     recipe["blend"]["runs"] = ["../1", "../link"]
     (moved / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    unsummed(moved)
     (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "elsewhere" / "2")
     assert Classifier.load(moved).predict("happy").shape == (len(made.label_names),)
     (tmp_path / "elsewhere" / "link").unlink()
