@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
+import shutil
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,12 +18,15 @@ from lora_cls.data import Dataset, load_test, read_sample_submission, write_subm
 from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten
-from lora_cls.files import make_folder
+from lora_cls.files import make_folder, write_array, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
-from lora_cls.runs.io import write_values
+from lora_cls.runs.io import read_array, write_values
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
+
+ROWS_PER_PIECE = 10_000
+PIECES = ".pieces-"  # and what of; within the folder of predictions that are not finished
 
 
 class Classifier:
@@ -108,6 +114,12 @@ class Classifier:
         decision = run.decision()
         shipped = np.array([decision.shipped[name] for name in run.label_names])
         return cls(run, folders, shipped, decision.prediction, backbone, show)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what answers: the models' weights, thresholds, and how the folds are combined."""
+        said = [folder.info.model_dump(mode="json") for folder in self._folders]
+        said += [self.thresholds.tolist(), self.prediction.model_dump(mode="json"), self.recipe.to_dict()]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def __repr__(self) -> str:
         models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
@@ -200,6 +212,8 @@ def predict_file(
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
 
+    Of more than 10,000 rows each 10,000 are kept as they are answered: stopped, the same call goes on with the rest.
+
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
@@ -227,7 +241,8 @@ def predict_file(
     folder = (
         Path(out) if out is not None else run.files.predictions / (name if models == "folds" else f"{name}-{models}")
     )
-    refuse_predictions(folder, overwrite)
+    with writing(folder):
+        refuse_predictions(folder, overwrite)
     test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
     id_name = (test.columns.id if test.columns else None) or "id"
     task, delimiter = run.recipe.task, run.recipe.data.label_delimiter
@@ -250,10 +265,32 @@ def predict_file(
             for note in sample.notes:
                 progress.say(note)
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
-    y_score, y_pred = classifier.answer(test)
+    y_score, y_pred = _in_pieces(classifier, test, folder, show)
     write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
         label_column=run.label_column, delimiter=delimiter, y_score=y_score,
     )  # fmt: skip
+    with writing(folder):
+        for left in folder.glob(f"{PIECES}*"):
+            shutil.rmtree(left)
     return folder
+
+
+def _in_pieces(classifier: Classifier, test: Dataset, folder: Path, show: bool | None) -> tuple[np.ndarray, np.ndarray]:
+    """`Classifier.answer` for many rows, piece by piece: the same call goes on where one was stopped."""
+    if len(test) <= ROWS_PER_PIECE:
+        return classifier.answer(test)
+    pieces = folder / f"{PIECES}{classifier.fingerprint()[:12]}-{test.fingerprint()[:12]}"
+    make_folder(pieces)
+    answers = []
+    for first in range(0, len(test), ROWS_PER_PIECE):
+        rows = np.arange(first, min(first + ROWS_PER_PIECE, len(test)))
+        file, shape = pieces / f"{first:09d}.npy", (2, len(rows), len(classifier.label_names))
+        if not file.is_file():
+            with Progress(0, show) as progress:
+                progress.say(f"rows {first + 1:,} to {rows[-1] + 1:,} of {len(test):,}")
+            write_array(file, np.array(classifier.answer(test.subset(rows))))
+        answers.append(read_array(file, shape, remedy=" Remove it, and predict again."))
+    y_score, y_pred = np.concatenate(answers, axis=1)
+    return y_score, y_pred.astype(np.int8)

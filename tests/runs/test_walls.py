@@ -17,6 +17,7 @@ from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.commands.tune import tune
 from lora_cls.errors import LoraClsError, RunError
+from lora_cls.recipe import Thresholds
 from lora_cls.report.comparison import markdown
 from lora_cls.report.page import write_page
 from lora_cls.runs import RunFolder
@@ -164,8 +165,6 @@ def test_tuning_stopped_between_thresholds_and_scores(finished, copy_of):
     run = copy_of(finished("tfidf"))
     old = run.files.scores.read_bytes()
     before = run.results().scores.strategy
-    from lora_cls.recipe import Thresholds
-
     tune(run.path, Thresholds(strategy="fixed", default=0.9))
     run.files.scores.write_bytes(old)
     with pytest.raises(RunError, match="lora-cls tune"):
@@ -235,3 +234,36 @@ def test_exports_are_checked(finished, tmp_path, test):
     file.write_bytes(flip(file.read_bytes()))
     with pytest.raises(RunError, match="SHA-256"):
         predict_file(tmp_path / "out", test, tmp_path / "bad")
+
+
+def test_many_rows_in_pieces(finished, copy_of, test, tmp_path, monkeypatch):
+    """What was answered before a stop is not answered again, the files are the same, and no piece is left."""
+    import lora_cls.commands.predict as module
+
+    run = copy_of(finished("tfidf"))
+    whole = predict_file(run, test, tmp_path / "whole")
+    monkeypatch.setattr(module, "ROWS_PER_PIECE", 5)
+    answer, asked = Classifier.answer, []
+
+    def stop(self, rows):
+        asked.append(len(rows))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(self, rows)
+
+    monkeypatch.setattr(Classifier, "answer", stop)
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(run, test, tmp_path / "pieces")
+    predict_file(run, test, tmp_path / "pieces")
+    assert asked == [5, 5, 5, 2]
+    assert sorted(file.name for file in (tmp_path / "pieces").iterdir()) == ["submission.csv", "test_proba.csv"]
+    for file in whole.iterdir():
+        assert file.read_bytes() == (tmp_path / "pieces" / file.name).read_bytes()
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(run, test, tmp_path / "again")
+    tune(run.path, Thresholds(strategy="fixed", default=0.9))
+    asked.clear()
+    asked += [0, 0]
+    predict_file(RunFolder(run.path), test, tmp_path / "again")  # other thresholds: all anew
+    assert asked[2:] == [5, 5, 2]
