@@ -80,7 +80,7 @@ def main():
                     os.waitpid(child, 0)
                     ended.append(said.read_text() if said.is_file() else "died")
                 lost = [text for text in ended if text != "well"]
-                kinds = ["is trained by process", "exists already", "is written by process"]
+                kinds = ["is trained by", "exists already", "is written by"]
                 known = [next((k for k in kinds if k in text), None) for text in lost]
                 losers.update((kind, k or "both well") for k in known or [None])
                 cross_validate(recipe, train, test, folder / "run", resume=True)

@@ -1,6 +1,6 @@
 """The run folder: its files and what they hold. Knows nothing of models.
 
-Reading order: `io` (tables and arrays), `records` (JSON files as values), `out_of_fold`, `fold`, `folder`, `aligned`
+Reading order: `io` (tables and arrays), `sums` and `lock`, `records` (JSON files as values), `out_of_fold`, `fold`, `folder`, `aligned`
 (several runs as one), `tables` and `labelled` (the user's tables, read again as a run read them).
 """
 

@@ -12,7 +12,9 @@ oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
 report.html       mistakes.csv  doubts.csv
 ```
 
-Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last.
+Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last. `run.json` and
+`fold.json` hold the SHA-256 of tables, arrays and weights, and every JSON file that of its own fields: what was changed
+since is an error when it is read. `.lock` stands in a folder, or a fold, while a process writes it.
 """
 
 from __future__ import annotations
