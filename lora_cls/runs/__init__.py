@@ -1,7 +1,7 @@
 """The run folder: its files and what they hold. Knows nothing of models.
 
-Reading order: `io` (tables and arrays), `sums` and `lock`, `records` (JSON files as values), `out_of_fold`, `fold`, `folder`, `aligned`
-(several runs as one), `tables` and `labelled` (the user's tables, read again as a run read them).
+Reading order: `io` (tables and arrays), `sums` and `lock`, `records` (JSON files as values), `out_of_fold`, `fold`,
+`folder`, `aligned` (several runs as one), `tables` and `labelled` (the user's tables, read again as a run read them).
 """
 
 from lora_cls.runs.aligned import AlignedRun, align

@@ -13,8 +13,9 @@ from lora_cls.errors import RunError
 from lora_cls.files import write_csv
 from lora_cls.runs.io import read_csv, write_values
 
+# halves of characters, which UTF-8 cannot write, are refused where tables are read
 ODD = st.text(
-    st.one_of(st.sampled_from("\r\n\t\"', \0;\x1a\ufeff\u2028\ud800"), st.characters()), min_size=1, max_size=6
+    st.one_of(st.sampled_from("\r\n\t\"', \0;\x1a\ufeff\u2028"), st.characters(codec="utf-8")), min_size=1, max_size=6
 )
 NAMES = ODD.filter(lambda name: name.strip() not in ("", "id"))
 
