@@ -20,7 +20,7 @@ from lora_cls.data import (
 from lora_cls.data.folds import check_rows, chosen_folds, make_folds
 from lora_cls.data.summary import length_summary
 from lora_cls.data.tables import Tables, table_name
-from lora_cls.errors import RecipeError, RunError
+from lora_cls.errors import RecipeError, RunError, visible
 from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.files import remove, write_array
 from lora_cls.machine import peak_memory, reset_peak_memory, surroundings
@@ -201,7 +201,7 @@ def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
 def _info(tables: Tables, learner: Learner) -> RunInfo:
     train, columns = tables.train, tables.train.columns
     data = DataInfo(
-        paths=tables.paths,
+        paths={name: None if path is None else visible(path) for name, path in tables.paths.items()},
         id_column=columns.id if columns else None,
         test_id_column=tables.id_name,
         text_columns=columns.text if columns else None,

@@ -39,7 +39,7 @@ from lora_cls.data import Dataset
 from lora_cls.data.folds import held_apart
 from lora_cls.data.names import free_name
 from lora_cls.data.submission import spelled_header
-from lora_cls.errors import RunError, no_fold_finished, shorten
+from lora_cls.errors import RunError, no_fold_finished, shorten, visible
 from lora_cls.evaluation import Task, task_of
 from lora_cls.files import remove, sweep, whole_folder, write_bytes, write_csv, writing
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
@@ -119,7 +119,7 @@ class RunFolder:
         outside_runs: bool = False,
     ) -> None:
         self.path = Path(path)
-        self.name = name or self.path.resolve().name
+        self.name = visible(name or self.path.resolve().name)  # a name of bytes that are no text
         self.trust_remote_code, self.outside_runs = trust_remote_code, outside_runs
         self.files = RunFiles(self.path)
         if not os.path.isfile(self.files.recipe):  # Path's asks with errors of its own, as of a name that is too long

@@ -267,3 +267,17 @@ def test_many_rows_in_pieces(finished, copy_of, test, tmp_path, monkeypatch):
     asked += [0, 0]
     predict_file(RunFolder(run.path), test, tmp_path / "again")  # other thresholds: all anew
     assert asked[2:] == [5, 5, 2]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are text")
+def test_names_of_bytes_that_are_no_text(finished, train, test, tmp_path):
+    """Files and folders whose names are no UTF-8, as of old archives: the run is complete, card and page included."""
+    folder = tmp_path / "tr\udce4in"
+    folder.mkdir()
+    train.to_csv(folder / "tr\udce4in.csv", index=False)
+    said = []
+    run = cross_validate(finished("tfidf").recipe, folder / "tr\udce4in.csv", test, folder / "r\udce4n")
+    tune(run, say=said.append)
+    assert said == []
+    assert run.files.card.is_file() and run.files.page.is_file()
+    assert Classifier.load(run.path).predict(TEXTS).shape == (9, 3)
