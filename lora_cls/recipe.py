@@ -502,6 +502,74 @@ class Engine(Section):
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
 
 
+class Range(Section):
+    """What a search may set a field to: from `low` to `high`, or one of `choices`."""
+
+    low: float | None = None
+    """The least value."""
+    high: float | None = None
+    """The greatest value."""
+    log: bool = False
+    """Whether equal ratios count alike, as they do for learning rates; else equal differences do."""
+    step: float | None = Field(default=None, gt=0)
+    """Distance of the values that are tried. Null is 1 for fields that are whole numbers, and any value for others."""
+    choices: list[bool | int | float | str | None] | None = Field(default=None, min_length=1, max_length=1000)
+    """The values that are tried, in place of `low` and `high`."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Range:
+        low, high = self.low, self.high
+        if self.choices is not None:
+            if low is not None or high is not None or self.log or self.step is not None:
+                raise ValueError("give either choices, or low and high.")
+            if len(set(map(repr, self.choices))) < len(self.choices):
+                raise ValueError("choices holds a value twice.")
+            return self
+        if low is None or high is None:
+            raise ValueError("give low and high, or choices.")
+        if low >= high:
+            raise ValueError(f"low must lie below high: {low:g} and {high:g}.")
+        if self.log and low <= 0:
+            raise ValueError(f"log needs values above 0: low is {low:g}.")
+        if self.log and self.step is not None:
+            raise ValueError("log and step cannot both be given.")
+        return self
+
+
+class Sweep(Section):
+    """What `lora-cls sweep` tries, and how. Null takes a space that fits the recipe's kind. A run does not read it."""
+
+    space: dict[str, Range] | None = Field(default=None, max_length=100)
+    """Fields of the recipe and what to try, as `{"train.learning_rate": {low: 1.0e-5, high: 1.0e-3, log: true}}`. Null
+    takes learning rates, epochs and batch size, with `lora` also its rank, and of `tfidf` its own fields."""
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are chosen: by what did well so far (Optuna's multivariate TPE), at random, or all combinations."""
+    objective: Literal["macro_f1", "average_precision", "loss"] = "macro_f1"
+    """What is searched for: cross-fitted macro-F1, or macro average precision, out of fold; or the lowest log loss of
+    the corrected probabilities."""
+    n_folds: int = Field(default=3, ge=1, le=10_000)
+    """How many of the `cv.n_splits` folds each trial trains, the same for all trials."""
+    stop_folds: bool = True
+    """End a trial when the mean of its folds so far lies below the worst fold of the best trial."""
+    stop_losses: bool = True
+    """End a trial within its first fold when its loss stays far above what the better half of the trials had there."""
+    confirm: int = Field(default=3, ge=0, le=1000)
+    """How many of the best trials are trained again on fresh folds: that is the score that is stated. 0 states none."""
+    random_state: int = Field(default=42, ge=0, le=LARGEST_SEED)
+    """Draws the settings that are tried."""
+
+
+class Tracking(Section):
+    """Where a run is logged beside its folder. It is no part of a run's identity, and no failure of it ends one."""
+
+    to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[], max_length=4)
+    """Trackers, by Accelerate's `tracking`; each is installed by `pip install "lora_cls[tracking]"`."""
+    project: str = Field(default="lora_cls", min_length=1, max_length=200)
+    """The project, or experiment, that runs are listed under."""
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+    """The run's name there; null takes that of its folder."""
+
+
 def _combination_problems(backbone: bool, tfidf: bool, blend: bool, quantization: bool, lora: bool) -> list[str]:
     """What is wrong with the presence of sections, whatever is in them."""
     problems = []
@@ -580,6 +648,9 @@ class Recipe(Section):
     thresholds: Thresholds = Thresholds()
     prediction: Prediction = Prediction()
     engine: Engine = Engine()
+    sweep: Sweep | None = None
+    """Null beside what a run needs no search for."""
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -609,9 +680,11 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
     def identity(self) -> dict[str, Any]:
-        """What a resume must find unchanged: everything but `engine`, where the files lie, and whose code may run."""
+        """What a resume must find unchanged: all but `engine`, `sweep`, `tracking`, where the files lie, and whose code
+        may run."""
         values = self.to_dict()
-        del values["engine"]
+        for name in ("engine", "sweep", "tracking"):
+            del values[name]
         if values["backbone"] is not None:
             del values["backbone"]["trust_remote_code"]
         for name in ("train", "test", "sample_submission", "folds", "extra_train"):

@@ -31,7 +31,7 @@ from lora_cls.runs.records import DataInfo
 from lora_cls.training.factory import make_learner
 from lora_cls.training.heads import head_type
 from lora_cls.training.learner import FoldResult, Learner
-from lora_cls.training.progress import Progress
+from lora_cls.training.progress import Listener, Progress, fold_title
 from lora_cls.training.selection import check_selection
 
 
@@ -72,6 +72,7 @@ def cross_validate(
     overwrite: bool = False,
     smoke: bool = False,
     show: bool | None = None,
+    listeners: Sequence[Listener] = (),
     trust_remote_code: bool = False,
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
@@ -89,6 +90,7 @@ def cross_validate(
         is refused
     smoke : go the whole way on a few rows, 2 folds and 1 epoch, in a folder of its own
     show : progress; where None, in notebooks and at a prompt
+    listeners : told how the run goes on, each a `lora_cls.training.progress.Listener`
     trust_remote_code : let Python code that comes with the base model run; so does the recipe's field of this name,
         unless it is the recipe of a run folder
 
@@ -142,7 +144,7 @@ def cross_validate(
     check_selection(recipe, data, fold)
     check_rows(data, fold)
 
-    with Progress(0, show) as progress:
+    with Progress(0, show, listeners) as progress:
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         if not resumed:
@@ -156,6 +158,8 @@ def cross_validate(
             info = _info(tables, learner)
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite)
         costs = Costs(run, learner, started)
+        for listener in listeners:
+            listener.run_started(run)
         progress.expect(sum(not run.fold(number).finished for number in wanted))
         for number in wanted:
             folder = run.fold(number)
@@ -169,7 +173,9 @@ def cross_validate(
             costs.note()
             f1 = macro_f1(data.labels[held_out], task_of(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
-            progress.fold_done(f"fold {number}", f"macro-F1 {f1:.4f} untuned{optimistic}")
+            progress.fold_done(fold_title(number), f"macro-F1 {f1:.4f} untuned{optimistic}")
+            for listener in listeners:
+                listener.fold_done(run, number, f1)
         with run.writing(progress.say):
             run.reread()
             if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
@@ -179,6 +185,8 @@ def cross_validate(
             costs.tune = time.monotonic() - tuning
             costs.note(last_session_seconds=round(time.monotonic() - started, 1))
             write_reports(run, progress.say, results)
+        for listener in listeners:
+            listener.run_done(run)
     return run
 
 

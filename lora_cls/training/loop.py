@@ -22,7 +22,7 @@ from lora_cls.text.tokens import Tokens, shuffled_batches
 from lora_cls.training.batches import EvalBatches, training_memory_error
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
 from lora_cls.training.objective import Objective
-from lora_cls.training.progress import Progress
+from lora_cls.training.progress import Progress, fold_title
 from lora_cls.training.selection import Score, best_epoch, may_win
 
 CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
@@ -115,7 +115,7 @@ def train_fold(
     TrainingError
         If the loss is not a finite number, or the memory is full; names fold, epoch and step.
     """
-    train, name = recipe.train, "all rows" if fold < 0 else f"fold {fold}"
+    train, name = recipe.train, fold_title(fold)
     inner = make_optimizer(model, recipe)
     state = FoldState()
     kept: dict[int, dict[str, torch.Tensor]] = {}
@@ -141,6 +141,7 @@ def train_fold(
         progress.epoch(name, epoch, train.num_train_epochs, steps_per_epoch)
         model.train()
         losses: list[torch.Tensor] = []
+        unseen = 0  # losses since listeners were told
         for index in range(steps_per_epoch):
             step = (epoch - 1) * steps_per_epoch + index
             group = batches[index * accumulate : (index + 1) * accumulate]
@@ -162,6 +163,11 @@ def train_fold(
             if look:
                 _check_finite(losses, name, epoch, index + 1, recipe)
             progress.step(float(total) if look else None)
+            unseen += 1
+            if 10 * (step + 1) // n_steps > 10 * step // n_steps:
+                recent = float(torch.stack(losses[-unseen:]).mean())
+                progress.loss_seen(fold, step + 1, n_steps, recent, train.learning_rate * factor)
+                unseen = 0
         seconds = time.monotonic() - started
         state.epoch = epoch
         state.seconds["train"] += seconds
@@ -193,7 +199,7 @@ def train_fold(
         started = time.monotonic()
         save_state(state_file, model, inner, state, kept)
         state.seconds["save"] += time.monotonic() - started
-        progress.epoch_done(name, epoch, train.num_train_epochs, mean_loss, len(lengths) / seconds)
+        progress.epoch_done(fold, train.num_train_epochs, record, len(lengths) / seconds)
     accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
     if state.best_epoch is not None:
         restore(model, kept[state.best_epoch])

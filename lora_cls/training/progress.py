@@ -5,15 +5,51 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from lora_cls.errors import in_callers_words, message_text
+from lora_cls.runs import RunFolder
+
+
+def fold_title(fold: int) -> str:
+    """What a fold is called; -1 stands for a model of all rows."""
+    return "all rows" if fold < 0 else f"fold {fold}"
 
 
 def interactive() -> bool:
     """Whether somebody reads along: a notebook, IPython, or Python's own prompt, which all set `sys.ps1`."""
     return hasattr(sys, "ps1")
+
+
+class Listener:
+    """What is told how a run goes on, from `Progress`; here every method does nothing.
+
+    What a method raises ends the run, which can then be resumed: a search stops trials so.
+    """
+
+    def run_started(self, run: RunFolder) -> None:
+        """The run folder stands, or was opened again; folds are trained from now on."""
+
+    def loss_seen(self, fold: int, step: int, share: float, loss: float, learning_rate: float) -> None:
+        """A tenth of a fold's training is done.
+
+        Parameters
+        ----------
+        step : optimizer steps so far
+        share : of all steps, above 0 and at most 1
+        loss : mean over the steps since the last call
+        """
+
+    def epoch_done(self, fold: int, record: dict[str, Any]) -> None:
+        """An epoch is done. `record` is its line of the fold's `metrics.jsonl`, and `rows_per_second`."""
+
+    def fold_done(self, run: RunFolder, fold: int, macro_f1: float) -> None:
+        """A fold's files stand; its macro-F1 is untuned."""
+
+    def run_done(self, run: RunFolder) -> None:
+        """Scores, card and page of the folds that were wanted are written."""
 
 
 class Progress:
@@ -23,9 +59,11 @@ class Progress:
     ----------
     n_folds : folds of this run that are still to be trained
     show : False says nothing at all; None shows it to whoever works interactively, and nothing to a script
+    listeners : told the same as values
     """
 
-    def __init__(self, n_folds: int, show: bool | None = None) -> None:
+    def __init__(self, n_folds: int, show: bool | None = None, listeners: Sequence[Listener] = ()) -> None:
+        self.listeners = listeners
         if show is None:
             show = interactive()
         self.n_folds = n_folds
@@ -85,9 +123,18 @@ class Progress:
             note = {} if loss is None else {"note": f"loss {loss:.4f}"}
             self._bars.update(self._steps, advance=1, **note)
 
-    def epoch_done(self, name: str, epoch: int, n_epochs: int, loss: float, rows_per_second: float) -> None:
+    def loss_seen(self, fold: int, step: int, n_steps: int, loss: float, learning_rate: float) -> None:
+        """The mean loss since the last call; see `Listener.loss_seen`."""
+        for listener in self.listeners:
+            listener.loss_seen(fold, step, step / n_steps, loss, learning_rate)
+
+    def epoch_done(self, fold: int, n_epochs: int, record: dict[str, Any], rows_per_second: float) -> None:
+        """`record` is the epoch's line of `metrics.jsonl`."""
         if self._lines:
-            self.say(f"{name}: epoch {epoch}/{n_epochs}, loss {loss:.4f}, {rows_per_second:.0f} rows/s")
+            epoch, loss = record["epoch"], record["loss"]
+            self.say(f"{fold_title(fold)}: epoch {epoch}/{n_epochs}, loss {loss:.4f}, {rows_per_second:.0f} rows/s")
+        for listener in self.listeners:
+            listener.epoch_done(fold, record | {"rows_per_second": round(rows_per_second, 2)})
 
     def fold_done(self, name: str, note: str) -> None:
         self.done += 1

@@ -21,6 +21,8 @@ import os, signal, sys
 import lora_cls.training.loop as loop
 from lora_cls.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+
 save, saved = loop.save_state, []
 
 def save_state(file, *rest):
