@@ -19,6 +19,7 @@ from typing import Literal
 LONGEST_MESSAGE = 1900
 # control characters but tab and newline; marks that turn the direction of text or have no width; halves of characters
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+(?=@)")  # of an address: user:password@, or key@
 
 Caller = Literal["shell", "python"]
 
@@ -192,8 +193,15 @@ def visible(text: str) -> str:
 
 
 def message_text(text: str) -> str:
-    """A message as it is shown: `visible`, and without its middle where it is longer than `LONGEST_MESSAGE`."""
-    text = visible(text)
+    """A message as it is shown: `visible`, without the user and password of an address, as logs keep messages,
+    and without its middle where it is longer than `LONGEST_MESSAGE`.
+
+    Examples
+    --------
+    >>> message_text("https://ann:pass@example.org answers 403")
+    'https://***@example.org answers 403'
+    """
+    text = _CREDENTIALS.sub("***", visible(text))
     if len(text) <= LONGEST_MESSAGE:
         return text
     half = LONGEST_MESSAGE // 2 - 20

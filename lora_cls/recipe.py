@@ -42,6 +42,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{,199}")
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+)?")
 PACKAGE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
+TRACKED_NAME = re.compile(r"[^\W_]([\w .,+=@()&-]*[\w,+=@()&-])?")
 
 
 class Section(BaseModel):
@@ -559,15 +560,41 @@ class Sweep(Section):
     """Draws the settings that are tried."""
 
 
+def _tracked_name(name: str) -> str:
+    """A name that every tracker takes, and that may name a folder."""
+    if TRACKED_NAME.fullmatch(name):
+        return name
+    raise ValueError(
+        "Input should be a name of letters, digits, spaces and any of _-.,+=@()&, which starts with a letter or a "
+        "digit and ends with no space or dot. A server's address and key are no part of a recipe: trackers read them "
+        "from their own environment variables, as WANDB_API_KEY and MLFLOW_TRACKING_URI"
+    )
+
+
+def _local_folder(path: str) -> str:
+    if "://" in path:
+        raise ValueError("Input should be a folder of this machine, as runs/tracking")
+    return path
+
+
+TrackingFolder = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_local_folder)]
+TrackedName = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_tracked_name)]
+
+
 class Tracking(Section):
     """Where a run is logged beside its folder. It is no part of a run's identity, and no failure of it ends one."""
 
     to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[], max_length=4)
     """Trackers, by Accelerate's `tracking`; each is installed by `pip install "lora_cls[tracking]"`."""
-    project: str = Field(default="lora_cls", min_length=1, max_length=200)
+    project: TrackedName = "lora_cls"
     """The project, or experiment, that runs are listed under."""
-    name: str | None = Field(default=None, min_length=1, max_length=200)
+    name: TrackedName | None = None
     """The run's name there; null takes that of its folder."""
+    group: TrackedName | None = None
+    """What its run is listed with, as the trials of one search are; null is none."""
+    folder: TrackingFolder | None = None
+    """Where trackers keep their files, unless their own environment variables say; null is `tracking` beside the run
+    folder."""
 
 
 def _combination_problems(backbone: bool, tfidf: bool, blend: bool, quantization: bool, lora: bool) -> list[str]:

@@ -33,6 +33,7 @@ from lora_cls.training.heads import head_type
 from lora_cls.training.learner import FoldResult, Learner
 from lora_cls.training.progress import Listener, Progress, fold_title
 from lora_cls.training.selection import check_selection
+from lora_cls.training.tracking import check_tracking, tracked
 
 
 def refuse_blend(recipe: Recipe) -> None:
@@ -128,6 +129,7 @@ def cross_validate(
         recipe = load_recipe(recipe, _smoke_settings(recipe))
         path = path.with_name(f"{path.name}-smoke-{datetime.now():%Y%m%d-%H%M%S}")
         fold_table, folds = None, None
+    check_tracking(recipe, path)
     data = tables.train
     assert data.labels is not None
     resumed = resume and RunFolder.begun(path)
@@ -144,7 +146,7 @@ def cross_validate(
     check_selection(recipe, data, fold)
     check_rows(data, fold)
 
-    with Progress(0, show, listeners) as progress:
+    with Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         if not resumed:
@@ -158,7 +160,7 @@ def cross_validate(
             info = _info(tables, learner)
             run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite)
         costs = Costs(run, learner, started)
-        for listener in listeners:
+        for listener in progress.listeners:
             listener.run_started(run)
         progress.expect(sum(not run.fold(number).finished for number in wanted))
         for number in wanted:
@@ -174,7 +176,7 @@ def cross_validate(
             f1 = macro_f1(data.labels[held_out], task_of(recipe.task).untuned(result.oof_logits))
             optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
             progress.fold_done(fold_title(number), f"macro-F1 {f1:.4f} untuned{optimistic}")
-            for listener in listeners:
+            for listener in progress.listeners:
                 listener.fold_done(run, number, f1)
         with run.writing(progress.say):
             run.reread()
@@ -185,7 +187,7 @@ def cross_validate(
             costs.tune = time.monotonic() - tuning
             costs.note(last_session_seconds=round(time.monotonic() - started, 1))
             write_reports(run, progress.say, results)
-        for listener in listeners:
+        for listener in progress.listeners:
             listener.run_done(run)
     return run
 
