@@ -23,7 +23,7 @@ BEGIN = "<!-- The fields, written by `python -m lora_cls.reference recipes/READM
 END = "<!-- End of the fields. -->"
 TOP = "recipe"
 """What the fields outside of all sections stand under."""
-_NAMES = {str: "str", int: "int", float: "number", bool: "true or false"}
+_NAMES = {str: "str", int: "int", float: "number", bool: "true or false", Any: "value"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -104,7 +104,9 @@ def _plain(annotation: Any) -> str:
     """One member of a union in words."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _plain(inner[0]) + "".join(_limits(field.metadata) for field in inner[1:])
+        return _plain(inner[0]) + "".join(
+            _limits(field.metadata) for field in inner[1:] if isinstance(field, FieldInfo)
+        )
     if origin is Literal:
         return ("one of " if len(inner) > 1 else "") + ", ".join(_value(value) for value in inner)
     if origin is list:
@@ -113,6 +115,8 @@ def _plain(annotation: Any) -> str:
         return f"list of {len(inner)} {_plain(inner[0])}"
     if origin is dict:
         return f"map of {_plain(inner[0])} to {_plain(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     return _NAMES[annotation]
 
 
