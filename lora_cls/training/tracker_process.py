@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TextIO
@@ -201,7 +202,7 @@ class Trackio(Tracker):
 
     def files(self, paths: list[str]) -> None:
         for path in paths:
-            self.tracker.tracker.log_artifact(path, name=f"{self.unique_name}-{Path(path).name}", type="run")
+            self.tracker.tracker.log_artifact(path, name=f"{self.id}-{Path(path).name}", type="run")
 
 
 TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
@@ -228,6 +229,7 @@ def main() -> None:
         answers.write(json.dumps([kind, text]) + "\n")
         answers.flush()
 
+    tracker = None
     try:
         messages = _received(lines)
         settings = next(messages)
@@ -241,6 +243,9 @@ def main() -> None:
         say("done", "")
     except BaseException as error:  # whatever it is, SystemExit too
         say("failed", f"{type(error).__name__}: {error}")
+        with suppress(BaseException):  # what it took before is worth keeping
+            if tracker is not None:
+                tracker.end(False)
         os._exit(1)  # what waits at the interpreter's end is of no use any more
 
 

@@ -181,15 +181,13 @@ class Trackers(Listener):
         self._hear()
 
     def _hear(self) -> None:
-        """Say what trackers said, and forget those that ended."""
-        for process in list(self.processes):
+        """Say what trackers said, and which of them failed."""
+        for process in self.processes:
             while not process.said.empty():
                 self.say(f"{process.name}: {process.said.get()}")
-            if process.reason is not None:
+            if process.reason is not None and not process.dropped:
+                process.dropped = True
                 self.say(f"{process.name} tracks nothing more of this run: {process.reason}")
-            if process.reason is not None or process.done:
-                process.kill()
-                self.processes.remove(process)
 
     def say(self, text: str) -> None:
         """A note, without any secret of the environment: what a library says may quote one."""
@@ -218,13 +216,13 @@ class Trackers(Listener):
             self.say(f"Trackers: {type(error).__name__}: {brief(error)}")
         finally:
             if not leave:
+                slow = [process.name for process in self.processes if process.reason is None and not process.done]
                 for process in self.processes:
                     process.kill()
-                if self.processes:
-                    names = " and ".join(process.name for process in self.processes)
+                if slow:
                     self.say(
-                        f"{names} did not end within {PATIENCE:.0f} seconds and was cut off: what it had not sent or "
-                        "written by then is lost. The run is whole."
+                        f"{' and '.join(slow)} did not end within {PATIENCE:.0f} seconds and was cut off: what it had "
+                        "not sent or written by then is lost. The run is whole."
                     )
             self.processes = []
 
@@ -237,12 +235,14 @@ class TrackerProcess:
     said : notes of it
     done : whether it has ended as it should
     reason : why it ended otherwise; None while it did not
+    dropped : whether that was said
     """
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self.name = name
         self.said: SimpleQueue[str] = SimpleQueue()
         self.done, self.reason = False, None if sys.executable else "this Python does not say where it is."
+        self.dropped = False
         self._waiting: Queue[str | None] = Queue(QUEUED)
         self._process = subprocess.Popen(
             [sys.executable, "-c", START, *sys.path],
@@ -256,10 +256,12 @@ class TrackerProcess:
 
     def send(self, message: Any) -> None:
         """Queue a message; None is the last one."""
+        if self.reason is not None:
+            return
         try:
             self._waiting.put_nowait(None if message is None else json.dumps(message))
         except Full:
-            self.reason = self.reason or "it takes no values."
+            self.reason = "it takes no values."
 
     def _write(self) -> None:
         pipe = self._process.stdin
