@@ -16,10 +16,11 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lora_cls.errors import RunError, brief, shorten, visible
-from lora_cls.report.sentences import settings_rows
+from lora_cls.report.sentences import interval_text, settings_rows
 from lora_cls.runs.folder import RunFiles
 from lora_cls.runs.records import LabelScores, Scores
-from lora_cls.search.folder import SweepFolder, Trial, TrialState
+from lora_cls.search.folder import HoldoutScore, SweepFolder, Trial, TrialState
+from lora_cls.search.objective import run_score
 from lora_cls.search.optuna_files import load_optuna, read_study
 
 OBJECTIVES = {"macro_f1": "macro-F1", "average_precision": "mean average precision", "loss": "log loss"}
@@ -72,10 +73,10 @@ def _key(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def field_text(value: Any) -> str:
-    """A value of a field as recipes write it; numbers with six digits."""
+def field_text(value: Any, digits: int = 6) -> str:
+    """A value of a field as recipes write it, numbers with so many digits."""
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.{digits}g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -111,6 +112,7 @@ class SweepSummary:
     rows_planned : of complete and stopped trials; None of learners that go through rows in no epochs
     rows_saved, folds_saved : that stopped trials did not train
     minutes_saved : at each stopped trial's own pace: an estimate
+    holdout : the best trial on rows that no trial saw
     """
 
     objective: str
@@ -124,6 +126,7 @@ class SweepSummary:
     rows_saved: int | None
     folds_saved: int
     minutes_saved: float
+    holdout: HoldoutScore | None
 
     @property
     def best(self) -> Trial | None:
@@ -138,7 +141,7 @@ class SweepSummary:
 def summarize(sweep: SweepFolder) -> SweepSummary:
     """What a search came to so far. Raises RunError if the folder's journal or recipe cannot be read."""
     trials = sweep.trials
-    ranked = sweep.ranked(trials) if trials else []
+    ranked = sweep.ranked(trials)
     fresh = _fresh_scores(sweep, ranked)
     sign = 1 if sweep.maximized else -1
     gaps = [
@@ -165,6 +168,7 @@ def summarize(sweep: SweepFolder) -> SweepSummary:
         rows_saved=sum(of - done for trial, of, done in planned if trial.state == "stopped") if planned else None,
         folds_saved=sum(max(0, n_folds - len(trial.fold_scores)) for trial in stopped),
         minutes_saved=sum(_seconds_saved(trial, n_folds) for trial in stopped) / 60,
+        holdout=_holdout(sweep, ranked),
     )
 
 
@@ -174,7 +178,7 @@ def _fresh_scores(sweep: SweepFolder, ranked: Sequence[Trial]) -> dict[int, floa
     for trial in ranked:
         try:
             run = sweep.confirmation(trial.number)
-            score = None if run is None else _score(run, sweep)
+            score = None if run is None else run_score(run, sweep.settings.objective)
         except RunError:
             continue
         if score is not None and math.isfinite(score):
@@ -182,17 +186,12 @@ def _fresh_scores(sweep: SweepFolder, ranked: Sequence[Trial]) -> dict[int, floa
     return found
 
 
-def _score(run: Any, sweep: SweepFolder) -> float | None:
-    scores, objective = run.scores.cross_fitted, sweep.settings.objective
-    if objective == "macro_f1":
-        return float(scores.macro_f1)
-    if objective == "average_precision":
-        return None if scores.macro_average_precision is None else float(scores.macro_average_precision)
-    oof = run.out_of_fold()
-    right = np.where(oof.y_true == 1, oof.y_score, 1 - oof.y_score)
-    if run.task().exclusive:
-        right = oof.y_score[oof.y_true == 1]
-    return float(-np.log(np.clip(right, 1e-15, 1.0)).mean())
+def _holdout(sweep: SweepFolder, ranked: Sequence[Trial]) -> HoldoutScore | None:
+    try:
+        found = HoldoutScore.read(sweep.files.holdout_score)
+    except RunError:  # as where none was asked for
+        return None
+    return found if ranked and found.trial == ranked[0].number else None
 
 
 def _seconds_saved(trial: Trial, n_folds: int) -> float:
@@ -222,6 +221,9 @@ def sweep_sentences(sweep: SweepFolder, found: SweepSummary) -> list[str]:
         said.append(f"On fresh folds it scores {found.fresh[best.number]:.4f}: this is the score to state.")
     elif done > 1:
         said.append(f"It is the {extreme} of {done} scores, which flatters; it was not scored on fresh folds.")
+    if (held_out := found.holdout) is not None:
+        between = interval_text(held_out.macro_f1)
+        said.append(f"On {held_out.rows:,} rows that no trial saw, its models of fresh folds have macro-F1 {between}.")
     if found.flattered is not None:
         n = len(found.fresh)
         mean = f"{_trials(n)} scored again on fresh folds: " + ("on average " if n > 1 else "")
@@ -361,6 +363,10 @@ def _tiles(found: SweepSummary) -> list[dict[str, str]]:
         if best.number in found.fresh:
             note = f"trial {best.number} trained again: the score to state"
             tiles.append({"value": f"{found.fresh[best.number]:.4f}", "name": "on fresh folds", "note": note})
+    if found.holdout is not None:
+        note = f"macro-F1 of trial {found.holdout.trial} there, trained on fresh folds"
+        name = f"on {found.holdout.rows:,} rows that no trial saw"
+        tiles.append({"value": f"{found.holdout.macro_f1.estimate:.4f}", "name": name, "note": note})
     if found.flattered is not None:
         note = f"search better than fresh folds, mean of {_trials(len(found.fresh))}"
         tiles.append({"value": f"{found.flattered:+.4f}", "name": "the search flattered itself by", "note": note})

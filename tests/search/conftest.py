@@ -29,9 +29,10 @@ def small_run(tmp_path_factory, emotion_table):
 def make_search(small_run):
     """Factory `make_search(path, trials, space=SPACE, label_names=..., **settings)` of a SweepFolder.
 
-    A trial is a dict: `state` (complete, stopped, failed, running), `params`, `score`, `folds`, `fresh`, `f1` (a number
-    per label), and whatever else `Trial` has. Complete trials have a `metrics.json` of these F1; with `f1=None` they
-    have no run folder. `fresh` makes a whole run folder under `confirmed`.
+    `optuna_space` is the space as Optuna's files hold it, where lists are choices. A trial is a dict: `state`
+    (complete, stopped, failed, running), `params`, `score`, `folds`, `fresh`, `f1` (a number per label), and whatever else `Trial`
+    has. Complete trials have a `metrics.json` of these F1; with `f1=None` they have no run folder. `fresh=True` makes
+    `small_run` the run on fresh folds.
     """
     from lora_cls.files import make_folder, write_bytes, write_csv
     from lora_cls.recipe import Range, load_recipe
@@ -56,7 +57,15 @@ def make_search(small_run):
             return found.IntDistribution(int(given.low), int(given.high), log=given.log)
         return found.FloatDistribution(given.low, given.high, log=given.log)
 
-    def make(path, trials, space=SPACE, label_names=("joy", "anger", "fear"), recipe="minilm-l6", **settings):
+    def make(
+        path,
+        trials,
+        space=SPACE,
+        label_names=("joy", "anger", "fear"),
+        recipe="minilm-l6",
+        optuna_space=None,
+        **settings,
+    ):
         optuna, files = load_optuna(), SweepFiles(path)
         make_folder(path)
         base = load_recipe("minilm-l6", {"sweep": {"space": space} | settings})
@@ -69,7 +78,9 @@ def make_search(small_run):
         write_csv(files.folds, pd.DataFrame({"id": ["a"], "fold": [0], "group": [0]}))
         direction = "minimize" if settings.get("objective") == "loss" else "maximize"
         study = open_study(files.journal, direction=direction)
-        distributions = {name: distribution(optuna.distributions, given) for name, given in space.items()}
+        distributions = {
+            name: distribution(optuna.distributions, given) for name, given in (optuna_space or space).items()
+        }
         states = {"complete": "COMPLETE", "stopped": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
         for number, trial in enumerate(trials):
             trial = {"state": "complete", "score": None, "folds": {}, "started": number, "minutes": 1.5} | trial
@@ -87,19 +98,18 @@ def make_search(small_run):
             if state == "complete" and trial.get("f1") is not None:
                 make_folder(files.run(number))
                 write_scores(files.run(number) / "metrics.json", label_names, trial["f1"], trial["score"])
-            if "fresh" in trial:
+            if trial.get("fresh"):
                 shutil.copytree(small_run.path, files.confirmation(number))
-                names = [row.label for row in scores.cross_fitted.per_label]
-                write_scores(files.confirmation(number) / "metrics.json", names, [0.5] * len(names), trial["fresh"])
         return SweepFolder(path)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def some_trials():
+def some_trials(small_run):
     """Function `some_trials(n, n_labels)`: trials that look like a search's; every fourth is stopped early, trial 5
-    failed, the best two are confirmed, 0.01 and 0.03 below their scores."""
+    failed, the best two are confirmed, the best of them scored 0.02 more than there."""
+    top = small_run.scores.cross_fitted.macro_f1 + 0.02
 
     def make(n=24, n_labels=3, seed=0):
         rng, trials = np.random.default_rng(seed), []
@@ -121,9 +131,13 @@ def some_trials():
             if i == 5:
                 trial |= {"state": "failed", "folds": {}, "rows_trained": 100, "reason": "The loss is nan."}
             trials.append(trial)
-        done = sorted((t for t in trials if t.get("state") is None), key=lambda t: -t["score"])
-        for trial, less in zip(done, (0.01, 0.03), strict=False):
-            trial["fresh"] = trial["score"] - less
+        done = sorted((trial for trial in trials if "state" not in trial), key=lambda trial: -trial["score"])
+        more = top - done[0]["score"] if done else 0.0
+        for trial in trials:
+            trial["score"] += more
+            trial["folds"] = {fold: score + more for fold, score in trial["folds"].items()}
+        for trial in done[:2]:
+            trial["fresh"] = True
         return trials
 
     return make

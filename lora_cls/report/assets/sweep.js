@@ -17,10 +17,11 @@
 
   // ---- words ----------------------------------------------------------------------------------------------------
   const fieldName = (k, length = 40) => short(fields[k].name, length);
-  function valueText(k, value) {
-    if (value === null) return "–";
-    return fields[k].choices ? short(fields[k].choices[value], 24) : String(+value.toPrecision(4));
+  function numberText(value, digits = 4) { // 0.001 is "1e-3"
+    const rounded = +value.toPrecision(digits), size = Math.abs(rounded);
+    return size && (size <= 1e-3 || size >= 1e6) ? rounded.toExponential() : String(rounded);
   }
+  const valueText = (k, value) => (value === null ? "–" : fields[k].choices ? short(fields[k].choices[value], 24) : numberText(value));
   function about(i) {
     const lines = [`trial ${trials.number[i]}: ${objective} ${shown(i) === null ? "–" : four(shown(i))}`];
     if (trials.state[i] === STOPPED) lines.push("stopped early");
@@ -47,7 +48,10 @@
     }
     const inside = data.map((i) => values[k][i]).filter((v) => v !== null);
     const low = Math.min(field.low, ...inside), high = Math.max(field.high, ...inside);
-    return { type: field.log && low > 0 ? "log" : "linear", domain: [low, high], ticks: 5, tickFormat: field.log ? "~g" : undefined };
+    if (!(field.log && low > 0)) return { type: "linear", domain: [low, high], ticks: 5 };
+    const tens = d3.range(Math.ceil(Math.log10(low) - 1e-9), Math.floor(Math.log10(high) + 1e-9) + 1).map((power) => +`1e${power}`);
+    const ticks = tens.length > 1 ? tens : [low, Math.sqrt(low * high), high];
+    return { type: "log", domain: [low, high], ticks, tickFormat: (value) => numberText(value, 2) };
   }
   const at = (k, value) => { // from 0 to 1 on the field's axis
     const { choices, low, high, log } = fields[k];
@@ -103,7 +107,7 @@
       });
     },
     parallel: (width) => {
-      const row = 62, names = [...fields.keys(), "score"], narrow = width < 520;
+      const row = 72, names = [...fields.keys(), "score"], narrow = width < 520;
       const [low, high] = d3.extent(complete, (i) => trials.score[i]);
       const scoreAt = (i) => (high === low ? 0.5 : (trials.score[i] - low) / (high - low));
       const points = (list) => list.flatMap((i) => names.map((name) => ({ i, name, p: name === "score" ? scoreAt(i) : at(name, values[name][i]) })));
@@ -114,8 +118,8 @@
         const { choices, low: from, high: to, log } = fields[name];
         if (!choices) {
           const middle = log && from > 0 ? Math.sqrt(from * to) : (from + to) / 2;
-          const words = (v) => String(+v.toPrecision(3));
-          return [text(0, words(from), "start"), text(0.5, words(middle), "middle"), text(1, words(to), "end")];
+          const whole = values[name].every((v) => v === null || Number.isInteger(v)), words = (v) => numberText(v, 3);
+          return [text(0, words(from), "start"), ...(whole && !Number.isInteger(middle) ? [] : [text(0.5, words(middle), "middle")]), text(1, words(to), "end")];
         }
         const n = choices.length, step = Math.ceil(n / (narrow ? 4 : 8)), length = Math.max(4, Math.floor((narrow ? 34 : 90) / Math.min(n, 8)));
         return choices.flatMap((choice, j) => (j % step && j !== n - 1 ? [] : [text(at(name, j), short(choice, length), n > 1 && j === 0 ? "start" : n > 1 && j === n - 1 ? "end" : "middle")]));
