@@ -210,7 +210,9 @@ def print_sweep(sweep: SweepFolder) -> None:
     if best:
         names = _short_names([field.name for field in fields])
         columns = ["trial", found.objective, *(["fresh folds"] if found.fresh else []), *names, "minutes"]
-        title = f"The best {len(best)} of {len(found.ranked)} complete trials" if len(found.ranked) > 1 else None
+        title = (
+            f"The best {len(best)} of {len(found.ranked):,} complete trials" if len(found.ranked) > len(best) else None
+        )
         show(title, columns, rows, left=(), name=0)
     for sentence in sweep_sentences(sweep, found):
         say(sentence)

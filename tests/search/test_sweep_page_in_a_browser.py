@@ -78,6 +78,15 @@ def test_every_figure_is_drawn(opened, search, options):
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     dark = np.mean([float(part) for part in ground[4:-1].split(",")]) < 128
     assert dark == (options.get("color_scheme") == "dark")
+    figure = page.locator("[data-figure=slice] svg").first
+    figure.scroll_into_view_if_needed()
+    box = figure.bounding_box()
+    for share in np.linspace(0.15, 0.95, 30):  # where a dot is near
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 0.4 * box["height"])
+        if page.locator("[aria-label=tip] path").count():
+            break
+    fill = page.locator("[aria-label=tip] path").first.evaluate("e => getComputedStyle(e).fill")
+    assert (np.mean([float(part) for part in fill[4:-1].split(",")]) < 128) == dark
 
 
 def test_every_choice_draws(opened, search):
@@ -137,10 +146,10 @@ def test_hostile_names_are_inert(opened, make_search, some_trials, tmp_path):
     for i, trial in enumerate(trials):
         trial["params"] = {"train.learning_rate": trial["params"]["train.learning_rate"], field: HOSTILE[i % 3]}
         trial["reason"] = HOSTILE[i % 3]
-    page = opened(
-        make_search(tmp_path / "<i>s", trials, space=space, label_names=HOSTILE, recipe=HOSTILE[1]),
-        viewport={"width": 1280, "height": 5000},
-    )
+    search = make_search(tmp_path / "<i>s", trials, space=space, label_names=HOSTILE, recipe=HOSTILE[1])
+    phone = opened(search, viewport={"width": 390, "height": 844})
+    assert phone.evaluate("document.documentElement.scrollWidth") == 390
+    page = opened(search, viewport={"width": 1280, "height": 5000})
     assert all_drawn(page)
     for figure in page.locator("[data-figure] .plot > svg").all():  # tips are drawn where one points
         box = figure.bounding_box()
