@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from lora_cls.errors import RunError, brief, shorten, visible
+from lora_cls.errors import LoraClsError, brief, shorten, visible
 from lora_cls.report.sentences import interval_text, settings_rows
 from lora_cls.runs.folder import RunFiles
 from lora_cls.runs.records import LabelScores, Scores
@@ -179,7 +179,7 @@ def _fresh_scores(sweep: SweepFolder, ranked: Sequence[Trial]) -> dict[int, floa
         try:
             run = sweep.confirmation(trial.number)
             score = None if run is None else run_score(run, sweep.settings.objective)
-        except RunError:
+        except (LoraClsError, OSError):
             continue
         if score is not None and math.isfinite(score):
             found[trial.number] = score
@@ -189,7 +189,7 @@ def _fresh_scores(sweep: SweepFolder, ranked: Sequence[Trial]) -> dict[int, floa
 def _holdout(sweep: SweepFolder, ranked: Sequence[Trial]) -> HoldoutScore | None:
     try:
         found = HoldoutScore.read(sweep.files.holdout_score)
-    except RunError:  # as where none was asked for
+    except (LoraClsError, OSError):  # as where none was asked for
         return None
     return found if ranked and found.trial == ranked[0].number else None
 
@@ -531,7 +531,7 @@ def _label_scores(sweep: SweepFolder, ranked: Sequence[Trial]) -> LabelTable:
             by_name = {row.label: row for row in scores.cross_fitted.per_label}
             rows.append([by_name[name] for name in names])
             trials.append(trial)
-        except (RunError, OSError, KeyError) as error:
+        except (LoraClsError, OSError, KeyError) as error:
             missing.append(trial.number)
             why = why or (f"no scores of label {error}" if isinstance(error, KeyError) else brief(error))
     unread = f"Scores per label could not be read of trials {shorten(missing, 10)}: {why}" if missing else ""

@@ -246,12 +246,16 @@ def test_a_damaged_run_costs_its_own_row(make_search, some_trials, tmp_path):
     metrics = search.files.run(1) / "metrics.json"
     metrics.write_text(metrics.read_text().replace('"joy"', '"joi"'))
     (search.files.run(2) / "metrics.json").write_bytes(b"\xff{")
-    found = search.ranked()[0].number
+    (search.files.run(4) / "metrics.json").unlink()
+    (search.files.run(4) / "metrics.json").mkdir()
+    found, second = (trial.number for trial in search.ranked()[:2])
+    (search.files.confirmation(second) / "recipe.yaml").write_bytes(b"\x00: [")
+    search.files.holdout_score.write_bytes(b"{")
     (search.files.confirmation(found) / "fold-00" / "oof_logits.npy").write_bytes(b"")
     content = sweep_content(search)
-    assert content["unread"].startswith("Scores per label could not be read of trials 0, 1, 2: ")
-    assert content["figures"]["labels"]["trials"] == [4, 6, 8, 9, 10]
-    assert found not in content["confirmed"]
+    assert content["unread"].startswith("Scores per label could not be read of trials 0, 1, 2, 4: ")
+    assert content["figures"]["labels"]["trials"] == [6, 8, 9, 10]
+    assert content["confirmed"] == []
     assert len(content["trials"]) == 12
     write_sweep_page(search)
 
