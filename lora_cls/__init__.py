@@ -27,6 +27,7 @@ _HOMES = {
     "refit": "commands.refit",
     "status": "commands.status",
     "stratified_folds": "data",
+    "sweep": "commands.sweep",
     "tune": "commands.tune",
     "tune_thresholds": "evaluation",
     "write_submission": "data",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lora_cls.commands.predict import predict_file as predict_file
     from lora_cls.commands.refit import refit as refit
     from lora_cls.commands.status import status as status
+    from lora_cls.commands.sweep import sweep as sweep
     from lora_cls.commands.tune import tune as tune
     from lora_cls.data import Dataset as Dataset
     from lora_cls.data import read_table as read_table

@@ -66,6 +66,7 @@ Sample = Annotated[
     str | None,
     typer.Option("--sample-submission", metavar="FILE", help="A file whose ids and columns the submission copies."),
 ]
+FoldTable = Annotated[str | None, typer.Option("--fold-table", metavar="FILE", help="Table of id and fold to use.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field.")]
 BackbonePath = Annotated[
     str | None,
@@ -99,9 +100,7 @@ def run(
     folds: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="Folds to run now, as 0,1; the rest later with --resume.")
     ] = None,
-    fold_table: Annotated[
-        str | None, typer.Option("--fold-table", metavar="FILE", help="Table of id and fold to use.")
-    ] = None,
+    fold_table: FoldTable = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
     overwrite: Overwrite = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
@@ -118,6 +117,53 @@ def run(
     _print_run(finished)
 
 
+@app.command(
+    **_example(
+        "sweep minilm-l6 --train train.csv --trials 20 --workers 2",
+        "sweep minilm-l6 --train train.csv --only train.learning_rate --trials 8 --folds 0",
+    )
+)
+def sweep(
+    recipe: RecipeName,
+    train: Train = None,
+    test: Test = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Its folder; sweeps/RECIPE by default.")] = None,
+    sample_submission: Sample = None,
+    set_: Set = None,
+    fold_table: FoldTable = None,
+    trials: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Trials in all, those of earlier starts counted.")
+    ] = 20,
+    minutes: Annotated[float | None, typer.Option(metavar="M", help="End after about so many minutes.")] = None,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Trials that are trained at once.")] = 1,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="Search this field only; give it again for others."),
+    ] = None,
+    folds: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Folds that trials train, as 0,1; the first 3 by default.")
+    ] = None,
+    holdout: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Keep this share of the rows from all trials, as 0.2.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Search for the best settings of a recipe: many trials on the same folds, the best again on fresh ones.
+
+    What is searched stands in the recipe's section sweep, or fits its kind. The same command goes on after a stop, and
+    works beside another one on the same folder. Needs the extra "sweep".
+    """
+    from lora_cls.commands.sweep import sweep as search
+    from lora_cls.terminal import print_sweep
+
+    folder = search(
+        recipe, train, test, out, sample_submission=sample_submission, fold_table=fold_table, overrides=set_ or (),
+        trials=trials, minutes=minutes, workers=workers, only=only or (), folds=_numbers(folds), holdout=holdout,
+        show=True, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    print_sweep(folder)
+
+
 @app.command(**_example("check minilm-l6 --train train.csv --test test.csv"))
 def check(
     recipe: RecipeName,
@@ -125,9 +171,7 @@ def check(
     test: Test = None,
     sample_submission: Sample = None,
     set_: Set = None,
-    fold_table: Annotated[
-        str | None, typer.Option("--fold-table", metavar="FILE", help="Table of id and fold to use.")
-    ] = None,
+    fold_table: FoldTable = None,
     folds: Annotated[
         str | None, typer.Option(metavar="NUMBERS", help="Folds that the run would train, as 0,1.")
     ] = None,
@@ -427,7 +471,9 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
         if isinstance(stopped, SystemExit) and stopped.code != 130:
             raise
-        if "run" in sys.argv[1:2]:
+        if "sweep" in sys.argv[1:2]:
+            print("\nStopped. Trials are kept: the same command goes on with them.", file=sys.stderr)
+        elif "run" in sys.argv[1:2]:
             print("\nStopped. Finished epochs are kept: the same command with --resume continues.", file=sys.stderr)
         elif "refit" in sys.argv[1:2]:
             print("\nStopped. Finished epochs are kept: the same command continues.", file=sys.stderr)

@@ -27,6 +27,7 @@ if not SHIPPED.is_dir():
 
 
 TaskName = Literal["multi_label", "single_label", "binary"]
+SweepObjective = Literal["macro_f1", "average_precision", "loss"]
 HeadKind = Literal["linear", "label_tokens", "generate"]
 # naming the labels before made their scores worse: they are copied
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
@@ -513,8 +514,8 @@ class Range(Section):
     """Whether equal ratios count alike, as they do for learning rates; else equal differences do."""
     step: float | None = Field(default=None, gt=0)
     """Distance of the values that are tried. Null is 1 for fields that are whole numbers, and any value for others."""
-    choices: list[bool | int | float | str | None] | None = Field(default=None, min_length=1, max_length=1000)
-    """The values that are tried, in place of `low` and `high`."""
+    choices: list[Any] | None = Field(default=None, min_length=1, max_length=1000)
+    """The values that are tried, in place of `low` and `high`: numbers, words, true and false, null, or lists of them."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Range:
@@ -544,7 +545,7 @@ class Sweep(Section):
     takes learning rates, epochs and batch size, with `lora` also its rank, and of `tfidf` its own fields."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """How settings are chosen: by what did well so far (Optuna's multivariate TPE), at random, or all combinations."""
-    objective: Literal["macro_f1", "average_precision", "loss"] = "macro_f1"
+    objective: SweepObjective = "macro_f1"
     """What is searched for: cross-fitted macro-F1, or macro average precision, out of fold; or the lowest log loss of
     the corrected probabilities."""
     n_folds: int = Field(default=3, ge=1, le=10_000)
@@ -555,6 +556,9 @@ class Sweep(Section):
     """End a trial within its first fold when its loss stays far above what the better half of the trials had there."""
     confirm: int = Field(default=3, ge=0, le=1000)
     """How many of the best trials are trained again on fresh folds: that is the score that is stated. 0 states none."""
+    keep_models: int = Field(default=3, ge=0, le=MANY)
+    """So many of the best trials keep their models; all keep what they answered, which is what `compare` and `blend`
+    read."""
     random_state: int = Field(default=42, ge=0, le=LARGEST_SEED)
     """Draws the settings that are tried."""
 

@@ -23,7 +23,7 @@ BEGIN = "<!-- The fields, written by `python -m lora_cls.reference recipes/READM
 END = "<!-- End of the fields. -->"
 TOP = "recipe"
 """What the fields outside of all sections stand under."""
-_NAMES = {str: "str", int: "int", float: "number", bool: "true or false"}
+_NAMES = {str: "str", int: "int", float: "number", bool: "true or false", Any: "value"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
@@ -113,6 +113,8 @@ def _plain(annotation: Any) -> str:
         return f"list of {len(inner)} {_plain(inner[0])}"
     if origin is dict:
         return f"map of {_plain(inner[0])} to {_plain(inner[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return f"{{{', '.join(annotation.model_fields)}}}"
     return _NAMES[annotation]
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lora_cls.errors import LoraClsError, RunError, visible
+from lora_cls.errors import LoraClsError, RunError, brief, visible
 from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.recipe import Recipe, TaskName
 from lora_cls.report.sentences import describe
@@ -23,11 +23,12 @@ from lora_cls.runs import FoldFolder, RunFolder, Scores
 from lora_cls.runs.folder import UNFINISHED
 from lora_cls.runs.lock import LOCK, held_by
 from lora_cls.runs.records import ExportInfo
-from lora_cls.search.folder import LOST_AFTER, SweepFolder, Trial
+from lora_cls.search.folder import LOST_AFTER, HoldoutScore, SweepFiles, SweepFolder, Trial
 
 FoldState = Literal["finished", "running", "stopped", "not started", "damaged"]
 RunKind = Literal["run", "blend", "export"]
 RunState = Literal["finished", "running", "stopped", "begun", "damaged"]
+SweepState = Literal["finished", "running", "stopped", "damaged"]
 
 ALL = "all rows"
 
@@ -164,58 +165,78 @@ class RunStatus:
 
 
 @dataclass(frozen=True)
-class RunningTrial:
-    """A trial that a process works on, or did until it died.
+class TrialStatus:
+    """How far the run of a trial is, or that of its setting on fresh folds.
 
     Attributes
     ----------
-    run : how far its folds are; None before its run folder stands
-    silent_for : seconds since its process was last heard of; None where nothing was heard
+    folds : those that the search trains; none before the run folder stands
+    silent_for : seconds since its process was last heard of, by this machine's clock; None where nobody works on it
+    score : of the finished folds
     """
 
     trial: Trial
-    run: RunStatus | None
+    folds: list[FoldStatus]
     silent_for: float | None
+    score: ScoreSoFar | None = None
 
     @property
-    def lost(self) -> bool:
-        """Whether its process counts as gone: the next worker goes on with it."""
-        return self.silent_for is None or self.silent_for > LOST_AFTER
+    def at_work(self) -> bool:
+        """Whether a process works on it. One that was not heard of for `LOST_AFTER` seconds is gone."""
+        return self.silent_for is not None and self.silent_for <= LOST_AFTER
+
+    @property
+    def known(self) -> str:
+        """Of its process, in words."""
+        if self.silent_for is None:
+            return "set aside; the next start goes on with it"
+        if not self.at_work:
+            return f"its process is gone ({self.silent_for:.0f} s silent); the next worker goes on with it"
+        return f"heard of {self.silent_for:.0f} s ago"
+
+    @property
+    def progress(self) -> str:
+        """How many of its folds are finished, in words."""
+        done = sum(fold.state == "finished" for fold in self.folds)
+        current = [fold for fold in self.folds if fold.state != "finished" and fold.epochs]
+        epochs = "".join(f", fold {fold.name}: epoch {fold.epochs} of {fold.n_epochs}" for fold in current)
+        return f"{done} of {len(self.folds)} finished{epochs}" if self.folds else "none begun"
 
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """How far a search is; shows itself in a notebook.
+    """How far a search is; shows itself in a notebook, and on a terminal by `lora-cls status`.
 
     Attributes
     ----------
-    state : "finished" where `best.yaml` stands and nobody works on it
+    state : "finished" where nothing that was begun is left; more trials may be asked for all the same
+    about : the recipe that it started from, and the folds of a trial, in words
     objective : what trials are compared by
-    folds : how many folds a trial trains, in words
     counts : trials by state
     running, failed : those trials
     best : the best complete trial so far
-    confirmed : by number of the trial, its run on fresh folds, however far that is
+    confirmed : the best trials on fresh folds, as far as that is begun
+    to_confirm : how many of the best trials are to be run on fresh folds yet
+    holdout : the score of the rows that no trial saw
     rows_trained, rows_planned : over the trials that were stopped; the difference was saved
-    minutes_left : about; None where nothing is known
-    basis : what the minutes were taken from
-    notes : what else there is to say, damage first
+    trial_minutes : median of the complete trials
+    notes : damage
     """
 
     path: Path
-    state: Literal["finished", "running", "stopped", "damaged"]
-    recipe: str = ""
+    state: SweepState
+    about: str = ""
     objective: str = ""
-    folds: str = ""
     counts: dict[str, int] = field(default_factory=dict)
-    running: list[RunningTrial] = field(default_factory=list)
+    running: list[TrialStatus] = field(default_factory=list)
     failed: list[Trial] = field(default_factory=list)
     best: Trial | None = None
-    confirmed: dict[int, RunStatus] = field(default_factory=dict)
+    confirmed: list[TrialStatus] = field(default_factory=list)
+    to_confirm: int = 0
+    holdout: HoldoutScore | None = None
     rows_trained: int = 0
     rows_planned: int = 0
-    minutes_left: float | None = None
-    basis: str | None = None
+    trial_minutes: float | None = None
     notes: list[str] = field(default_factory=list)
     header: ClassVar = ["trial", "state", "fields", "folds", "what is known"]
     left: ClassVar = (1, 2, 3, 4)
@@ -232,33 +253,49 @@ class SweepStatus:
 
     @property
     def cells(self) -> list[list[str]]:
-        """A row of text per running and per failed trial, under `header`."""
-        rows = [_running_cells(running) for running in self.running]
-        return rows + [[str(t.number), t.state, _params(t), "", t.reason or "no reason was noted"] for t in self.failed]
+        """A row of text per trial that is running or failed, under `header`."""
+        rows = [
+            [str(one.trial.number), "running" if one.at_work else "left", _params(one.trial), one.progress, one.known]
+            for one in self.running
+        ]
+        failed = [[str(trial.number), "failed", _params(trial), "", _reason(trial)] for trial in self.failed]
+        return rows + failed
 
     @property
     def sentences(self) -> list[str]:
         """What the table of trials does not say."""
         n = sum(self.counts.values())
         counts = ", ".join(f"{number} {state}" for state, number in self.counts.items())
-        trials = f"{n} trial{'' if n == 1 else 's'}{': ' * bool(n)}{counts}"
-        said = [f"{self.path}: search from {self.recipe}, {self.folds}; {trials}."]
+        said = [f"{self.path}: {self.about or 'a search'}; {n} trial{'s' * (n != 1)}{': ' * bool(n)}{counts}."]
         said += self.notes
         if self.rows_planned > self.rows_trained:
             said.append(
-                f"Trials that ended early trained {self.rows_trained:,} of {self.rows_planned:,} rows: "
-                f"{1 - self.rows_trained / self.rows_planned:.0%} were saved."
+                f"Trials that were stopped early trained {self.rows_trained:,} of {self.rows_planned:,} rows: "
+                f"{1 - self.rows_trained / self.rows_planned:.0%} of their training was saved."
             )
         if self.best is not None:
-            said.append(f"Best so far, by {self.objective}: trial {self.best.number}, {self.best.score:.4f}, with")
-            said += [f"  {name}: {_value(value)}" for name, value in self.best.params.items()]
-            said.append("  It is the best of many, and flatters itself; what fresh folds say counts.")
-        for number, run in self.confirmed.items():
-            score = "not scored yet" if run.score is None else str(run.score)
-            folds = f"{run.finished_folds} of {len(run.folds)} folds finished"
-            said.append(f"Trial {number} on fresh folds ({folds}, {run.state}): {score}")
-        if self.minutes_left:
-            said.append(f"About {_minutes(self.minutes_left)} left, {self.basis}.")
+            fields = "; ".join(f"{name}: {_value(value)}" for name, value in self.best.params.items())
+            said.append(
+                f"Best so far: trial {self.best.number}, {self.objective} {self.best.score:.4f} with {fields}. Chosen "
+                "by that score, it flatters itself."
+            )
+        for one in self.confirmed:
+            own = "" if one.trial.score is None else f" In the search: {self.objective} {one.trial.score:.4f}."
+            at_work = f", {one.known}" if one.silent_for is not None else ""
+            score = "not scored yet." if one.score is None else f"{one.score}{own}"
+            said.append(f"Trial {one.trial.number} on fresh folds ({one.progress}{at_work}): {score}")
+        if self.holdout is not None:
+            f1 = self.holdout.macro_f1
+            said.append(
+                f"Trial {self.holdout.trial} on {self.holdout.rows:,} rows that no trial saw: macro-F1 "
+                f"{f1.estimate:.4f} (95 % interval {f1.low:.4f} to {f1.high:.4f})."
+            )
+        if self.trial_minutes is not None:
+            said.append(f"A complete trial takes about {_minutes(self.trial_minutes)} (the median).")
+        if self.to_confirm:
+            said.append(f"{self.to_confirm} of the best trials are to be run on fresh folds yet.")
+        if self.state == "stopped":
+            said.append("Nobody works on it now; the same command goes on.")
         return said
 
 
@@ -481,56 +518,73 @@ def _minutes_left(run: RunFolder, models: Sequence[FoldStatus]) -> tuple[float |
 
 
 def _sweep_status(sweep: SweepFolder) -> SweepStatus:
-    notes: list[str] = []
-    recipe, objective, folds = "", "", ""
-    trials: list[Trial] = []
-    best = None
+    files, notes = sweep.files, list[str]()
+    about, objective, numbers, wanted = "", "", list[int](), 0
     with _noting(notes):
-        recipe, objective = sweep.info.recipe_name, sweep.settings.objective
-        folds = f"{len(sweep.info.folds)} of {sweep.info.n_splits} folds each"
-    try:
-        trials = sweep.trials
-    except RunError as error:
-        notes.append(str(error))
+        info, numbers = sweep.info, sweep.info.folds
+        about = f"search from {info.recipe_name}, {len(numbers)} of {info.n_splits} folds each"
+    trials, best = list[Trial](), list[Trial]()
     with _noting(notes):
-        best = next(iter(sweep.ranked(trials)), None) if trials else None
-    running = [_running_trial(sweep, trial) for trial in trials if trial.state == "running"]
-    confirmed = {}
-    for place in sorted(sweep.files.confirmed.glob("[0-9]*")):
-        if place.name.isdecimal() and (found := _trial_run(place)) is not None:
-            confirmed[int(place.name)] = found
+        objective = sweep.settings.objective
+        trials = _trials(sweep)
+        best = sweep.ranked(trials)
+        wanted = sweep.settings.confirm if files.fresh.is_file() else 0
+    running = [_trial_status(files.run(t.number), t, numbers) for t in trials if t.state == "running"]
+    confirmed = [
+        _trial_status(place, trial, numbers)
+        for trial in best
+        if os.path.isdir(place := files.confirmation(trial.number))
+    ]
+    to_confirm = sum(not (files.confirmation(trial.number) / "metrics.json").is_file() for trial in best[:wanted])
+    holdout = None
+    if files.holdout_score.is_file():
+        with _noting(notes):
+            holdout = HoldoutScore.read(files.holdout_score)
     counted = Counter(trial.state for trial in trials)
-    ended = [trial for trial in trials if trial.state == "stopped"]
-    at_work = any(not trial.lost for trial in running) or any(run.state == "running" for run in confirmed.values())
-    finished = sweep.files.best.is_file()
+    stopped = [trial for trial in trials if trial.state == "stopped" and trial.rows_planned]
+    took = [trial.seconds for trial in trials if trial.state == "complete" and trial.seconds is not None]
+    at_work = any(one.at_work for one in [*running, *confirmed])
+    left = running or to_confirm or not best
     return SweepStatus(
         sweep.path,
-        "running" if at_work else "damaged" if notes else "finished" if finished else "stopped",
-        recipe,
+        "running" if at_work else "damaged" if notes else "stopped" if left else "finished",
+        about,
         objective,
-        folds,
         {state: counted[state] for state in ("complete", "stopped", "failed", "running") if counted[state]},
         running,
         [trial for trial in trials if trial.state == "failed"],
-        best,
+        best[0] if best else None,
         confirmed,
-        rows_trained=sum(trial.rows_trained or 0 for trial in ended if trial.rows_planned),
-        rows_planned=sum(trial.rows_planned or 0 for trial in ended),
-        notes=notes,
+        to_confirm,
+        holdout,
+        sum(trial.rows_trained or 0 for trial in stopped),
+        sum(trial.rows_planned or 0 for trial in stopped),
+        median(took) / 60 if took else None,
+        notes,
     )
 
 
-def _running_trial(sweep: SweepFolder, trial: Trial) -> RunningTrial:
-    return RunningTrial(trial, _trial_run(sweep.files.run(trial.number)), _silent_for(sweep.files.alive(trial.number)))
-
-
-def _trial_run(path: Path) -> RunStatus | None:
-    """Of a trial's run folder; None before it stands."""
+def _trials(sweep: SweepFolder) -> list[Trial]:
+    """All trials. A fields that Optuna did not write is damage of its journal, not of the program."""
     try:
-        found = status(path)
+        return sweep.trials
+    except LoraClsError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RunError(f"{sweep.files.journal} is damaged ({brief(error)}).") from None
+
+
+def _trial_status(place: Path, trial: Trial, numbers: Sequence[int]) -> TrialStatus:
+    """Of a trial's run, or its run on fresh folds: those folds that the search trains."""
+    silent_for = _silent_for(SweepFiles.alive(place))
+    try:
+        found = status(place)
     except RunError:
-        return None
-    return found if isinstance(found, RunStatus) else None
+        found = None
+    if not isinstance(found, RunStatus):
+        return TrialStatus(trial, [], silent_for)
+    wanted = {str(number) for number in numbers}
+    return TrialStatus(trial, [fold for fold in found.folds if fold.name in wanted], silent_for, found.score)
 
 
 def _fold_cells(fold: FoldStatus) -> list[str]:
@@ -541,16 +595,8 @@ def _fold_cells(fold: FoldStatus) -> list[str]:
     return [fold.name, fold.state, epochs, *("" if value is None else format(value, form) for value, form in numbers)]
 
 
-def _running_cells(running: RunningTrial) -> list[str]:
-    trial, run = running.trial, running.run
-    if running.silent_for is None:
-        known = "its process was never heard of"
-    elif running.lost:
-        known = f"its process is gone ({running.silent_for:.0f} s silent); the next worker goes on with it"
-    else:
-        known = f"heard of {running.silent_for:.0f} s ago"
-    folds = "none yet" if run is None else f"{run.finished_folds} of {len(run.folds)} finished"
-    return [str(trial.number), "lost" if running.lost else "running", _params(trial), folds, known]
+def _reason(trial: Trial) -> str:
+    return trial.reason or "its reason was not noted"
 
 
 def _params(trial: Trial) -> str:

@@ -4,19 +4,20 @@
 sweep.json    what all trials share             base.yaml     the recipe with its search, resolved
 folds.csv     id, fold, group                   fresh.csv     the same, of the folds that confirm
 journal.log   Optuna's: every trial             trials/0007/  a run folder each
-confirmed/0007/  the best trials on fresh folds
-best.yaml     trials.csv     sweep.html
+confirmed/0007/  the best trials on fresh folds      holdout.csv  holdout.json
+best.yaml     trials.csv     sweep.html     train.parquet, where the table was given as a DataFrame
 ```
 
 The journal is the one place that says what became of a trial. While a process trains one, it touches
-`trials/.0007.alive` every few seconds; a trial that is running and was not touched for `LOST_AFTER` seconds has lost its
-process, and the next worker goes on with it.
+`trials/.0007.alive` every few seconds, and removes it as it ends; a trial that is running and was not touched for
+`LOST_AFTER` seconds has lost its process, and the next worker goes on with it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,12 +27,16 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from lora_cls.data import TableLike, read_table
+from lora_cls.data.table import as_id
 from lora_cls.errors import RunError
-from lora_cls.recipe import Recipe, Sweep, load_recipe
+from lora_cls.evaluation import Interval
+from lora_cls.recipe import LARGEST_SEED, Recipe, Sweep, load_recipe
 from lora_cls.runs import RunFolder
 from lora_cls.runs.io import read_csv
 from lora_cls.runs.lock import locked
 from lora_cls.runs.records import Record
+from lora_cls.search.coding import decoded
 from lora_cls.search.optuna_files import read_study
 
 BEAT = 5.0
@@ -50,6 +55,8 @@ class SweepInfo(Record):
     recipe_name: str
     paths: dict[str, str | None]
     """By `train` and `extra_train`: full paths."""
+    columns: dict[str, Any]
+    """Fields of the recipe that say what the columns are, as found with the test table that trials do not read."""
     label_names: list[str]
     folds: list[int]
     """Numbers of the folds that each trial trains, in this order."""
@@ -100,6 +107,14 @@ class Trial:
         return sum(self.fold_scores.values()) / len(self.fold_scores) if self.fold_scores else None
 
 
+class HoldoutScore(Record):
+    """`holdout.json`: the best trial's models of fresh folds, on rows that no trial saw."""
+
+    trial: int
+    rows: int
+    macro_f1: Interval
+
+
 class SweepFiles:
     """Where everything lies in the folder of a search."""
 
@@ -107,6 +122,8 @@ class SweepFiles:
         self.info, self.base = root / "sweep.json", root / "base.yaml"
         self.folds, self.fresh, self.holdout = root / "folds.csv", root / "fresh.csv", root / "holdout.csv"
         self.journal = root / "journal.log"
+        self.train = root / "train.parquet"
+        self.holdout_score = root / "holdout.json"
         self.trials, self.confirmed = root / "trials", root / "confirmed"
         self.best, self.table, self.page = root / "best.yaml", root / "trials.csv", root / "sweep.html"
 
@@ -118,9 +135,27 @@ class SweepFiles:
         """The run folder of a trial's settings on fresh folds."""
         return self.confirmed / f"{number:04d}"
 
-    def alive(self, number: int) -> Path:
-        """Touched by the process that trains a trial."""
-        return self.trials / f".{number:04d}.alive"
+    @staticmethod
+    def alive(run: Path) -> Path:
+        """Touched by the process that trains a run of the search."""
+        return run.with_name(f".{run.name}.alive")
+
+
+def fresh_state(recipe: Recipe) -> int:
+    """What draws the folds that confirm."""
+    return (recipe.cv.random_state + 1) % (LARGEST_SEED + 1)
+
+
+def without(table: pd.DataFrame, ids: Sequence[str], column: str | None) -> pd.DataFrame:
+    """A table without the rows of the given ids.
+
+    Parameters
+    ----------
+    column : that holds the ids; None where rows are named by their number, `row-0`, ...
+    """
+    left_out = set(ids)
+    names = [f"row-{i}" if column is None else as_id(table[column].iloc[i]) for i in range(len(table))]
+    return table[[name not in left_out for name in names]]
 
 
 class SweepFolder:
@@ -180,7 +215,7 @@ class SweepFolder:
         return Trial(
             number=frozen.number,
             state=state,
-            params=dict(frozen.params),
+            params=decoded(frozen.params, self.settings),
             score=frozen.value if state == "complete" else None,
             fold_scores={int(fold): float(score) for fold, score in said.get("fold_scores", {}).items()},
             losses=[(float(share), float(loss)) for share, loss in said.get("losses", [])],
@@ -192,27 +227,50 @@ class SweepFolder:
             attempts=int(said.get("attempts", 0)),
         )
 
+    @property
+    def best(self) -> Trial | None:
+        """The complete trial of the best score."""
+        return next(iter(self.ranked()), None)
+
     def ranked(self, trials: list[Trial] | None = None) -> list[Trial]:
         """Complete trials, the best first; of equals the earlier one."""
-        done = [(trial.score, trial) for trial in trials or self.trials if trial.score is not None]
+        trials = self.trials if trials is None else trials
+        done = [(trial.score, trial) for trial in trials if trial.score is not None]
         sign = -1 if self.maximized else 1
         return [trial for _, trial in sorted(done, key=lambda pair: (sign * pair[0], pair[1].number))]
 
-    def silent_for(self, number: int) -> float | None:
-        """Seconds since the process of a trial was last heard of; None where nothing was heard.
-
-        Both times are the file system's, so that the clocks of two machines need not agree.
-        """
+    def silent_for(self, run: Path) -> float | None:
+        """Seconds since the process that trains a run of the search was last heard of, by this machine's clock; None
+        where nothing was heard."""
         try:
-            heard = self.files.alive(number).stat().st_mtime
+            return time.time() - self.files.alive(run).stat().st_mtime
         except FileNotFoundError:
             return None
-        now = self.files.trials / f".{os.getpid()}.now"
-        try:
-            now.write_bytes(b"")
-            return now.stat().st_mtime - heard
-        finally:
-            now.unlink(missing_ok=True)
+
+    def trial_recipe(self, params: Mapping[str, Any], *, fresh: bool = False) -> Recipe:
+        """What a trial runs: the search's recipe with its setting, and the columns as they were found.
+
+        Parameters
+        ----------
+        fresh : on the folds that confirm
+        """
+        fixed: dict[str, Any] = {"sweep": None, **self.info.columns}
+        if fresh:
+            fixed["cv.random_state"] = fresh_state(self.recipe)
+        return load_recipe(self.recipe, fixed | dict(params))
+
+    def train_table(self) -> TableLike:
+        """What trials read: the training table, without the rows that are held out from the whole search."""
+        source = self.info.paths["train"]
+        assert source is not None
+        if self.info.holdout is None:
+            return source
+        return without(read_table(source), self.holdout_ids, self.info.columns.get("data.id_column"))
+
+    @property
+    def holdout_ids(self) -> list[str]:
+        """Of the rows that no trial sees."""
+        return read_csv(self.files.holdout)["id"].astype(str).tolist()
 
     def run(self, number: int) -> RunFolder:
         """The run folder of a trial. Raises RunError where it has none yet."""
@@ -225,6 +283,6 @@ class SweepFolder:
             return None
         return RunFolder(place, trust_remote_code=self.trust_remote_code)
 
-    def writing(self, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
-        """Held while a trial is chosen or ended, so that no two workers take the same one."""
-        return locked(self.path, "is written", wait=say)
+    def writing(self) -> AbstractContextManager[None]:
+        """Held for moments, while a trial is chosen or ended, so that no two workers take the same one."""
+        return locked(self.path, "is written", wait=lambda _: None)

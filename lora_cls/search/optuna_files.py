@@ -57,12 +57,36 @@ def read_study(journal: Path) -> Any:
     return open_study(journal)
 
 
+def note(study: Any, number: int, **values: Any) -> None:
+    """Attributes of a trial that is running."""
+    trial_id = _trial_id(study, number)
+    for key, value in values.items():
+        study._storage.set_trial_user_attr(trial_id, key, value)
+
+
+def note_mean(study: Any, number: int, step: int, value: float) -> None:
+    """The mean of a trial's first `step` folds, which samplers read of trials that were stopped."""
+    study._storage.set_trial_intermediate_value(_trial_id(study, number), step, value)
+
+
+def _trial_id(study: Any, number: int) -> int:
+    return int(study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+
+
 def drop_torn_line(journal: Path) -> None:
-    """Remove the end of a journal that a kill or a full disk left without its line end; else all that is written
-    behind it could not be read. Only while nobody else writes."""
+    """Remove the end of a journal that a kill or a full disk left without its line end: whatever is written behind it
+    could not be read."""
+    load_optuna()
+    from optuna.storages.journal import JournalFileSymlinkLock
+
     if not journal.is_file():
         return
-    with journal.open("r+b") as file:
-        content = file.read()
-        if content and not content.endswith(b"\n"):
-            file.truncate(content.rfind(b"\n") + 1)
+    lock = JournalFileSymlinkLock(str(journal))  # Optuna's own: nobody is in the middle of a line while it is held
+    lock.acquire()
+    try:
+        with journal.open("r+b") as file:
+            content = file.read()
+            if content and not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
