@@ -212,7 +212,7 @@ def print_status(found: RunStatus | SweepStatus) -> None:
     first, *others = found.sentences
     say(first)
     if found.cells:
-        show(None, found.header, found.cells, left=found.left)
+        show(None, found.header, found.cells, left=found.left, name=0)
     for text in others:
         say(text)
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from lora_cls.errors import LoraClsError, RunError, brief, visible
+from lora_cls.errors import LoraClsError, RunError, brief, shown, visible
 from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.recipe import Recipe, TaskName
 from lora_cls.report.sentences import describe
@@ -565,7 +565,7 @@ def _sweep_status(sweep: SweepFolder) -> SweepStatus:
 
 
 def _trials(sweep: SweepFolder) -> list[Trial]:
-    """All trials. A fields that Optuna did not write is damage of its journal, not of the program."""
+    """All trials. A field that no search wrote is damage of the journal."""
     try:
         return sweep.trials
     except LoraClsError:
@@ -596,7 +596,7 @@ def _fold_cells(fold: FoldStatus) -> list[str]:
 
 
 def _reason(trial: Trial) -> str:
-    return trial.reason or "its reason was not noted"
+    return "the reason was not noted" if trial.reason is None else shown(trial.reason, 500, quoted=False)
 
 
 def _params(trial: Trial) -> str:
