@@ -55,8 +55,8 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
     Raises
     ------
     RunError
-        With everything that differs, one line each: task, labels, rows, their labels, folds, folds that only some have finished; or
-        if a path is no run folder, is given twice, or holds a damaged file.
+        With everything that differs, one line each: task, labels, rows, their labels, folds, folds that only some have
+        finished; or if a path is no run folder, is given twice, or holds a damaged file.
     """
     if isinstance(paths, (str, Path, RunFolder)):
         raise RunError(f"A list of runs is needed. Got {str(paths)!r} alone.")
@@ -72,12 +72,12 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
     finished = set().union(*(run.finished_folds for run in runs))
     if not finished:
         raise no_fold_finished(first.path)
-    for run in runs:  # the same folds may be unfinished in all, as in the trials of a search
-        if lacking := sorted(finished - set(run.finished_folds)):
-            problems.append(
-                f"{run.path}: {len(lacking)} of {len(run.fold_numbers)} folds are unfinished that another run has "
-                f"({shorten(lacking)}); use --resume."
-            )
+    problems += [  # the same folds may be unfinished in all, as in the trials of a search
+        f"{run.path}: {len(lacking)} of {len(run.fold_numbers)} folds are unfinished that another run has "
+        f"({shorten(lacking)}); use --resume."
+        for run in runs
+        if (lacking := sorted(finished - set(run.finished_folds)))
+    ]
     for run in runs[1:]:
         problems += _differences(run, _HeldOut.of(run), first, rows)
     if problems:
