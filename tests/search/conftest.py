@@ -31,8 +31,8 @@ def make_search(small_run):
 
     `optuna_space` is the space as Optuna's files hold it, where lists are choices. A trial is a dict: `state`
     (complete, stopped, failed, running), `params`, `score`, `folds`, `fresh`, `f1` (a number per label), and whatever
-    else `Trial` has. Complete trials have a `metrics.json` of these F1; with `f1=None` they have no run folder. `fresh=True` makes
-    `small_run` the run on fresh folds.
+    else `Trial` has. Complete trials have a `metrics.json` of these F1; with `f1=None` they have no run folder.
+    `fresh=True` makes `small_run` the run on fresh folds.
     """
     from lora_cls.files import make_folder, write_bytes, write_csv
     from lora_cls.recipe import Range, load_recipe
