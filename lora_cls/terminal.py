@@ -35,6 +35,7 @@ from lora_cls.search.folder import SweepFolder
 
 if TYPE_CHECKING:
     from lora_cls.commands.check import Check
+    from lora_cls.commands.status import RunStatus, SweepStatus
 
 FILES = {
     "metrics.json": "scores",
@@ -249,6 +250,16 @@ def print_calibration(calibration: CalibrationInfo) -> None:
         f"thresholds tuned again on the calibrated probabilities {after.macro_f1:.4f}: calibration is for those who "
         "read probabilities, not for the submission, which stays as it is."
     )
+
+
+def print_status(found: RunStatus | SweepStatus) -> None:
+    """How far a run or a search is: a row per fold, or per trial that is running or failed, among sentences."""
+    first, *others = found.sentences
+    say(first)
+    if found.cells:
+        show(None, found.header, found.cells, left=found.left, name=0)
+    for text in others:
+        say(text)
 
 
 def say(text: str = "") -> None:
