@@ -300,6 +300,20 @@ def tune(
     _print_run(folder)
 
 
+@app.command(**_example("status runs/minilm-l6"))
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of a search.")],
+) -> None:
+    """Say how far a run or a search is: finished, running, failed; minutes left; the score so far. Loads no model.
+
+    Nothing in the folder is changed. The exit code is 0 whatever the state.
+    """
+    from lora_cls.commands.status import status as look
+    from lora_cls.terminal import print_status
+
+    print_status(look(folder))
+
+
 @app.command(**_example("compare runs/tfidf-logreg runs/minilm-l6"))
 def compare(
     runs: RunPaths,

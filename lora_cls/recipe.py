@@ -516,7 +516,7 @@ class Range(Section):
     step: float | None = Field(default=None, gt=0)
     """Distance of the values that are tried. Null is 1 for fields that are whole numbers, and any value for others."""
     choices: list[Any] | None = Field(default=None, min_length=1, max_length=1000)
-    """The values that are tried, in place of `low` and `high`: numbers, words, true and false, null, or lists of them."""
+    """The values that are tried, in place of `low` and `high`: numbers, words, true, false, null, or lists of them."""
 
     @model_validator(mode="after")
     def _one_of(self) -> Range:

@@ -28,11 +28,14 @@ from lora_cls.report.sentences import (
     score_sentence,
     time_sentence,
 )
+from lora_cls.report.sweep_content import field_text, searched_fields, summarize, sweep_sentences
 from lora_cls.runs import FoldFolder, RunFolder, Scores
 from lora_cls.runs.records import BlendInfo, CalibrationInfo, ExportInfo
+from lora_cls.search.folder import SweepFolder
 
 if TYPE_CHECKING:
     from lora_cls.commands.check import Check
+    from lora_cls.commands.status import RunStatus, SweepStatus
 
 FILES = {
     "metrics.json": "scores",
@@ -187,6 +190,49 @@ def print_blend(about: BlendInfo) -> None:
     say(about.note)
 
 
+def print_sweep(sweep: SweepFolder) -> None:
+    """The best ten trials, how far the search is and what it came to, and the paths of the files."""
+    found, files = summarize(sweep), sweep.files
+    fields = searched_fields(sweep, found.trials)
+    best = found.ranked[:10]
+    rows = []
+    for trial in best:
+        fresh, minutes = found.fresh.get(trial.number), (trial.seconds or 0.0) / 60
+        rows.append(
+            [
+                str(trial.number),
+                f"{trial.score:.4f}",
+                *(["-" if fresh is None else f"{fresh:.4f}"] if found.fresh else []),
+                *(field_text(trial.params[f.name], 4) if f.name in trial.params else "-" for f in fields),
+                f"{minutes:.1f}",
+            ]
+        )
+    say()
+    if best:
+        names = _short_names([field.name for field in fields])
+        columns = ["trial", found.objective, *(["fresh folds"] if found.fresh else []), *names, "minutes"]
+        title = (
+            f"The best {len(best)} of {len(found.ranked):,} complete trials" if len(found.ranked) > len(best) else None
+        )
+        show(title, columns, rows, left=(), name=0)
+    for sentence in sweep_sentences(sweep, found):
+        say(sentence)
+    say()
+    for file, label in ((files.best, "best recipe"), (files.table, "trials"), (files.page, "page")):
+        if file.is_file():
+            say(f"{label:<12} {file}")
+    if files.best.is_file():
+        table = sweep.info.paths["train"] or "train.csv"
+        say("Train it on all folds with (and --test FILE, for a submission):")
+        say(f"lora-cls run {quote(str(files.best))} --train {quote(table)}")
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Fields without their section, where the rest still tells them apart."""
+    ends = [name.rpartition(".")[2] for name in names]
+    return [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
+
+
 def print_calibration(calibration: CalibrationInfo) -> None:
     """Brier score and calibration error before and after, per label."""
     over = "parts" if calibration.parts is not None else "folds"
@@ -204,6 +250,16 @@ def print_calibration(calibration: CalibrationInfo) -> None:
         f"thresholds tuned again on the calibrated probabilities {after.macro_f1:.4f}: calibration is for those who "
         "read probabilities, not for the submission, which stays as it is."
     )
+
+
+def print_status(found: RunStatus | SweepStatus) -> None:
+    """How far a run or a search is: a row per fold, or per trial that is running or failed, among sentences."""
+    first, *others = found.sentences
+    say(first)
+    if found.cells:
+        show(None, found.header, found.cells, left=found.left, name=0)
+    for text in others:
+        say(text)
 
 
 def say(text: str = "") -> None:

@@ -126,7 +126,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_litter_of_killed_processes(tmp_path):
-    """Goes with the next write into the folder, or when the run is opened; what is written now stays."""
+    """Goes with the next write into the folder, or when the run is written into; what is written now stays."""
     (tmp_path / "below").mkdir()
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
     assert len(list(tmp_path.rglob("*.tmp"))) == 2

@@ -11,12 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lora_cls"
 ROOMS = (
     "errors", "choices", "files", "machine", "yaml_text", "recipe", "reference", "evaluation", "data", "text", "runs",
-    "modeling", "training", "report", "commands", "terminal", "cli",
+    "modeling", "training", "search", "report", "commands", "terminal", "cli",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NO_TORCH = (
-    "errors", "choices", "files", "machine", "yaml_text", "recipe", "reference", "evaluation", "data", "runs", "report",
-    "terminal",
+    "errors", "choices", "files", "machine", "yaml_text", "recipe", "reference", "evaluation", "data", "runs", "search",
+    "report", "terminal",
 )  # fmt: skip
 FILES = {".".join(("lora_cls", *file.relative_to(PACKAGE).with_suffix("").parts)): file for file in MODULES}
 

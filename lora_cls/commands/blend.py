@@ -105,7 +105,7 @@ def _write(
     oof, task = members[0].oof, members[0].task
     place = {value: i for i, value in enumerate(oof.ids)}
     held_out = np.array([place.get(value, -1) for value in run.folds["id"]])
-    for k, number in enumerate(run.fold_numbers):
+    for k, number in enumerate(members[0].run.finished_folds):
         # the fit for a fold is of the other folds; of a single one there are none, and new texts get that of all parts
         fitted = written.fits[number] if oof.over == "folds" else fit_blend(how, task, oof.y_true, y_score)
         order = held_out[(run.folds["fold"] == number).to_numpy()]  # of this fold, in the folder's order

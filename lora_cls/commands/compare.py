@@ -26,7 +26,7 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
     Raises
     ------
     RunError
-        If rows, labels, folds or tasks differ, or folds are unfinished; names every difference.
+        If rows, labels, folds or tasks differ, or folds are finished that others lack; names every difference.
 
     Examples
     --------

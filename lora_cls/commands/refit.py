@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -46,10 +45,8 @@ def refit(
             remove(run.refit.state)  # of a process that was killed as it finished
             progress.say(f"{run.refit.path} is finished already.")
             return run.refit
-        chosen = [run.fold(number).info.epoch or 0 for number in run.finished_folds]
-        n_epochs = None  # all epochs; or as many as the folds kept where they chose
-        if recipe.train.select != "last" and chosen:
-            n_epochs = round(median(chosen))
+        n_epochs = run.refit_epochs
+        if n_epochs is not None:
             progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
         trainer = make_learner(recipe, run.label_names, run.info.choices, run.base_place(), progress).prepare(data)
         rows = np.arange(len(data))  # extra rows too

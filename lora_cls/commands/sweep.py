@@ -101,9 +101,10 @@ def sweep(
 
     Examples
     --------
-    >>> found = sweep("tfidf-logreg", train_df, out="sweeps/tfidf", trials=4, overrides=["cv.n_splits=3"])
+    >>> quick = ["cv.n_splits=3", "sweep.confirm=0"]
+    >>> found = sweep("tfidf-logreg", train_df, out="sweeps/tfidf", trials=2, overrides=quick)
     >>> len(found.trials)
-    4
+    2
     >>> load_recipe(found.files.best).tfidf.C == found.best.params["tfidf.C"]
     True
     """

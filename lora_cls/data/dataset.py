@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lora_cls.data.columns import Columns, find_columns, find_test_columns, is_unique, set_list
 from lora_cls.data.labels import BAD, EXPECTED, EXPECTED_SOFT, MISSING, parse_soft_labels
@@ -561,6 +559,9 @@ def _constant_notes(dataset: Dataset) -> list[str]:
 
 def _groups(texts: Sequence[str], values: pd.Series | None) -> np.ndarray:
     """Groups of shape (n_samples,), numbered in order of appearance: what shares a text or a value is connected."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n = len(texts)
     keys: list[Sequence[object]] = [[text_key(text) for text in texts]]
     if values is not None:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
 from lora_cls.choices import Over
 from lora_cls.data.dataset import Dataset
@@ -61,6 +60,8 @@ def stratified_folds(
     >>> [labels[fold == number].sum(axis=0).tolist() for number in (0, 1)]
     [[3, 3], [3, 3]]
     """
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # here, as it takes a second to import
+
     labels, groups = np.asarray(labels), np.asarray(groups)
     if labels.ndim != 2 or groups.shape != labels.shape[:1]:
         raise DataError(

@@ -12,8 +12,9 @@ import numpy as np
 from lora_cls.errors import RunError, visible
 from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
 from lora_cls.files import make_folder, write_bytes, write_csv
+from lora_cls.report.offline import fill_page
 from lora_cls.report.sentences import Cells, interval_text
-from lora_cls.report.templating import fill, resource
+from lora_cls.report.templating import fill
 
 HEADER = (
     "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
@@ -56,15 +57,8 @@ def html(comparison: Comparison, picture: str) -> str:
     """One page without any other file: tables and the figure."""
     # drawn in the ink of the page, on its ground
     svg = picture[picture.index("<svg") :].replace(INK, "currentColor")
-    return fill(
-        "compare.html.j2",
-        **_shown(comparison),
-        score_columns=SCORES,
-        cost_columns=COST,
-        picture=svg,
-        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data:",
-        style=resource("assets/page.css"),
-    )
+    more = {"score_columns": SCORES, "cost_columns": COST, "picture": svg}
+    return fill_page("compare.html.j2", _shown(comparison) | more)
 
 
 def _shown(comparison: Comparison) -> dict[str, Any]:

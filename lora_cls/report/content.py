@@ -271,12 +271,14 @@ def doubts_table(run: RunFolder, results: Results, train: Dataset | None = None)
 
 
 def spreadsheet(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """Cells that a spreadsheet would run as formulas begin with an apostrophe, which makes them text there."""
-    table = pd.DataFrame(rows, columns=columns)
-    for name in columns:
-        if name not in ("fold", "probability"):
-            table[name] = [f"'{cell}" if FORMULA.match(cell) else cell for cell in table[name]]
-    return table
+    """Texts that a spreadsheet would run as formulas begin with an apostrophe, which makes them text there."""
+
+    def cell(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
+
+    cells = [[cell(row.get(name)) for name in columns] for row in rows]
+    # as objects: a column of whole numbers with a gap stays one of whole numbers
+    return pd.DataFrame(cells, columns=[cell(name) for name in columns], dtype=object)
 
 
 def _pairs(shown: Shown) -> dict[str, Any]:

@@ -1,20 +1,10 @@
-"""`report.html` of a run: one page that loads nothing, for reading, printing and sharing.
-
-What users wrote (names, ids, texts) is escaped by Jinja wherever it stands in the page, isolated by `<bdi>` against
-marks of writing direction, and free of control characters. A content security policy allows the page's own scripts by
-their digests, and nothing else: no request, no inline handler.
-"""
+"""`report.html` of a run: one page that loads nothing, for reading, printing and sharing."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import re
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +12,9 @@ from lora_cls.data import Dataset
 from lora_cls.files import write_bytes, write_csv
 from lora_cls.report.card import write_card
 from lora_cls.report.content import TEXT_LENGTH, doubts_table, mistakes_table, page_content
+from lora_cls.report.offline import fill_page
 from lora_cls.report.sentences import OPTIMISTIC
-from lora_cls.report.templating import fill, resource
 from lora_cls.runs import Results, RunFolder
-
-LIBRARIES = ("d3", "plot")
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-"""Control characters, and halves of characters, which no page can hold."""
 
 
 def write_page(
@@ -88,53 +74,11 @@ def write_reports(run: RunFolder, say: Callable[[str], None], results: Results) 
 
 def render(content: dict[str, Any]) -> str:
     """The page that shows `page_content`."""
-    content = _printable(content)
-    figures, scripts = content["figures"], _scripts()
-    policy = (
-        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {' '.join(map(_digest, scripts))}"
-    )
-    epochs = [epoch for fold in figures["folds"] for epoch in fold["epochs"]]
-    return fill(
-        "page.html.j2",
-        **content,
-        has_epochs=bool(epochs),
-        has_selection=any("selection_macro_f1" in epoch for epoch in epochs),
-        text_length=TEXT_LENGTH,
-        optimistic_sentence=f"{OPTIMISTIC}.",
-        policy=policy,
-        style=_asset("page.css"),
-        scripts=scripts,
-        payload=_json(figures),
-    )
-
-
-@cache
-def _scripts() -> list[str]:
-    """The page's scripts; those of others with their licences, which must go where they go."""
-    libraries = [f"/*\n{_asset(f'vendor/{name}.LICENSE')}*/\n{_asset(f'vendor/{name}.min.js')}" for name in LIBRARIES]
-    return [*libraries, _asset("page.js")]
-
-
-def _asset(name: str) -> str:
-    return resource(f"assets/{name}")
-
-
-def _digest(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-
-
-def _json(values: Any) -> str:
-    """JSON that can stand in a script element: ASCII, and no `<` that could end it."""
-    text = json.dumps(values, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _printable(value: Any) -> Any:
-    """The same with `UNPRINTABLE` characters replaced, in every string at any depth."""
-    if isinstance(value, str):
-        return UNPRINTABLE.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {key: _printable(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_printable(inner) for inner in value]
-    return value
+    epochs = [epoch for fold in content["figures"]["folds"] for epoch in fold["epochs"]]
+    more = {
+        "has_epochs": bool(epochs),
+        "has_selection": any("selection_macro_f1" in epoch for epoch in epochs),
+        "text_length": TEXT_LENGTH,
+        "optimistic_sentence": f"{OPTIMISTIC}.",
+    }
+    return fill_page("page.html.j2", content | more, "page.js")

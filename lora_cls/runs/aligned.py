@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lora_cls.errors import RunError, shorten
+from lora_cls.errors import RunError, no_fold_finished, shorten
 from lora_cls.evaluation import Task
 from lora_cls.runs.folder import RunFolder
 from lora_cls.runs.out_of_fold import OutOfFold
@@ -55,8 +55,8 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
     Raises
     ------
     RunError
-        With everything that differs, one line each: task, labels, rows, their labels, folds, unfinished folds; or
-        if a path is no run folder, is given twice, or holds a damaged file.
+        With everything that differs, one line each: task, labels, rows, their labels, folds, folds that only some have
+        finished; or if a path is no run folder, is given twice, or holds a damaged file.
     """
     if isinstance(paths, (str, Path, RunFolder)):
         raise RunError(f"A list of runs is needed. Got {str(paths)!r} alone.")
@@ -69,10 +69,15 @@ def align(paths: Sequence[str | Path | RunFolder]) -> list[AlignedRun]:
         raise RunError(f"{twice} is given twice.")
     problems: list[str] = []
     first, rows = runs[0], _HeldOut.of(runs[0])
-    for run in runs:
-        unfinished = len(run.fold_numbers) - len(run.finished_folds)
-        if unfinished:
-            problems.append(f"{run.path}: {unfinished} of {len(run.fold_numbers)} folds are unfinished; use --resume.")
+    finished = set().union(*(run.finished_folds for run in runs))
+    if not finished:
+        raise no_fold_finished(first.path)
+    problems += [  # the same folds may be unfinished in all, as in the trials of a search
+        f"{run.path}: {len(lacking)} of {len(run.fold_numbers)} folds are unfinished that another run has "
+        f"({shorten(lacking)}); use --resume."
+        for run in runs
+        if (lacking := sorted(finished - set(run.finished_folds)))
+    ]
     for run in runs[1:]:
         problems += _differences(run, _HeldOut.of(run), first, rows)
     if problems:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from lora_cls.errors import RunError
+from lora_cls.errors import RunError, brief
 from lora_cls.runs.io import integers, read_array, read_csv
 from lora_cls.runs.lock import locked
 from lora_cls.runs.records import FoldInfo
@@ -84,6 +86,20 @@ class FoldFolder:
         if any(self.path.glob("epoch-*")):  # stopped while epochs were chosen: they are chosen again
             return " Continue the run with --resume."
         return f" Remove {self.info_file} and run again with --resume."
+
+    def progress(self) -> dict[str, Any] | None:
+        """What `state.safetensors` says of the training so far, without a look at the weights in it: `epoch`, `rows`,
+        `seconds` by phase. None where there is none. Raises RunError if it is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.state, framework="numpy") as opened:
+                said = json.loads(opened.metadata()["progress"])
+            return said | {"epoch": int(said["epoch"]), "rows": int(said["rows"]), "seconds": dict(said["seconds"])}
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            raise RunError(f"{self.state} is damaged ({brief(error)}). Remove it to train the fold again.") from None
 
     def training(self) -> AbstractContextManager[None]:
         """Held while the fold is trained. Raises RunError if another process trains it."""

@@ -23,13 +23,14 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from os import PathLike
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,7 @@ class Results:
 
 class RunFolder:
     """An existing run folder. What stays fixed is read once; what `tune` writes is read each time that it is asked for.
+    To open and read one changes nothing in it.
 
     Parameters
     ----------
@@ -124,7 +126,6 @@ class RunFolder:
         self.files = RunFiles(self.path)
         if not os.path.isfile(self.files.recipe):  # Path's asks with errors of its own, as of a name that is too long
             raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
-        sweep(self.path, deep=True)
         self._folds: dict[int, FoldFolder] = {}
         self._info: RunInfo | None = None
 
@@ -249,14 +250,18 @@ class RunFolder:
     def _locked(path: Path, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
         return locked(path, "is written", wait=say)
 
-    def writing(self, say: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
-        """Held while scores, decisions and whatever else stands at the top of the folder are written.
+    @contextmanager
+    def writing(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Held while scores, decisions and whatever else stands at the top of the folder are written; what killed
+        processes left half-written goes first.
 
         Parameters
         ----------
         say : told of another process that is waited for
         """
-        return self._locked(self.path, say)
+        with self._locked(self.path, say):
+            sweep(self.path, deep=True)
+            yield
 
     @classmethod
     def _begin(cls, path: Path) -> RunFiles:
@@ -391,6 +396,12 @@ class RunFolder:
     @property
     def finished_folds(self) -> list[int]:
         return [number for number in self.fold_numbers if self.fold(number).finished]
+
+    @property
+    def refit_epochs(self) -> int | None:
+        """Epochs of a model of all rows: the median of those that the folds chose; None for all of the recipe's."""
+        chosen = [self.fold(number).info.epoch or 0 for number in self.finished_folds]
+        return round(median(chosen)) if self.recipe.train.select != "last" and chosen else None
 
     def pos_weights(self) -> np.ndarray:
         """Positive or class weights of the finished folds, ndarray of shape (n_folds, n_labels)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -15,6 +16,7 @@ from lora_cls.errors import RunError, unwritable
 from lora_cls.files import make_folder
 
 LOCK = ".lock"
+GLANCE = 0.3  # seconds: longer than `held_by` has a lock for
 PATIENCE = 600.0  # seconds: writing scores and pages takes some
 
 
@@ -39,13 +41,13 @@ def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None
     file = folder / LOCK
     make_folder(folder)
     lock = FileLock(file, is_singleton=True)
-    for patience in (0.0, PATIENCE):
+    for patience in (GLANCE, PATIENCE):
         try:
             lock.acquire(timeout=patience)
             break
         except Timeout:
             said = f"{folder}: {what} by {_holder(file)}"
-            if wait is None or patience:
+            if wait is None or patience > GLANCE:
                 raise RunError(f"{said}. Wait for it, or stop it, and try again.") from None
             wait(f"{said}; waiting for it.")
         except OSError as error:
@@ -63,9 +65,43 @@ def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None
             lock.release()
 
 
+def held_by(folder: Path) -> str | None:
+    """Who holds `folder/.lock` now, as it says itself; None where nobody does, whatever file a killed process left.
+
+    Nothing is written. A lock that nobody holds is had for an instant, shared with whoever else looks; a process that
+    wants it meanwhile waits longer than that (`GLANCE`).
+    """
+    file = folder / LOCK
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError:
+        return None  # there is none, or nothing in this folder can be read
+    try:
+        return _holder(file) if _is_locked(descriptor) else None
+    finally:
+        os.close(descriptor)  # which gives the lock back
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether another open file has the lock that filelock takes: an flock, or on Windows one of the first byte."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True  # held; or a file system without locks, on which the file itself is the lock
+    return False
+
+
 def _holder(file: Path) -> str:
     """Who holds a lock, as it says itself."""
     with suppress(OSError, UnicodeDecodeError):
-        if text := file.read_text()[:200]:
+        if text := " ".join(file.read_text()[:200].split()):
             return text
     return "another process"

@@ -19,19 +19,15 @@ _SEARCHED_DATA = ("chunk_combine", "chunk_stride", "long_text", "max_chunks", "m
 _FIXED = ("task", "backbone.trust_remote_code")
 _MANY = 100_000  # more combinations than a grid goes through
 
-_BATCHES = Range(choices=[8, 16, 32])
 _FULL = {
     "train.learning_rate": Range(low=1e-5, high=2e-4, log=True),
     "head.learning_rate": Range(low=1e-4, high=1e-2, log=True),
     "train.num_train_epochs": Range(low=2, high=6),
-    "train.per_device_train_batch_size": _BATCHES,
 }
 _LORA = {
     "train.learning_rate": Range(low=5e-5, high=2e-3, log=True),
     "head.learning_rate": Range(low=1e-4, high=1e-2, log=True),
     "train.num_train_epochs": Range(low=2, high=6),
-    "train.per_device_train_batch_size": _BATCHES,
-    "lora.r": Range(choices=[8, 16, 32, 64]),
 }
 _DECODER_LORA = _LORA | {
     "train.learning_rate": Range(low=5e-5, high=1e-3, log=True),
@@ -46,11 +42,16 @@ _TFIDF = {
 
 
 def default_space(recipe: Recipe) -> dict[str, Range]:
-    """What is tried where the recipe does not say: by its kind, a decoder being one that pools the last token."""
+    """What is tried where the recipe does not say: by its kind, a decoder being one that pools the last token; batches
+    and ranks about the recipe's own, which may be all that fits into the memory."""
     if recipe.tfidf is not None:
         return dict(_TFIDF)
     decoder = recipe.head.kind != "linear" or recipe.head.pooling == "last_token"
     space = dict(_FULL if recipe.lora is None else _DECODER_LORA if decoder else _LORA)
+    batch = recipe.train.per_device_train_batch_size
+    space["train.per_device_train_batch_size"] = Range(choices=sorted({max(1, batch // 2), batch, 2 * batch}))
+    if recipe.lora is not None:
+        space["lora.r"] = Range(choices=sorted({8, 16, 32, 64, recipe.lora.r}))
     if recipe.head.kind == "generate":
         del space["head.learning_rate"]
     return space
@@ -87,9 +88,8 @@ def resolved(recipe: Recipe, only: Sequence[str] = ()) -> Sweep:
             if given.choices is None and given.step is None and not _whole(recipe, field, given)
         ]
     if problems:
-        raise RecipeError(
-            "The search cannot be made as the recipe's section sweep.space says:\n  " + "\n  ".join(problems)
-        )
+        count = f"{len(problems)} mistake{'s' * (len(problems) > 1)}"
+        raise RecipeError(f"sweep.space: {count}\n  " + "\n  ".join(problems))
     return settings.model_copy(update={"space": space})
 
 

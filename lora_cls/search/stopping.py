@@ -10,7 +10,7 @@ FEWEST = 3
 """Complete trials before a loss is compared with theirs."""
 EARLIEST = 0.3
 """Share of the first fold's training before a loss is judged: what learns slowly at first is let learn."""
-MARGIN = 0.25
+MARGIN = 0.5
 """How far a loss may lie above the others', as a share of what they have come down by."""
 
 

@@ -84,7 +84,9 @@ def test_other_label_names(pair):
 def test_unfinished_fold(pair):
     """A run with an unfinished fold has no answer for some rows."""
     first, second = pair(unfinished=(2,))
-    with pytest.raises(RunError, match=r"second: 1 of 3 folds are unfinished; use --resume"):
+    with pytest.raises(
+        RunError, match=r"second: 1 of 3 folds are unfinished that another run has \(\d\); use --resume"
+    ):
         align([first.path, second.path])
 
 

@@ -41,7 +41,8 @@ def test_every_section_has_a_docstring():
 
 def test_no_field_is_missing():
     """What a recipe with every section holds is what the reference names."""
-    whole = Recipe(task="multi_label", backbone={"name_or_path": "org/model"}, quantization={"load_in_4bit": True})
+    sections = {"backbone": {"name_or_path": "org/model"}, "quantization": {"load_in_4bit": True}, "sweep": {}}
+    whole = Recipe(task="multi_label", **sections)
     names = set(flatten(whole.to_dict())) - {"tfidf", "blend"}
     assert names == {name for name in FIELDS if not name.startswith(("tfidf.", "blend."))}
     assert set(flatten(Recipe(tfidf={}, lora=None).to_dict()["tfidf"], "tfidf.")) <= set(FIELDS)
@@ -49,7 +50,7 @@ def test_no_field_is_missing():
 
 def test_defaults_are_those_of_the_recipe():
     """Every default of the reference, read as YAML and set as an override, changes nothing."""
-    bases = {"tfidf": {"tfidf": {}, "lora": None}}
+    bases = {"tfidf": {"tfidf": {}, "lora": None}, "sweep": {"tfidf": {}, "lora": None, "sweep": {}}}
     for field in FIELDS.values():
         section = field.name.partition(".")[0]
         if section in ("blend", "quantization") or field.default == "required":

@@ -186,6 +186,11 @@ def test_every_figure_is_drawn(opened, finished, options):
     dark = options.get("color_scheme") == "dark"
     assert (lightness(ground) < lightness(ink)) == dark
     assert abs(lightness(ground) - lightness(ink)) > 150
+    grounds = page.evaluate(  # of what shows where one points at a figure, and of the page's cards
+        """[document.querySelector('.plot svg'), document.body].map(e => getComputedStyle(e))
+           .map((style, i) => style.getPropertyValue(['--plot-background', '--card'][i]))"""
+    )
+    assert grounds[0] == grounds[1] != ""
 
 
 def lightness(color):

@@ -1,13 +1,9 @@
-// The page of a run: draws the figures, moves the thresholds, sorts the tables. Names and texts of users only ever
-// become text nodes and attribute values, never markup.
-"use strict";
+
+// ---- the page of a run: its figures, and sliders that move the thresholds ------------------------------------------
 (() => {
-  const content = JSON.parse(document.getElementById("content").textContent);
   const labels = content.labels;
   const SERIES = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f", "#ff9da7", "#8f8f8f"];
   const LINE_POINTS = 400;
-  const percent = d3.format(".0%");
-  const short = (name, length = 14) => ([...name].length > length ? [...name].slice(0, length - 1).join("") + "…" : name);
   const position = labels.map((label) => label.start); // of every label's slider
   const ratio = (above, below) => (below > 0 ? above / below : 0); // 0 for 0 / 0, as scikit-learn's zero_division=0
 
@@ -60,7 +56,7 @@
         size >= 28 ? Plot.text(data, { x: "b", y: "a", text: (d) => (d.count ? percent(d.share) : ""), fill: (d) => (d.share > 0.7 * most ? "var(--card)" : "var(--ink)"), fontSize: 10 }) : null,
         Plot.tip(data, Plot.pointer({
           x: "b", y: "a",
-          title: (d) => `${above} ${labels[d.a].name}, ${across} ${labels[d.b].name}\n${d.count} rows, ${percent(d.share)}`,
+          title: (d) => `${above} ${isolated(labels[d.a].name)}, ${across} ${isolated(labels[d.b].name)}\n${d.count} rows, ${percent(d.share)}`,
         })),
       ],
     });
@@ -83,7 +79,7 @@
       color: byFold,
       marks: [
         Plot.tickX(indices.map((j) => ({ j, value: bar(j) })), { x: "value", y: "j", stroke: "var(--ink)", strokeWidth: 3 }),
-        Plot.dot(dots, { x: "value", y: "j", stroke: "fold", fill: "fold", fillOpacity: 0.5, r: 3.5, tip: true, title: (d) => `${labels[d.j].name}\nfold ${d.fold}: ${d3.format(".4f")(d.value)}` }),
+        Plot.dot(dots, { x: "value", y: "j", stroke: "fold", fill: "fold", fillOpacity: 0.5, r: 3.5, tip: true, title: (d) => `${isolated(labels[d.j].name)}\nfold ${d.fold}: ${d3.format(".4f")(d.value)}` }),
       ],
     });
   }
@@ -184,21 +180,7 @@
     }),
   };
 
-  // ---- drawing: what can be seen, at the width that there is ------------------------------------------------------
-  function render(figure) {
-    const plot = figure.querySelector(".plot"), width = Math.floor(plot.clientWidth);
-    if (width < 50) return; // in a closed part
-    const label = "index" in figure.dataset ? labels[+figure.dataset.index] : undefined;
-    plot.replaceChildren(draw[figure.dataset.figure](width, label));
-    figure.dataset.width = width;
-  }
-  const observer = new ResizeObserver((entries) => {
-    for (const entry of entries) {
-      const figure = entry.target.parentElement;
-      if (Math.abs(Math.floor(entry.contentRect.width) - (+figure.dataset.width || 0)) > 2) render(figure);
-    }
-  });
-  for (const plot of document.querySelectorAll("[data-figure] > .plot")) observer.observe(plot);
+  const render = drawFigures((figure, width) => draw[figure.dataset.figure](width, labels[+figure.dataset.index]));
 
   // ---- sliders ----------------------------------------------------------------------------------------------------
   const format = { threshold: (v) => String(+v.toPrecision(6)), predicted: String, f1: d3.format(".4f"), precision: d3.format(".4f"), recall: d3.format(".4f") };
@@ -257,32 +239,5 @@
   for (const [button, open] of [[".open-all", true], [".close-all", false]])
     document.querySelector(button).addEventListener("click", () => cards.forEach((card) => { card.open = open; }));
 
-  // ---- tables that sort -------------------------------------------------------------------------------------------
-  for (const table of document.querySelectorAll("table.sortable")) {
-    const body = table.tBodies[0];
-    [...table.tHead.rows[0].cells].forEach((cell, column) => {
-      const numeric = [...body.rows].every((row) => row.cells[column].classList.contains("number"));
-      if (numeric) cell.classList.add("number");
-      const button = document.createElement("button");
-      button.type = "button";
-      button.textContent = cell.textContent;
-      cell.replaceChildren(button);
-      const value = (row) => {
-        const raw = row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-        return numeric ? (raw === "" ? NaN : +raw) : raw;
-      };
-      button.addEventListener("click", () => {
-        const before = cell.getAttribute("aria-sort");
-        const down = before ? before === "ascending" : numeric; // numbers: the largest first
-        for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-        cell.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const compare = numeric ? (down ? d3.descending : d3.ascending) : (a, b) => (down ? -1 : 1) * a.localeCompare(b);
-        body.append(...d3.sort(body.rows, (a, b) => {
-          const x = value(a), y = value(b);
-          if (numeric && (isNaN(x) || isNaN(y))) return isNaN(x) - isNaN(y); // what is undefined stands last
-          return compare(x, y);
-        }));
-      });
-    });
-  }
+  sortTables();
 })();
