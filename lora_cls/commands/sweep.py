@@ -38,6 +38,7 @@ from lora_cls.search.optuna_files import drop_torn_line, load_optuna, note, open
 from lora_cls.search.plan import Given, make_plan
 from lora_cls.search.space import distributions, next_setting, resolved
 from lora_cls.training.progress import Progress
+from lora_cls.training.tracking import check_tracking
 from lora_cls.yaml_text import write_yaml
 
 MOST_ATTEMPTS = 3
@@ -119,6 +120,7 @@ def sweep(
     refuse_blend(recipe)
     recipe = recipe.model_copy(update={"sweep": resolved(recipe, only)})
     path = Path(out) if out is not None else Path("sweeps") / name
+    check_tracking(recipe, path / "trials")
     given = Given(train, test, sample_submission, extra_train, fold_table)
     with Progress(0, show) as progress:
         plan = make_plan(name, recipe, given, folds, holdout, progress.say)
@@ -454,9 +456,7 @@ def _holdout_pending(folder: SweepFolder, best: Trial) -> bool:
 def _score_holdout(folder: SweepFolder, best: Trial) -> None:
     confirmed = folder.confirmation(best.number)
     assert confirmed is not None
-    data = Tables(
-        folder.trial_recipe(best.params), folder.info.paths["train"]
-    ).train  # all: of a part, classes may lack
+    data = Tables(folder.trial_recipe(best), folder.info.paths["train"]).train  # all: of a part, classes may lack
     assert data.labels is not None
     held_out = set(folder.holdout_ids)
     rows = np.flatnonzero([name in held_out for name in data.ids])

@@ -89,7 +89,7 @@ def train_trial(sweep: SweepFolder, number: int, threads: int | None) -> None:
     study = open_study(sweep.files.journal)
     place, listener = sweep.files.run(number), TrialListener(sweep, study, number)
     try:
-        run = _run(sweep, sweep.trials[number].params, place, sweep.files.folds, threads, [listener])
+        run = _run(sweep, number, place, sweep.files.folds, threads, [listener])
         value = run_score(run, sweep.settings.objective)
         state, reason = states.COMPLETE, None
     except HopelessTrialError as stopped:
@@ -115,20 +115,18 @@ def train_trial(sweep: SweepFolder, number: int, threads: int | None) -> None:
 def confirm_trial(sweep: SweepFolder, number: int, threads: int | None) -> None:
     """Run a trial's setting on the fresh folds."""
     place = sweep.files.confirmation(number)
-    _run(sweep, sweep.trials[number].params, place, sweep.files.fresh, threads, [], fresh=True)
+    _run(sweep, number, place, sweep.files.fresh, threads, [])
 
 
 def _run(
     sweep: SweepFolder,
-    params: dict[str, Any],
+    number: int,
     place: Path,
     fold_table: Path,
     threads: int | None,
     listeners: list[Listener],
-    *,
-    fresh: bool = False,
 ) -> RunFolder:
-    recipe: Recipe = sweep.trial_recipe(params, fresh=fresh)
+    recipe: Recipe = sweep.trial_recipe(sweep.trials[number])
     if threads is not None and recipe.engine.num_threads is None:
         recipe = load_recipe(recipe, {"engine.num_threads": threads}, trust_remote_code=sweep.trust_remote_code)
     return cross_validate(

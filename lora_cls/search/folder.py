@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,7 +31,7 @@ from lora_cls.data import TableLike, read_table
 from lora_cls.data.table import as_id
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Interval
-from lora_cls.recipe import LARGEST_SEED, Recipe, Sweep, load_recipe
+from lora_cls.recipe import Recipe, Sweep, load_recipe
 from lora_cls.runs import RunFolder
 from lora_cls.runs.io import read_csv
 from lora_cls.runs.lock import locked
@@ -141,11 +141,6 @@ class SweepFiles:
         return run.with_name(f".{run.name}.alive")
 
 
-def fresh_state(recipe: Recipe) -> int:
-    """What draws the folds that confirm."""
-    return (recipe.cv.random_state + 1) % (LARGEST_SEED + 1)
-
-
 def without(table: pd.DataFrame, ids: Sequence[str], column: str | None) -> pd.DataFrame:
     """A table without the rows of the given ids.
 
@@ -247,17 +242,15 @@ class SweepFolder:
         except FileNotFoundError:
             return None
 
-    def trial_recipe(self, params: Mapping[str, Any], *, fresh: bool = False) -> Recipe:
-        """What a trial runs: the search's recipe with its setting, and the columns as they were found.
-
-        Parameters
-        ----------
-        fresh : on the folds that confirm
-        """
+    def trial_recipe(self, trial: Trial) -> Recipe:
+        """What a trial runs: the search's recipe with its setting, the columns as they were found, and the trial as one
+        of a group for trackers."""
         fixed: dict[str, Any] = {"sweep": None, **self.info.columns}
-        if fresh:
-            fixed["cv.random_state"] = fresh_state(self.recipe)
-        return load_recipe(self.recipe, fixed | dict(params))
+        if self.recipe.tracking.to:
+            fixed |= {"tracking.group": self.recipe.tracking.group or self.path.resolve().name}
+            fixed |= {"tracking.name": f"trial {trial.number}"}
+            fixed |= {"tracking.folder": self.recipe.tracking.folder or str(self.path.absolute() / "tracking")}
+        return load_recipe(self.recipe, fixed | trial.params)
 
     def train_table(self) -> TableLike:
         """What trials read: the training table, without the rows that are held out from the whole search."""

@@ -17,9 +17,9 @@ from lora_cls.data.tables import Tables
 from lora_cls.errors import RecipeError, RunError, visible
 from lora_cls.files import make_folder, whole_file, write_bytes, write_csv
 from lora_cls.machine import surroundings
-from lora_cls.recipe import Recipe, flatten, load_recipe
+from lora_cls.recipe import LARGEST_SEED, Recipe, flatten, load_recipe
 from lora_cls.runs.folder import recipe_bytes
-from lora_cls.search.folder import SweepFiles, SweepFolder, SweepInfo, fresh_state, without
+from lora_cls.search.folder import SweepFiles, SweepFolder, SweepInfo, without
 from lora_cls.search.optuna_files import load_optuna, open_study
 
 
@@ -149,7 +149,8 @@ def make_plan(
         if table is not None or data.held_out is not None:
             say("The folds were given, so there are no fresh ones: no trial is scored again.")
         else:
-            fresh = _fold_table(data, make_folds(load_recipe(known, {"cv.random_state": fresh_state(recipe)}), data))
+            drawn = (recipe.cv.random_state + 1) % (LARGEST_SEED + 1)
+            fresh = _fold_table(data, make_folds(load_recipe(known, {"cv.random_state": drawn}), data))
     info = SweepInfo(
         started=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         versions=surroundings()["versions"],
