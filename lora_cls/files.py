@@ -221,8 +221,13 @@ class CsvLines(io.TextIOBase):
         return len(line)
 
 
-def write_array(file: Path, array: np.ndarray) -> None:
+def array_bytes(array: np.ndarray) -> bytes:
     """NumPy's own format, without pickle."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    write_bytes(file, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_array(file: Path, array: np.ndarray) -> None:
+    """In NumPy's own format."""
+    write_bytes(file, array_bytes(array))

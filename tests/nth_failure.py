@@ -223,6 +223,15 @@ class Operations:
 
             blend([work / "run", work / "other"], work / "blended")
 
+    def repeat(self, name, work):
+        """Do it again. A blend that is there already gets what its note said of a card or page that failed."""
+        if name == "blend" and (work / "blended").is_dir():
+            from lora_cls.cli import report
+
+            report(work / "blended")
+        else:
+            self(name, work)
+
 
 class Trial:
     """One command, undisturbed once, then disturbed at will.
@@ -283,7 +292,7 @@ class Trial:
         if self.name in NEVER_TWICE and self._all_there():
             return problems  # refused, since it is done
         try:
-            self.operations(self.name, self.work)
+            self.operations.repeat(self.name, self.work)
         except Exception as raised:
             return [*problems, f"{where}: repeated, {type(raised).__name__}: {raised}"]
         found = contents(self.work)

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from nth_failure import FAULTS, Operations, Trial
 
 ALL = os.environ.get("LORA_CLS_NTH") == "all"
-SLOW = ("export", "compare", "cross-fitted", "blend")  # only where all are tried
+SLOW = ("export", "compare", "cross-fitted")  # only where all are tried
 SECONDS = 2.0  # for each command, where not all are tried
 
 

@@ -262,10 +262,11 @@ def _test_scores(members: Sequence[AlignedRun]) -> np.ndarray | None:
 
 
 def _fold_info(infos: Sequence[FoldInfo], fitted: dict[str, Any], oof: OutOfFold) -> FoldInfo:
-    """What was fitted, and what the runs' folds cost together."""
+    """What was fitted, on which models, and what the runs' folds cost together."""
     return FoldInfo(
         pos_weight=[1.0] * len(oof.label_names),
         blend=fitted,
+        blended=[info.files.get("oof_logits.npy") for info in infos],
         train_rows=infos[0].train_rows,
         seconds={phase: round(sum(info.seconds[phase] for info in infos), 3) for phase in ("train", "predict")},
         trainable_parameters=sum(info.trainable_parameters or 0 for info in infos),

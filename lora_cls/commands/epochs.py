@@ -9,6 +9,7 @@ import numpy as np
 from lora_cls.evaluation import macro_f1
 from lora_cls.files import whole_folder, write_array, write_bytes
 from lora_cls.runs import FoldFolder, RunFolder
+from lora_cls.runs.io import read_bytes
 
 
 def choose_epochs(run: RunFolder) -> None:
@@ -49,11 +50,14 @@ def _chosen(folder: FoldFolder) -> bool:
 
 def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
     kept = folder.epoch(epoch)
-    write_array(folder.oof_logits, np.load(kept.oof_logits, allow_pickle=False))
-    if kept.test_logits.is_file():
-        write_array(folder.test_logits, np.load(kept.test_logits, allow_pickle=False))
-    if kept.answers.is_file():
-        write_bytes(folder.answers, kept.answers.read_bytes())
+    folder.weights(kept.path)  # before new sums are noted of what was copied
+    for source, target in (
+        (kept.oof_logits, folder.oof_logits),
+        (kept.test_logits, folder.test_logits),
+        (kept.answers, folder.answers),
+    ):
+        if source.is_file():
+            write_bytes(target, read_bytes(source, folder.noted(source), folder.remedy(source)))
     for source, target in ((kept.adapter, folder.adapter), (kept.model, folder.model)):
         if source.is_dir():
             with whole_folder(target, replace=True) as scratch:

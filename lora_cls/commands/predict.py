@@ -18,7 +18,7 @@ from lora_cls.data import Dataset, load_test, read_sample_submission, write_subm
 from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten
-from lora_cls.files import make_folder, write_array, writing
+from lora_cls.files import array_bytes, make_folder, write_bytes, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.io import read_array, write_values
@@ -286,11 +286,17 @@ def _in_pieces(classifier: Classifier, test: Dataset, folder: Path, show: bool |
     answers = []
     for first in range(0, len(test), ROWS_PER_PIECE):
         rows = np.arange(first, min(first + ROWS_PER_PIECE, len(test)))
-        file, shape = pieces / f"{first:09d}.npy", (2, len(rows), len(classifier.label_names))
-        if not file.is_file():
+        shape = (2, len(rows), len(classifier.label_names))
+        found = sorted(pieces.glob(f"{first:09d}-*.npy"))  # named by what is in it
+        if found:
+            file = found[0]
+            answered = read_array(file, shape, file.stem.partition("-")[2], " Remove it, and predict again.")
+        else:
             with Progress(0, show) as progress:
                 progress.say(f"rows {first + 1:,} to {rows[-1] + 1:,} of {len(test):,}")
-            write_array(file, np.array(classifier.answer(test.subset(rows))))
-        answers.append(read_array(file, shape, remedy=" Remove it, and predict again."))
+            answered = np.array(classifier.answer(test.subset(rows)))
+            content = array_bytes(answered)
+            write_bytes(pieces / f"{first:09d}-{hashlib.sha256(content).hexdigest()}.npy", content)
+        answers.append(answered)
     y_score, y_pred = np.concatenate(answers, axis=1)
     return y_score, y_pred.astype(np.int8)

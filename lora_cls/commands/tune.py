@@ -16,6 +16,7 @@ from lora_cls.recipe import Prediction, Recipe, Thresholds, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import Decision, OutOfFold, Results, RunFolder, Scores, ScoreSet, TestRows
 from lora_cls.runs.io import write_values
+from lora_cls.runs.sums import sums
 
 LEFT_OUT = (
     "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "
@@ -130,7 +131,8 @@ def score(
         decision = decision.write(run.files.decision)
         if submission is not None:
             submission.write(run)
-        scores = scores.model_copy(update={"decision_sha256": decision.sha256}).write(run.files.scores)
+        files = sums(run.path, [run.files.oof_proba, run.files.test_proba, run.files.submission])
+        scores = scores.model_copy(update={"decision_sha256": decision.sha256, "files": files}).write(run.files.scores)
     return Results(oof, decision, scores)
 
 

@@ -327,13 +327,13 @@ def _fold(folder: FoldFolder, number: int, shown: Shown, decision: Decision) -> 
         "seconds": info.seconds,
         "trainable_parameters": info.trainable_parameters,
         "epoch": info.epoch,
-        "epochs": _epochs(folder) if folder.metrics.is_file() else [],
+        "epochs": _epochs(folder) if folder.has(folder.metrics) else [],
     }
 
 
 def _epochs(folder: FoldFolder) -> list[dict[str, Any]]:
     file = folder.metrics
-    content = read_bytes(file, folder.noted(file), folder.remedy)
+    content = read_bytes(file, folder.noted(file), folder.remedy(file))
     try:
         return [json.loads(line) for line in content.decode().splitlines()]
     except ValueError as error:

@@ -55,19 +55,21 @@ def write_reports(run: RunFolder, say: Callable[[str], None], results: Results) 
     """Write the card and the page of a run that has its scores.
 
     Whatever goes wrong here is said, and costs the run nothing: its scores and submission are written already. An old
-    page would show old scores, and is removed.
+    page, and old tables beside it, would show old scores, and are removed.
     """
-    for file, write in (
-        (run.files.card, lambda: write_card(run, results.scores)),
-        (run.files.page, lambda: write_page(run, results=results)),
+    files = run.files
+    for written, write in (
+        ([files.card], lambda: write_card(run, results.scores)),
+        ([files.page, files.mistakes, files.doubts], lambda: write_page(run, results=results)),
     ):
         try:
             write()
         except Exception as error:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
+            for file in written:
+                with suppress(OSError):
+                    file.unlink(missing_ok=True)
             say(
-                f"{file.name} could not be written ({type(error).__name__}: {error}). Scores and submission are "
+                f"{written[0].name} could not be written ({type(error).__name__}: {error}). Scores and submission are "
                 f"complete; lora-cls report {shlex.quote(str(run.path))} tries again."
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class FoldFolder:
         self.state, self.metrics = path / "state.safetensors", path / "metrics.jsonl"
         self.oof_logits, self.test_logits = path / "oof_logits.npy", path / "test_logits.npy"
         self.epoch_logits, self.answers = path / "epoch_logits.npy", path / "answers.csv"
+        self._arrays = [self.oof_logits, self.test_logits, self.epoch_logits]
         self.info_file = path / "fold.json"
         self._info: FoldInfo | None = None
         self._verified: set[Path] = set()
@@ -52,38 +54,55 @@ class FoldFolder:
     def info(self) -> FoldInfo:
         """`fold.json`, read once. Raises RunError if it is missing or damaged."""
         if self._info is None:
-            self._info = FoldInfo.read(self.info_file)
+            self._info = FoldInfo.read(self.info_file, self.remedy(self.info_file))
         return self._info
 
     def write_info(self, info: FoldInfo) -> None:
         """Write `fold.json`, which makes this a finished fold; with the SHA-256 of what is there, and the counts of
-        written answers, if there are any."""
-        arrays = [self.oof_logits, self.test_logits, self.epoch_logits]
-        places = [self.adapter, self.model, self.metrics, *arrays, self.answers, *sorted(self.path.glob("epoch-*"))]
+        written answers, if there are any.
+
+        What training alone writes keeps a sum that it has: damage since then would be taken for what was trained.
+        """
+        epochs = sorted(self.path.glob("epoch-*"))
+        places = [self.adapter, self.model, self.metrics, *self._arrays, self.answers, *epochs]
+        trained = {self.metrics.name, *(epoch.name for epoch in epochs)}
         files = sums(self.path, places)
+        files |= {name: noted for name, noted in info.files.items() if name.split("/")[0] in trained}
         self._info = info.model_copy(update={"files": files} | self._answer_counts()).write(self.info_file)
         self._verified.clear()
 
     def weights(self, folder: Path) -> Path:
-        """`adapter`, `model`, or the same of an epoch, after a look at its SHA-256 (once). Raises RunError if it was
+        """`adapter`, `model`, or all of an epoch, after a look at its SHA-256 (once). Raises RunError if it was
         changed since."""
         if folder not in self._verified and self.finished:
-            check(folder, self.info.files, self.remedy)
+            inside = f"{folder.relative_to(self.path).as_posix()}/"
+            noted = {path: wanted for path, wanted in self.info.files.items() if path.startswith(inside)}
+            check(self.path, noted, self.remedy(folder))
             self._verified.add(folder)
         return folder
 
     def read_array(self, file: Path, shape: tuple[int, ...]) -> np.ndarray:
         """One of the fold's arrays. Raises RunError if it is missing, damaged, changed, or of another shape."""
-        return read_array(file, shape, self.noted(file), self.remedy)
+        return read_array(file, shape, self.noted(file), self.remedy(file))
 
     def noted(self, file: Path) -> str | None:
         """The SHA-256 that `fold.json` holds of a file; None of a fold that is not finished."""
         return self.info.files.get(file.relative_to(self.path).as_posix()) if self.finished else None
 
-    @property
-    def remedy(self) -> str:
-        """What mends a damaged file of the fold."""
-        if any(self.path.glob("epoch-*")):  # stopped while epochs were chosen: they are chosen again
+    def has(self, file: Path) -> bool:
+        """Whether there is, or should be, such a file."""
+        return self.noted(file) is not None or file.is_file()
+
+    def remedy(self, place: Path) -> str:
+        """What mends a damaged file or folder of the fold."""
+        if (self.path / "export.json").is_file():
+            return " Export the run again."
+        if (self.path.parent / "blend.json").is_file():
+            return " Blend the runs again."
+        if self.path.name == "refit":
+            return f" Remove {self.info_file} and repeat: lora-cls refit {shlex.quote(str(self.path.parent))}"
+        again = place in (self.adapter, self.model, self.answers, *self._arrays)
+        if again and any(self.path.glob("epoch-*")):  # stopped while epochs were chosen: they are chosen again
             return " Continue the run with --resume."
         return f" Remove {self.info_file} and run again with --resume."
 
@@ -116,7 +135,7 @@ class FoldFolder:
         """Positive or class weights, ndarray of shape (n_labels,). Raises RunError if `fold.json` lacks them."""
         weight = np.asarray(self.info.pos_weight, dtype=np.float64)
         if weight.shape != (n_labels,):
-            raise RunError(f"{self.info_file} is damaged. Remove it and run again with --resume.")
+            raise RunError(f"{self.info_file} is damaged.{self.remedy(self.info_file)}")
         return weight
 
     def epoch(self, epoch: int) -> FoldFolder:

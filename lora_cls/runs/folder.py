@@ -192,13 +192,19 @@ class RunFolder:
         """Column id, then each label's probability for the test rows; None for a run without test rows."""
         if self.test_ids is None:
             return None
-        return read_csv(self.files.test_proba, ids=free_name("id", self.label_names))
+        return self._tuned(self.files.test_proba, free_name("id", self.label_names))
 
     @property
     def submission(self) -> pd.DataFrame | None:
         """`submission.csv`, the ids in its first column as text; None for a run without test rows."""
+        if self.test_ids is None:
+            return None
         file = self.files.submission
-        return None if self.test_ids is None else read_csv(file, ids=read_csv(file).columns[0])
+        return self._tuned(file, self._tuned(file).columns[0])
+
+    def _tuned(self, file: Path, ids: str = "id") -> pd.DataFrame:
+        """A table that `tune` wrote together with `metrics.json`."""
+        return read_csv(file, self.scores.files.get(file.name), ids=ids, remedy=Scores.remedy)
 
     @classmethod
     def create(

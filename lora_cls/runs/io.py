@@ -39,9 +39,9 @@ def changed(file: Path, remedy: str) -> RunError:
     return RunError(f"{file} is damaged, or was changed since it was written: its SHA-256 is another.{remedy}")
 
 
-def read_csv(file: Path, noted: str | None = None, *, ids: str = "id") -> pd.DataFrame:
+def read_csv(file: Path, noted: str | None = None, *, ids: str = "id", remedy: str = RESTORE) -> pd.DataFrame:
     """Exact floats, the column `ids` as text. Raises RunError if it is missing, damaged or not the `noted` one."""
-    content = read_bytes(file, noted, RESTORE)
+    content = read_bytes(file, noted, remedy)
     try:
         return pd.read_csv(io.BytesIO(content), dtype={ids: str}, keep_default_na=False, **EXACT_FLOATS)
     except (ValueError, pd.errors.ParserError) as error:

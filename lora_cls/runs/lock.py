@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lora_cls.errors import RunError, unwritable
-from lora_cls.files import make_folder
+from lora_cls.files import make_folder, writing
 
 LOCK = ".lock"
 GLANCE = 0.3  # seconds: longer than `held_by` has a lock for
@@ -54,7 +54,8 @@ def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None
             raise unwritable(file, error) from error
     try:
         if lock.lock_counter == 1:
-            file.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+            with writing(file):
+                file.write_text(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
         yield
     finally:
         try:

@@ -41,9 +41,14 @@ class Record(Part):
     """Of all other fields; written last. A file without it, as of an earlier version, is read unchecked."""
 
     @classmethod
-    def read(cls: type[R], file: Path) -> R:
-        """Raises RunError if the file is missing or was changed, or a field is missing or of another type; names it."""
-        content = read_bytes(file)
+    def read(cls: type[R], file: Path, remedy: str | None = None) -> R:
+        """Raises RunError if the file is missing or was changed, or a field is missing or of another type; names it.
+
+        Parameters
+        ----------
+        remedy : what mends a damaged one; that of its kind where None
+        """
+        content, remedy = read_bytes(file), cls.remedy if remedy is None else remedy
         try:
             record = cls.model_validate_json(content, strict=True)
         except ValidationError as error:
@@ -52,10 +57,10 @@ class Record(Part):
             others = [f"{_path(problem['loc'])} {problem['msg']}".strip() for problem in problems][:3]
             what = f"lacks {', '.join(map(repr, lacking[:3]))}: it is damaged" if lacking else "is damaged"
             why = "" if lacking else f" ({'; '.join(others)})"
-            raise RunError(f"{file} {what}{why}, or was written by another version of lora_cls.{cls.remedy}") from None
+            raise RunError(f"{file} {what}{why}, or was written by another version of lora_cls.{remedy}") from None
         if record.sha256 is not None and record.sha256 != of_values(json.loads(content)):
             raise RunError(
-                f"{file} was changed since it was written (its field sha256 is that of other values).{cls.remedy} "
+                f"{file} was changed since it was written (its field sha256 is that of other values).{remedy} "
                 "If you changed it on purpose, remove its field sha256."
             )
         return record
@@ -149,14 +154,14 @@ class Processed(Part):
 class FoldInfo(Record):
     """`fold.json`: written last, it makes a fold a finished one."""
 
-    remedy: ClassVar[str] = " Remove it and run again with --resume."
-
     files: dict[str, str] = {}
     """SHA-256 of the fold's arrays and weights, by path."""
     pos_weight: list[float]
     """Positive or class weights of the fold's training rows, one per label."""
     blend: dict[str, Any] | None = None
     """Of a blend: what was fitted on the other folds' rows."""
+    blended: list[str | None] | None = None
+    """Of a blend: SHA-256 of each run's out-of-fold logits of this fold."""
     epoch: int | None = None
     """The epoch that was kept."""
     train_rows: int | None = None
@@ -244,6 +249,8 @@ class Scores(Record):
     optimistic: bool
     decision_sha256: str | None = None
     """The field `sha256` of the `thresholds.json` that is scored."""
+    files: dict[str, str] = {}
+    """SHA-256 of the tables that were written with it, by name."""
     epochs_pending: bool
     """With `select: cross_fitted`, epochs are chosen when all folds are done."""
     folds_finished: list[int]

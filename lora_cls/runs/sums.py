@@ -29,8 +29,8 @@ def sums(root: Path, places: Iterable[Path]) -> dict[str, str]:
     return {file.relative_to(root).as_posix(): sha256(file) for file in files if file.is_file()}
 
 
-def check(folder: Path, noted: Mapping[str, str], remedy: str) -> None:
-    """Compare the files of a folder of weights with the sums that were noted, by path from the folder's parent.
+def check(root: Path, noted: Mapping[str, str], remedy: str) -> None:
+    """Compare files with the sums that were noted of them, by path from `root`.
 
     Raises
     ------
@@ -38,12 +38,10 @@ def check(folder: Path, noted: Mapping[str, str], remedy: str) -> None:
         If a file is missing or was changed.
     """
     for path, wanted in noted.items():
-        if path.startswith(f"{folder.name}/"):
-            file = folder.parent / path
-            if not file.is_file():
-                raise RunError(f"{file} is missing.{remedy}")
-            if sha256(file) != wanted:
-                raise changed(file, remedy)
+        if not (root / path).is_file():
+            raise RunError(f"{root / path} is missing.{remedy}")
+        if sha256(root / path) != wanted:
+            raise changed(root / path, remedy)
 
 
 def of_values(values: Mapping[str, Any]) -> str:

@@ -63,8 +63,8 @@ class BlendPredictor:
 
     def _open(self, run: Path) -> list[tuple[RunFolder, Predictor]]:
         members: list[tuple[RunFolder, Predictor]] = []
-        home = run.resolve().parent
-        for path in self.blend.runs:
+        home, blended = run.resolve().parent, RunFolder(run)
+        for index, path in enumerate(self.blend.runs):
             place = (run / path).resolve()
             if not self._outside_runs and home not in place.parents:
                 raise RunError(
@@ -77,16 +77,26 @@ class BlendPredictor:
                     "back; its scores, thresholds and submission can be read without."
                 )
             member = RunFolder(place, trust_remote_code=self._trust_remote_code)
-            self._same_texts(run, member)
+            self._same_texts(blended, member)
+            self._same_models(blended, member, index)
             members.append((member, self._of_run(member)))
         return members
 
-    def _same_texts(self, run: Path, member: RunFolder) -> None:
-        ours, theirs = RunFolder(run).info.data, member.info.data
+    def _same_texts(self, run: RunFolder, member: RunFolder) -> None:
+        ours, theirs = run.info.data, member.info.data
         settings, others = self.recipe.data, member.recipe.data
         same = ours.text_columns == theirs.text_columns and settings.text_template == others.text_template
         if not same or settings.unescape != others.unescape:
             raise RunError(
                 f"{member.path} makes its texts in another way (text_columns, text_template, unescape) than the first "
-                f"run of {run}: predict with each run."
+                f"run of {run.path}: predict with each run."
             )
+
+    def _same_models(self, run: RunFolder, member: RunFolder, index: int) -> None:
+        """Refuse a run that was trained anew, or lost a fold, since it was blended."""
+        for number in run.finished_folds:
+            fold, noted = member.fold(number), run.fold(number).info.blended
+            if not fold.finished:
+                raise RunError(f"{fold.path} is not finished. Continue that run with --resume.")
+            if noted is not None and noted[index] != fold.noted(fold.oof_logits):
+                raise RunError(f"{fold.path} is not the fold that {run.path} was made of. Blend the runs again.")

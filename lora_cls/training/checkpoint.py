@@ -30,6 +30,8 @@ class FoldState:
     seconds : spent in training (`train`), on choosing among epochs (`score`), and in writing (`save`)
     rows, tokens, padded_tokens : processed in training; padded_tokens counts tokens and padding
     scaler : state of the fp16 gradient scaler
+    metrics : the lines of `metrics.jsonl`, a dict per epoch
+    files : SHA-256 of whatever else the epochs left beside the state, by path from it
     """
 
     epoch: int = 0
@@ -40,6 +42,8 @@ class FoldState:
     tokens: int = 0
     padded_tokens: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -18,6 +18,7 @@ from lora_cls.files import append_line, write_bytes
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier
 from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Recipe
+from lora_cls.runs.sums import check
 from lora_cls.text.tokens import Tokens, shuffled_batches
 from lora_cls.training.batches import EvalBatches, training_memory_error
 from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
@@ -96,7 +97,7 @@ def train_fold(
     metrics_file: Path,
     progress: Progress,
     score: Callable[[], Score] | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int], dict[str, str]] | None = None,
     n_epochs: int | None = None,
 ) -> FoldState:
     """Train `model` on an objective, continuing from `state_file` if there is one.
@@ -107,7 +108,7 @@ def train_fold(
     fold : number of the fold, -1 for a model of all rows
     score : computes the score of the current weights where `train.select` keeps the best epoch (`train.select_by`);
         the best is put back
-    after_epoch : called with each finished epoch, before its state is saved
+    after_epoch : called with each finished epoch, before its state is saved; returns `FoldState.files` of it
     n_epochs : stop after so many epochs of the recipe's schedule; all of them where None
 
     Raises
@@ -123,9 +124,11 @@ def train_fold(
         state, kept = load_state(state_file, model, inner)
         if accelerator.scaler is not None and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
+        check(state_file.parent, state.files, f" Remove {state_file} to train the fold again.")
         progress.say(f"{name}: continues after epoch {state.epoch}")
     optimizer = accelerator.prepare(inner)
-    _keep_epochs(metrics_file, state.epoch)
+    if state.metrics or metrics_file.exists():  # without lines of an epoch that is trained again
+        write_bytes(metrics_file, "".join(json.dumps(record) + "\n" for record in state.metrics).encode())
     batch_size, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
     lengths = objective.lengths
     n_batches = math.ceil(len(lengths) / batch_size)
@@ -191,8 +194,9 @@ def train_fold(
             if epoch in wanted:
                 kept[epoch] = snapshot(model)
         if after_epoch is not None:
-            after_epoch(epoch)
+            state.files |= after_epoch(epoch)
         state.seconds["score"] += time.monotonic() - started
+        state.metrics.append(record)
         append_line(metrics_file, json.dumps(record))
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
@@ -244,14 +248,6 @@ def _not_finite(what: str, where: str, recipe: Recipe) -> NoReturn:
         f"{what} not a finite number ({where}). Lower train.learning_rate (now {recipe.train.learning_rate:g}) or set "
         "backbone.dtype: float32, in a new run with another --out."
     )
-
-
-def _keep_epochs(metrics_file: Path, last: int) -> None:
-    """Drop lines of epochs that a resume trains again."""
-    if metrics_file.is_file():
-        lines = [line for line in metrics_file.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["epoch"] <= last]
-        write_bytes(metrics_file, "".join(line + "\n" for line in kept).encode())
 
 
 def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBatches, pad_id: int) -> np.ndarray:

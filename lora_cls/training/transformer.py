@@ -18,6 +18,7 @@ from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.precision import faster_attention, measured_once
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
+from lora_cls.runs.sums import sums
 from lora_cls.text.tokens import refuse_unknown_script, text_notes, unknown_note
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
@@ -139,7 +140,7 @@ class TransformerTrainer:
         self._fill_prefix_cache()
         model, objective, weight, accelerator = self.begin_fold(fold, train_rows)
 
-        def keep_epoch(epoch: int) -> None:
+        def keep_epoch(epoch: int) -> dict[str, str]:
             kept = folder.epoch(epoch)
             make_folder(kept.path)
             self.session.save(model, kept)
@@ -147,6 +148,7 @@ class TransformerTrainer:
             write_array(kept.oof_logits, oof_logits)
             if test_logits is not None:
                 write_array(kept.test_logits, test_logits)
+            return sums(folder.path, [kept.path])
 
         state = train_fold(
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,

@@ -239,6 +239,7 @@ def test_loss_that_is_nan_in_a_later_epoch(setup):
     def poison(epoch):
         if epoch == 2:
             raise AssertionError("epoch 2 must not finish")
+        return {}
 
     class Poison(Progress):
         def epoch(self, name, epoch, n_epochs, n_steps):
