@@ -181,6 +181,8 @@ class RunFolder:
     def oof(self) -> pd.DataFrame:
         """Columns id and fold (`id_`, `fold_` beside labels of such names), then each label's out-of-fold probability;
         the rows of the finished folds."""
+        if self.files.decision.is_file():
+            self.decision()  # raises where folds are gone that the scores beside this table are of
         found = self.out_of_fold()
         rows = pd.DataFrame(
             {free_name("id", found.label_names): found.ids, free_name("fold", found.label_names): found.fold}
