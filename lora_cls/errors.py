@@ -163,13 +163,13 @@ def brief(error: BaseException, at_most: int = 300) -> str:
 _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "Free space and repeat the command; a run continues with --resume.",
     (errno.EACCES, errno.EPERM, errno.EROFS): (
-        "Choose another place with --out, or get the right to write there and repeat the command; a run continues with "
-        "--resume."
+        "Get the right to write there and repeat the command (a run continues with --resume), or where the command has "
+        "--out, choose another place."
     ),
     (errno.ENAMETOOLONG,): "Choose a shorter name with --out.",
     (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY): (
-        "A folder stands where a file belongs, or the other way round: rename or remove it, or choose another place "
-        "with --out."
+        "A folder stands where a file belongs, or the other way round: rename or remove it, or where the command has "
+        "--out, choose another place."
     ),
 }
 

@@ -126,7 +126,7 @@ def _run(
     threads: int | None,
     listeners: list[Listener],
 ) -> RunFolder:
-    recipe: Recipe = sweep.trial_recipe(sweep.trials[number])
+    recipe: Recipe = sweep.trial_recipe(sweep.trials[number], fresh=fold_table == sweep.files.fresh)
     if threads is not None and recipe.engine.num_threads is None:
         recipe = load_recipe(recipe, {"engine.num_threads": threads}, trust_remote_code=sweep.trust_remote_code)
     return cross_validate(

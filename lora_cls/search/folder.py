@@ -242,13 +242,18 @@ class SweepFolder:
         except FileNotFoundError:
             return None
 
-    def trial_recipe(self, trial: Trial) -> Recipe:
+    def trial_recipe(self, trial: Trial, *, fresh: bool = False) -> Recipe:
         """What a trial runs: the search's recipe with its setting, the columns as they were found, and the trial as one
-        of a group for trackers."""
+        of a group for trackers.
+
+        Parameters
+        ----------
+        fresh : whether it is the run on fresh folds, which trackers show beside the other
+        """
         fixed: dict[str, Any] = {"sweep": None, **self.info.columns}
         if self.recipe.tracking.to:
             fixed |= {"tracking.group": self.recipe.tracking.group or self.path.resolve().name}
-            fixed |= {"tracking.name": f"trial {trial.number}"}
+            fixed |= {"tracking.name": f"trial {trial.number}{' on fresh folds' * fresh}"}
             fixed |= {"tracking.folder": self.recipe.tracking.folder or str(self.path.absolute() / "tracking")}
         return load_recipe(self.recipe, fixed | trial.params)
 

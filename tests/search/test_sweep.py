@@ -217,7 +217,7 @@ def test_ctrl_c_sets_a_trial_aside(table, tmp_path):
         pytest.skip("SIGINT is ignored by processes in the background")
     assert process.returncode == 130
     assert "Traceback" not in said
-    assert not processes_on(place)
+    wait_for(lambda: not processes_on(place), 5)  # what a trial was about to start goes a moment after it
     assert not list(place.glob("**/.*.alive")), "another start would wait for it"
 
 
@@ -280,3 +280,24 @@ def test_a_trial_that_diverges_is_a_failed_one(tiny_recipe, emotion_table, tmp_p
     assert bad.state == "failed"
     assert "not a finite number (fold 0, epoch 1" in bad.reason
     assert found.best == good
+
+
+def test_confirming_keeps_the_sample(table, tmp_path):
+    """The rows that `cv.random_state` drew are searched on and confirmed on; only the folds are others."""
+    overrides = [*QUICK, "data.max_rows=60"]
+    found = sweep("tfidf-logreg", table, out=tmp_path / "s", trials=1, overrides=overrides, show=False)
+    confirmed = found.confirmation(0)
+    assert sorted(confirmed.folds["id"]) == sorted(found.run(0).folds["id"])
+    assert len(confirmed.folds) == pytest.approx(60, abs=2)
+
+
+def test_trials_are_a_group_for_trackers(searched):
+    """Each by its number, the run on fresh folds beside it, all in one folder of trackers."""
+    recipe = load_recipe(searched.recipe, {"tracking.to": ["tensorboard"]})
+    folder = SweepFolder(searched.path)
+    folder.__dict__["recipe"] = recipe
+    names = [folder.trial_recipe(searched.best, fresh=fresh).tracking.name for fresh in (False, True)]
+    assert names == [f"trial {searched.best.number}", f"trial {searched.best.number} on fresh folds"]
+    tracking = folder.trial_recipe(searched.best).tracking
+    assert tracking.group == "tfidf"
+    assert tracking.folder == str(searched.path.absolute() / "tracking")
