@@ -301,3 +301,28 @@ def test_trials_are_a_group_for_trackers(searched):
     tracking = folder.trial_recipe(searched.best).tracking
     assert tracking.group == "tfidf"
     assert tracking.folder == str(searched.path.absolute() / "tracking")
+
+
+def test_a_silent_process_is_waited_for_a_minute(table, tmp_path):
+    """One that may still work on another machine keeps its trial; after `LOST_AFTER` seconds another goes on with it."""
+    overrides = [*QUICK, "sweep.confirm=0"]
+    place = tmp_path / "s"
+    sweep("tfidf-logreg", table, out=place, trials=1, overrides=overrides, show=False)
+    folder = SweepFolder(place)
+    study = module.open_study(folder.files.journal)
+    setting = folder.trials[0].params | {"tfidf.C": 2.0}
+    study.add_trial(
+        optuna.create_trial(
+            state=optuna.trial.TrialState.RUNNING, params=setting, user_attrs={"attempts": 1},
+            distributions=module.distributions(folder.recipe, folder.settings),
+        )
+    )  # fmt: skip
+    alive = folder.files.alive(folder.files.run(1))
+    alive.touch()
+    searching = module.Search(folder, 2, None, 1, module.Progress(0, show=False))
+    assert searching._claim() == (None, False), "it may still work"
+    os.utime(alive, (time.time() - module.LOST_AFTER - 1,) * 2)
+    task, _ = searching._claim()
+    assert task.trial.number == 1
+    assert folder.trials[1].attempts == 2
+    assert searching._claim() == (None, False), "taken"
