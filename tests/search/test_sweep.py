@@ -304,7 +304,7 @@ def test_trials_are_a_group_for_trackers(searched):
 
 
 def test_a_silent_process_is_waited_for_a_minute(table, tmp_path):
-    """One that may still work on another machine keeps its trial; after `LOST_AFTER` seconds another goes on with it."""
+    """One that may work on another machine keeps its trial; after `LOST_AFTER` seconds another goes on with it."""
     overrides = [*QUICK, "sweep.confirm=0"]
     place = tmp_path / "s"
     sweep("tfidf-logreg", table, out=place, trials=1, overrides=overrides, show=False)
