@@ -589,7 +589,7 @@ class Tracking(Section):
     """Where a run is logged beside its folder. It is no part of a run's identity, and no failure of it ends one."""
 
     to: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(default=[], max_length=4)
-    """Trackers, by Accelerate's `tracking`; each is installed by `pip install "lora_cls[tracking]"`."""
+    """Trackers, by Accelerate's `tracking`; each needs its package, all are in the extra `tracking`."""
     project: TrackedName = "lora_cls"
     """The project, or experiment, that runs are listed under."""
     name: TrackedName | None = None

@@ -16,7 +16,7 @@ def load_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise RecipeError(
-            f'A search needs Optuna ({brief(error)}). Install it with: pip install "lora_cls[sweep]"'
+            f'A search needs Optuna ({brief(error)}). Install it with: pip install "optuna>=5.0"'
         ) from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

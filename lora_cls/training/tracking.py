@@ -53,7 +53,7 @@ def check_tracking(recipe: Recipe, path: Path) -> None:
         kept = ", ".join(name for name in tracking.to if name not in lacking)
         raise RecipeError(
             f"tracking.to: {' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not installed. Install with: "
-            f'pip install {" ".join(lacking)}, or all trackers with: pip install "lora_cls[tracking]"; or go without: '
+            f"pip install {' '.join(lacking)}; or go without: "
             f'--set "tracking.to=[{kept}]"'
         )
     if tracking.to and path.absolute() in (where := tracking_folder(recipe, path), *where.parents):

@@ -147,7 +147,7 @@ def test_a_folder_of_something_else_is_left_alone(table, tmp_path):
 
 def test_without_optuna(table, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(RecipeError, match=r'pip install "lora_cls\[sweep\]"'):
+    with pytest.raises(RecipeError, match=r'pip install "optuna>=5\.0"'):
         sweep("tfidf-logreg", table, out=tmp_path / "new")
 
 

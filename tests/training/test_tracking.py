@@ -320,8 +320,8 @@ def test_trackers_that_are_not_installed(small, tmp_path, monkeypatch):
     with pytest.raises(RecipeError) as refused:
         tracking.check_tracking(load_recipe("tfidf-logreg", {"tracking.to": ["wandb", "mlflow"]}), tmp_path / "run")
     assert str(refused.value) == (
-        "tracking.to: wandb and mlflow are not installed. Install with: pip install wandb mlflow, or all trackers "
-        'with: pip install "lora_cls[tracking]"; or go without: --set "tracking.to=[]"'
+        "tracking.to: wandb and mlflow are not installed. Install with: pip install wandb mlflow; or go without: "
+        '--set "tracking.to=[]"'
     )
 
 
