@@ -165,11 +165,13 @@ def test_a_run_hands_out_its_tables(finished, copy_of):
     assert run.scores != before  # read again, as it was written again
 
 
-def test_ids_of_a_submission_stay_text(finished, copy_of):
-    """A submission whose ids begin with zeros, under a header of its own, keeps them."""
-    run = copy_of(finished("tfidf"))
-    run.files.submission.write_text("row,joy\n007,1\n")
-    assert run.submission.to_dict("list") == {"row": ["007"], "joy": [1]}
+def test_ids_of_a_submission_stay_text(emotion_table, tmp_path):
+    """A submission whose ids begin with zeros keeps them."""
+    ids = [f"{i:03d}" for i in range(12)]
+    test = emotion_table(12, seed=5)[["id", "text"]].assign(id=ids)
+    run = cross_validate("tfidf-logreg", emotion_table(45), test, tmp_path / "run", overrides=["cv.n_splits=2"])
+    assert run.submission["id"].tolist() == ids
+    assert run.test_proba["id"].tolist() == ids
 
 
 def test_a_run_without_test_rows_has_no_submission(emotion_table, tmp_path):
