@@ -203,13 +203,13 @@ def test_training_is_the_same(tmp_path, emotion_table, tiny_recipe, stub, consta
 
     stub("log:raises")
     runs = []
-    for to in ([], ["wandb"]):
+    for to in ([], [], ["wandb"]):  # the first imports what draws a number as it is imported
         random.seed(0), np.random.seed(0), torch.manual_seed(0)
         recipe = tiny_recipe("bert", tracking__to=to, train__select="inner")
         runs.append(cross_validate(recipe, emotion_table(45), out=tmp_path / str(len(runs)) / "run"))
         runs.append((random.random(), np.random.rand()))
-    assert runs[1] == runs[3]
-    assert contents(runs[0]) == contents(runs[2])
+    assert runs[3] == runs[5]
+    assert contents(runs[2]) == contents(runs[4])
 
 
 @pytest.mark.parametrize("behaviour", ["log:spins", "exit:sleeps"])
