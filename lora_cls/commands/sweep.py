@@ -236,7 +236,7 @@ class Search:
                         continue
                     self._note(trial.number, attempts=trial.attempts + 1)
                     return self._taken(Task(trial)), False
-            if self._time_left():
+            if not self._search_over():
                 failed = sum(trial.state == "failed" for trial in trials)
                 if len(trials) < self.n_trials and not self.exhausted and failed < max(5, self.n_trials // 2):
                     if (task := self._new_trial(len(trials))) is not None:
@@ -297,9 +297,6 @@ class Search:
 
     def _search_over(self) -> bool:
         return self.deadline is not None and time.monotonic() > self.deadline - self._reserve()
-
-    def _time_left(self) -> bool:
-        return not self._search_over()
 
     def _overdue(self) -> bool:
         """Whether even the runs on fresh folds would begin too late."""

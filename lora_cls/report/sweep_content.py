@@ -21,7 +21,7 @@ from lora_cls.runs.folder import RunFiles
 from lora_cls.runs.records import LabelScores, Scores
 from lora_cls.search.folder import HoldoutScore, SweepFolder, Trial, TrialState
 from lora_cls.search.objective import run_score
-from lora_cls.search.optuna_files import load_optuna, read_study
+from lora_cls.search.optuna_files import load_optuna, open_study
 
 OBJECTIVES = {"macro_f1": "macro-F1", "average_precision": "mean average precision", "loss": "log loss"}
 STATES: dict[TrialState, str] = {
@@ -434,7 +434,7 @@ def _importance(sweep: SweepFolder, found: SweepSummary) -> tuple[list[tuple[str
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the evaluator is experimental
             shares = importance.get_param_importances(
-                read_study(sweep.files.journal), evaluator=importance.PedAnovaImportanceEvaluator()
+                open_study(sweep.files.journal), evaluator=importance.PedAnovaImportanceEvaluator()
             )
     except Exception as error:  # whatever Optuna says of trials that differ in their fields
         return None, f"Optuna cannot state it ({brief(error)})."

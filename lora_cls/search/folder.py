@@ -37,7 +37,7 @@ from lora_cls.runs.io import read_csv
 from lora_cls.runs.lock import locked
 from lora_cls.runs.records import Record
 from lora_cls.search.coding import decoded
-from lora_cls.search.optuna_files import read_study
+from lora_cls.search.optuna_files import open_study
 
 BEAT = 5.0
 """Seconds between two touches of a trial's `.alive` file."""
@@ -201,7 +201,7 @@ class SweepFolder:
     @property
     def trials(self) -> list[Trial]:
         """All trials, in the order of their numbers."""
-        return [self._trial(frozen) for frozen in read_study(self.files.journal).trials]
+        return [self._trial(frozen) for frozen in open_study(self.files.journal).trials]
 
     def _trial(self, frozen: Any) -> Trial:
         states: dict[str, TrialState] = {"COMPLETE": "complete", "PRUNED": "stopped", "FAIL": "failed"}

@@ -52,11 +52,6 @@ def open_study(journal: Path, sampler: Any = None, direction: str | None = None)
         ) from None
 
 
-def read_study(journal: Path) -> Any:
-    """The study of a journal, to look at."""
-    return open_study(journal)
-
-
 def note(study: Any, number: int, **values: Any) -> None:
     """Attributes of a trial that is running."""
     trial_id = _trial_id(study, number)

@@ -20,7 +20,7 @@ from lora_cls.report.sweep import write_sweep_page, write_trials_table
 from lora_cls.report.sweep_content import summarize, sweep_content, sweep_sentences
 from lora_cls.search.folder import HoldoutScore
 from lora_cls.search.objective import run_score
-from lora_cls.search.optuna_files import read_study
+from lora_cls.search.optuna_files import open_study
 from lora_cls.terminal import print_sweep
 
 optuna = pytest.importorskip("optuna")
@@ -140,7 +140,7 @@ def test_correlations_and_importance(search):
     numeric = ["train.learning_rate", "train.num_train_epochs", "train.per_device_train_batch_size"]
     assert [row["field"] for row in content["correlations"]] == numeric
     expected = optuna.importance.get_param_importances(
-        read_study(search.files.journal), evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        open_study(search.files.journal), evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
     assert dict(content["importance"]) == pytest.approx(expected)
     for j, label in enumerate(content["labels"]):
