@@ -12,6 +12,7 @@ from string import Formatter
 import pandas as pd
 import yaml
 
+from lora_cls.data.header import is_number
 from lora_cls.data.labels import looks_like_labels
 from lora_cls.data.names import (
     Names,
@@ -576,12 +577,4 @@ def is_unique(values: pd.Series) -> bool:
 def _is_text(values: pd.Series) -> bool:
     """Whether every filled cell is a text and at least one is no number."""
     filled = [value for value in values.tolist() if not is_missing(value)]
-    return all(isinstance(value, str) for value in filled) and any(not _is_number(value) for value in filled)
-
-
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+    return all(isinstance(value, str) for value in filled) and any(not is_number(value) for value in filled)

@@ -37,7 +37,7 @@ def check_header(frame: pd.DataFrame, where: str) -> str | None:
     if any(name.strip().lower() in _USUAL for name in names):
         return None
     alike = [name for i, name in enumerate(names) if _like_its_cells(name, frame.iloc[:_LOOKED_AT, i])]
-    if len(alike) == len(names) > 1 and not all(map(_is_number, names)):
+    if len(alike) == len(names) > 1 and not all(map(is_number, names)):
         raise DataError(
             f"{where} seems to have no header: its columns would be called {_list(names)}, which look like the cells "
             "below them. Put a line with the columns' names before the first row."
@@ -53,7 +53,7 @@ def check_header(frame: pd.DataFrame, where: str) -> str | None:
 def lacks_header(names: list[str]) -> str:
     """What to add where two columns share a name: repeated numbers are cells."""
     twice = [name for name, count in Counter(names).items() if count > 1]
-    if any(map(_is_number, twice)):
+    if any(map(is_number, twice)):
         return " If the file has no header, put a line with the columns' names before its first row."
     return ""
 
@@ -83,8 +83,8 @@ def _like_its_cells(name: str, values: pd.Series) -> bool:
         return False
     if name in cells:
         return True
-    if _is_number(name):
-        return _most([_is_number(cell) for cell in cells])
+    if is_number(name):
+        return _most([is_number(cell) for cell in cells])
     if any(map(str.isdigit, name)):
         form = _form(name)
         return _most([_form(cell) == form for cell in cells])
@@ -99,7 +99,8 @@ def _most(found: list[bool]) -> bool:
     return sum(found) * 10 >= len(found) * 9
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether Python reads a text as a number."""
     try:
         float(text)
     except ValueError:

@@ -12,6 +12,7 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 
+from lora_cls.data.header import is_number
 from lora_cls.data.labels import BAD, MISSING, parse_labels, parse_soft_labels
 from lora_cls.data.table import as_id, half_character, is_missing
 from lora_cls.recipe import Data
@@ -88,7 +89,7 @@ def list_items(value: object) -> list[object] | None:
         return None
     items = [item.strip() for item in inner.split(",")] if "," in inner else inner.split()
     # words between blanks are one name: only NumPy's numbers are written so
-    return list(items) if "," in inner or all(map(_is_number, items)) else [inner]
+    return list(items) if "," in inner or all(map(is_number, items)) else [inner]
 
 
 def vectors(names: Names) -> bool:
@@ -96,7 +97,7 @@ def vectors(names: Names) -> bool:
     filled = [cell for cell in names if cell]
     if not filled or len({len(cell) for cell in filled}) > 1 or len(filled[0]) < 2:
         return False
-    numbers = all(_is_number(name) and 0 <= float(name) <= 1 for cell in filled for name in cell)
+    numbers = all(is_number(name) and 0 <= float(name) <= 1 for cell in filled for name in cell)
     return numbers and any(len(set(cell)) < len(cell) or any("." in name for name in cell) for cell in filled)
 
 
@@ -107,14 +108,6 @@ def _scalar_name(value: object) -> str | None:
     if isinstance(value, (bool, int, float, Decimal, np.number, np.bool_)) and not is_missing(value):
         return as_id(value)
     return None
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def look(name: str) -> str:
