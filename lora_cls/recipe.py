@@ -406,6 +406,12 @@ class Train(Section):
     """Gradients of all trained weights together are scaled down to this norm where theirs is greater."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Evaluate and save an exponential moving average of all trained weights, which after every step keeps this share
+    of itself (0.999; less in the first steps). Null: the weights as they are trained."""
+    average_epochs: int = Field(default=1, ge=1, le=100_000)
+    """Save the mean of the weights at the ends of the last so many epochs (with `ema_decay` of their moving averages),
+    which takes `select: last`. 1 saves the last epoch's."""
     seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
     """Draws the start of adapters and head, the order of rows, dropout, and the rows that `select: inner` holds
     back."""
@@ -425,6 +431,23 @@ class Train(Section):
     def _select_by_applies(self) -> Train:
         if self.select_by != "macro_f1" and self.select not in ("inner", "scored_fold"):
             raise ValueError(f"select_by: {self.select_by} has no meaning for select: {self.select}.")
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_to_average(self) -> Train:
+        problems = []
+        if self.average_epochs > self.num_train_epochs:
+            problems.append(
+                f"average_epochs: there are only {self.num_train_epochs} epochs (num_train_epochs). Got "
+                f"{self.average_epochs} instead."
+            )
+        if self.average_epochs > 1 and self.select != "last":
+            problems.append(
+                f"average_epochs: the mean of the last epochs leaves no epoch to choose: set select: last (now "
+                f"{self.select}), or average_epochs: 1; ema_decay goes with any select."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
