@@ -64,6 +64,12 @@ class Backbone(Section):
     num_hidden_layers: int | None = Field(default=None, ge=1, le=10_000)
     """Keep only so many layers, from the lowest (and the final norm): middle layers often classify as well as the
     last. Null keeps all."""
+    start_from: str | None = Field(default=None, min_length=1, max_length=4096)
+    """Another run on the same base, whose weights training begins with, beside a fresh head: a run folder (the mean of
+    its finished folds' models), one model of it (`RUN/refit`, `RUN/fold-00`), or an export. LoRA begins with adapters
+    of the same modules, full fine-tuning with a fully fine-tuned or merged model. Refused where that run was trained on
+    texts that this one is scored on, unless every fold can begin with the same fold's model, which never saw them. Null
+    begins with the base."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the frozen base and of the computation; `auto` measures what this device does well."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -78,6 +84,8 @@ class Backbone(Section):
         problems = []
         if any(unicodedata.category(character) == "Cc" for character in name):
             problems.append("name_or_path: it must not hold control characters.")
+        if any(unicodedata.category(character) == "Cc" for character in self.start_from or ""):
+            problems.append("start_from: it must not hold control characters.")
         if name.startswith("package:") and not PACKAGE.fullmatch(name.removeprefix("package:")):
             problems.append(
                 f"name_or_path: {shown(name.removeprefix('package:'))} is no name of a Python package: letters, "
@@ -721,6 +729,11 @@ class Recipe(Section):
             )
         if self.head.kind == "generate" and self.backbone and self.backbone.num_hidden_layers is not None:
             problems.append("backbone.num_hidden_layers: head.kind: generate writes with the whole model: remove it.")
+        if self.backbone and self.backbone.start_from is not None and self.head.kind in ("generate", "label_tokens"):
+            problems.append(
+                f"backbone.start_from: another run's weights get a fresh head, and head.kind: {self.head.kind} has "
+                "words of the plain base for one: set head.kind: linear, or remove start_from."
+            )
         if self.head.kind == "generate" and self.data.soft_labels:
             problems.append(
                 "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."
@@ -735,12 +748,13 @@ class Recipe(Section):
 
     def identity(self) -> dict[str, Any]:
         """What a resume must find unchanged: all but `engine`, `sweep`, `tracking`, where the files lie, and whose code
-        may run."""
+        may run. Of a run that was started from, `run.json` holds the weights' SHA-256."""
         values = self.to_dict()
         for name in ("engine", "sweep", "tracking"):
             del values[name]
         if values["backbone"] is not None:
             del values["backbone"]["trust_remote_code"]
+            values["backbone"]["start_from"] = values["backbone"]["start_from"] is not None
         for name in ("train", "test", "sample_submission", "folds", "extra_train"):
             del values["data"][name]
         return values

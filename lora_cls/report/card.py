@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from lora_cls.evaluation import task_of
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
-from lora_cls.report.sentences import base_name, score_sentence, settings_rows, share_of_test, short_name
+from lora_cls.report.sentences import (
+    base_name,
+    score_sentence,
+    settings_rows,
+    share_of_test,
+    short_name,
+    start_sentence,
+)
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import ExportInfo
@@ -100,6 +107,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         note=metrics.note,
         words=recipe.tfidf is not None,
         settings=settings_rows(recipe),
+        start=start_sentence(run.info),
         test=share_of_test(run, metrics),
         fold=fold,
         writes=head_type(recipe.head.kind).with_output_layer,
