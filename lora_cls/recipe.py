@@ -28,7 +28,7 @@ if not SHIPPED.is_dir():
 
 TaskName = Literal["multi_label", "single_label", "binary"]
 SweepObjective = Literal["macro_f1", "average_precision", "loss"]
-HeadKind = Literal["linear", "label_tokens", "generate"]
+HeadKind = Literal["linear", "label_tokens", "label_names", "generate"]
 # naming the labels before made their scores worse: they are copied
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
 
@@ -132,10 +132,13 @@ class Head(Section):
 
     kind: HeadKind = "linear"
     """`linear`: a fresh linear layer in fp32 over a pooled hidden state. `label_tokens`: the same layer at the end of a
-    prompt, each label's row started from the output embedding of the label's own tokens. `generate`: an
-    instruction-tuned decoder learns to write the labels, and is asked how probable each one was."""
+    prompt, each label's row started from the output embedding of the label's own tokens. `label_names`: an encoder
+    reads the labels' names before the text, and each label is scored where its own name stands (SpanEmo: Alhuzali and
+    Ananiadou 2021). `generate`: an instruction-tuned decoder learns to write the labels, and is asked how probable each
+    one was."""
     pooling: Literal["last_token", "mean", "cls"] = "last_token"
-    """Which positions the head reads, by attention mask: the last token, the mean of all, or the first token."""
+    """Which positions the head reads, by attention mask: the last token, the mean of all, or the first token. Of
+    `label_names` the mean of each name's tokens."""
     learning_rate: float | None = Field(default=None, gt=0)
     """The head's own learning rate; null takes `train.learning_rate`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -144,8 +147,8 @@ class Head(Section):
     """What the model reads, with `{text}` where the text stands and `{labels}` for the labels' names. Null takes the
     default of the kind: none for `linear`."""
     label_words: dict[str, str] | None = None
-    """Words for labels whose column names are none (`{"tox_sev": "severely toxic"}`); read by `label_tokens` and
-    `generate`. Null takes the column names."""
+    """Words for labels whose column names are none (`{"tox_sev": "severely toxic"}`); read by `label_tokens`,
+    `label_names` and `generate`. Null takes the column names."""
 
     @model_validator(mode="after")
     def _prompted(self) -> Head:
@@ -153,6 +156,15 @@ class Head(Section):
         if self.kind == "label_tokens" and self.pooling != "last_token":
             problems.append(
                 f"label_tokens reads what follows the prompt: pooling must be last_token, not {self.pooling}."
+            )
+        if self.kind == "label_names" and self.pooling != "mean":
+            problems.append(
+                f"label_names reads the mean over each name's tokens: pooling must be mean, not {self.pooling}."
+            )
+        if self.kind == "label_names" and self.prompt is not None:
+            problems.append(
+                "prompt has no meaning for kind: label_names, which puts the labels' names before the text: say what "
+                "they are called in label_words."
             )
         if self.prompt is not None and self.prompt.count("{text}") != 1:
             problems.append("prompt must hold {text} exactly once.")

@@ -30,7 +30,6 @@ from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
 from lora_cls.runs.records import DataInfo
 from lora_cls.runs.start import find_start, noted_start
 from lora_cls.training.factory import make_learner
-from lora_cls.training.heads import head_type
 from lora_cls.training.learner import FoldResult, Learner
 from lora_cls.training.progress import Listener, Progress, fold_title
 from lora_cls.training.selection import check_selection
@@ -48,7 +47,7 @@ def refuse_blend(recipe: Recipe) -> None:
 def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
     """Overrides that keep a recipe's way and make it short; a prompt keeps the length that it was written for."""
     data = recipe.data
-    prompted = recipe.head.prompt or head_type(recipe.head.kind).continues_prompt
+    prompted = recipe.head.prompt or recipe.head.kind != "linear"
     max_length = data.max_length if prompted else min(64, data.max_length)
     return {
         "cv.n_splits": 2,

@@ -160,7 +160,7 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
         recipe=recipe,
         head=head,
         choices=choices,
-        n_labels=len(label_names),
+        label_names=label_names,
         folder=folder,
         path=info.backbone_path or recipe.backbone.name_or_path,
         before=start,

@@ -190,7 +190,8 @@ class Session:
             if note is not None:
                 self.progress.say(note)
         # an export has nothing to train, and its weights stay in the precision they have
-        return self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
+        model = self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
+        return self.head.place(model, self.source)
 
     def _check_base(self, found: str) -> bool:
         """Refuse a base that has the right shape and other weights; whether it is known to be one that was loaded."""
