@@ -13,13 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from lora_cls.choices import LabelStrategy
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
+from lora_cls.evaluation.expected_f1 import expected_f1_cuts
 from lora_cls.evaluation.objectives import highest_best_cut, objective_named
+
+ENOUGH_POSITIVES = 20
+"""From so many positives on, "auto" tunes a label's threshold on its own rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +93,13 @@ def tune_thresholds(
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_samples, n_labels)
     objective : a name in `lora_cls.evaluation.objectives.OBJECTIVES`
-    strategy : {"per_label", "global", "fixed"}
+    strategy : {"per_label", "global", "fixed", "expected_f1", "auto"}
         "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent.
         "global" finds the one threshold that is best over all labels, exactly: for macro-F1 it visits every distinct
         score of every label after one sort. "fixed" gives every label `default`.
+        "expected_f1" gives each the cut of the greatest expected F1 by calibrated probabilities, see
+        `lora_cls.evaluation.expected_f1`; "auto" does so for labels with fewer than `ENOUGH_POSITIVES` positives, and
+        as "per_label" for the others.
     min_positives : int
         "per_label": a label with fewer positives keeps `default`. "global": `default` if all labels together have
         fewer.
@@ -122,9 +130,17 @@ def tune_thresholds(
         return aim.cut_each(truth, scores, min_positives, default)
     if strategy == "global":
         return np.full(n_labels, aim.cut_all(truth, scores, min_positives, default))
+    if strategy == "expected_f1":
+        return expected_f1_cuts(truth, scores, default)
+    if strategy == "auto":
+        common = truth.sum(axis=0) >= ENOUGH_POSITIVES
+        tuned = aim.cut_each(truth, scores, min_positives, default)
+        return np.where(common, tuned, expected_f1_cuts(truth, scores, default))
     if strategy == "fixed":
         return np.full(n_labels, float(default))
-    raise ValueError(f"The 'strategy' parameter must be 'per_label', 'global' or 'fixed'. Got {strategy!r} instead.")
+    raise ValueError(
+        f"The 'strategy' parameter must be one of {', '.join(get_args(LabelStrategy))}. Got {strategy!r} instead."
+    )
 
 
 def apply_thresholds(
