@@ -473,12 +473,12 @@ class Thresholds(Section):
     strategy: ThresholdStrategy | None = None
     """How thresholds are set. Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label.
     One exact threshold per label, one for all, or `default`; `expected_f1`: per label the threshold of the greatest
-    expected F1, by probabilities that all labels calibrate together; `auto`: `expected_f1` for labels of few positives,
-    `per_label` for the others; single_label: the most probable class, or the most probable after dividing by the
-    class's share to a tuned power (0 is argmax)."""
+    expected F1, by probabilities that all labels calibrate together; `auto`: between that and `per_label`, the nearer
+    to the latter the more positives a label has; single_label: the most probable class, or the most probable after
+    dividing by the class's share to a tuned power (0 is argmax)."""
     min_positives: int = Field(default=5, ge=1, le=MANY)
-    """A label with fewer positives in the rows that tune keeps `default`; the share of a class with fewer rows is taken
-    as if it had so many."""
+    """A label with fewer positives in the rows that tune keeps `default` (with `expected_f1` and `auto` a label without
+    any); the share of a class with fewer rows is taken as if it had so many."""
     default: float = Field(default=0.5, ge=0, le=1)
     """The threshold that is not tuned: of `strategy: fixed`, and of labels with few positives."""
 

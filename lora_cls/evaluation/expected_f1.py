@@ -1,8 +1,11 @@
-"""Thresholds from probabilities: the cut of the greatest expected F1, for labels with too few positives to tune on.
+"""Thresholds from probabilities: the cut of the greatest expected F1, for labels with few positives to tune on.
 
 A tuned threshold is chosen by the positives of its own label; of a few of them the best cut is chance. Expected F1 asks
 for probabilities instead, and these can be calibrated by all labels together (Ye, Chai, Lee and Chieu 2012, "Optimizing
 F-measure: A Tale of Two Approaches", ICML).
+
+The cut is looked for on the rows that calibrate, as thresholds are, and is one number per label: so a row is decided in
+the same way alone and among others. Cuts for the very rows to be decided were no better (`benchmarks/results/`).
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from lora_cls.evaluation.arrays import BoolArray, FloatArray
 from lora_cls.evaluation.objectives import between
 from lora_cls.evaluation.probabilities import logit
 
-SLOPE_SPREAD, LEVEL_SPREAD = 0.25, 0.5
+SLOPE_SPREAD, LEVEL_SPREAD = 0.5, 1.0
 """Standard deviations of labels' own maps around the pooled one: a label departs from it as far as its rows say."""
+SHRINKAGE = 20
+"""Positives at which "auto" believes a label's own rows as much as the calibrated probabilities."""
 STEP = 1 / 32
 """Log-odds are counted in bins of this width when maps are fitted: far below what positives could tell apart."""
 
@@ -73,12 +78,21 @@ def expected_f1_cut(proba: npt.NDArray[np.float64], scores: FloatArray) -> float
     return between(lower=float(falling[best + 1]), upper=float(falling[best]))
 
 
-def expected_f1_cuts(truth: BoolArray, scores: FloatArray, default: float) -> FloatArray:
-    """Thresholds of shape (n_labels,) of the greatest expected F1; `default` for a label without any positive."""
+def expected_f1_cuts(truth: BoolArray, scores: FloatArray, default: float, shrinkage: float = np.inf) -> FloatArray:
+    """Thresholds of shape (n_labels,) of the greatest expected F1; `default` for a label without any positive.
+
+    With a finite `shrinkage` a row counts as positive by n / (n + shrinkage) of its label and the rest of its
+    probability, n being the label's positives: few of them leave expected F1, many the F1 that `per_label` tunes for.
+    """
     if not truth.any():
         return np.full(truth.shape[1], float(default))
-    proba = calibrated(scores, calibration_maps(truth, scores))
-    cuts = [expected_f1_cut(p, s) if y.any() else default for y, p, s in zip(truth.T, proba.T, scores.T, strict=True)]
+    positives = truth.sum(axis=0)
+    trust = positives / (positives + shrinkage)
+    counted = trust * truth + (1 - trust) * calibrated(scores, calibration_maps(truth, scores))
+    cuts = [
+        expected_f1_cut(column, values) if any_ else default
+        for column, values, any_ in zip(counted.T, scores.T, positives, strict=True)
+    ]
     return np.array(cuts, dtype=np.float64)
 
 

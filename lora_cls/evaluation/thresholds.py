@@ -20,11 +20,9 @@ import numpy.typing as npt
 
 from lora_cls.choices import LabelStrategy
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
-from lora_cls.evaluation.expected_f1 import expected_f1_cuts
+from lora_cls.evaluation.expected_f1 import SHRINKAGE, expected_f1_cuts
 from lora_cls.evaluation.objectives import highest_best_cut, objective_named
-
-ENOUGH_POSITIVES = 20
-"""From so many positives on, "auto" tunes a label's threshold on its own rows."""
+from lora_cls.evaluation.probabilities import as_probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +95,9 @@ def tune_thresholds(
         "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent.
         "global" finds the one threshold that is best over all labels, exactly: for macro-F1 it visits every distinct
         score of every label after one sort. "fixed" gives every label `default`.
-        "expected_f1" gives each the cut of the greatest expected F1 by calibrated probabilities, see
-        `lora_cls.evaluation.expected_f1`; "auto" does so for labels with fewer than `ENOUGH_POSITIVES` positives, and
-        as "per_label" for the others.
+        "expected_f1" gives each the cut of the greatest expected F1 by calibrated probabilities, "auto" one between it
+        and "per_label": the nearer to the latter the more positives the label has; see
+        `lora_cls.evaluation.expected_f1`. Both leave `default` to labels without any positive.
     min_positives : int
         "per_label": a label with fewer positives keeps `default`. "global": `default` if all labels together have
         fewer.
@@ -112,7 +110,8 @@ def tune_thresholds(
     Raises
     ------
     ValueError
-        For an unknown objective or strategy, shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+        For an unknown objective or strategy, shapes that differ, labels other than 0 and 1, NaN or infinite scores, and
+        for "expected_f1" and "auto" scores outside [0, 1].
 
     Examples
     --------
@@ -131,11 +130,9 @@ def tune_thresholds(
     if strategy == "global":
         return np.full(n_labels, aim.cut_all(truth, scores, min_positives, default))
     if strategy == "expected_f1":
-        return expected_f1_cuts(truth, scores, default)
+        return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default)
     if strategy == "auto":
-        common = truth.sum(axis=0) >= ENOUGH_POSITIVES
-        tuned = aim.cut_each(truth, scores, min_positives, default)
-        return np.where(common, tuned, expected_f1_cuts(truth, scores, default))
+        return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default, SHRINKAGE)
     if strategy == "fixed":
         return np.full(n_labels, float(default))
     raise ValueError(
