@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def bands_of(positives: np.ndarray, limits: Sequence[int]) -> dict[str, np.ndarr
     """Which labels are in each band, by what it is called; bands without labels are left out."""
     edges = [0, *limits, np.inf]
     bands = {}
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         name = f"< {high:.0f}" if low == 0 else f"{low:.0f} to {high - 1:.0f}" if high < np.inf else f">= {low:.0f}"
         bands[name] = (positives >= low) & (positives < high)
     return {name: inside for name, inside in bands.items() if inside.any()} | {"all": np.full(len(positives), True)}
@@ -61,16 +62,13 @@ def table(run: RunFolder, labels: Path | None, limits: Sequence[int] = (20, 100)
     """Lines of the run's table."""
     task = run.task()
     if task.exclusive:
-        raise SystemExit(
-            f"{run.path}: its task is {task.name}; only labels that are decided one by one have thresholds."
-        )
+        raise SystemExit(f"{run.path}: its task is {task.name}: only labels decided one by one have thresholds.")
     rows = run.out_of_fold()
     bands = bands_of(rows.y_true.sum(axis=0), limits)
     y_test = None if labels is None else true_labels(run, labels)
+    names = [f"{name} ({inside.sum()} labels)" for name, inside in bands.items()]
     lines = [
-        f"| {run.path.name} | "
-        + " | ".join(f"{name} ({inside.sum()} labels)" for name, inside in bands.items())
-        + " |",
+        f"| {run.path.name} | " + " | ".join(names) + " |",
         "|---" * (len(bands) + 1) + "|",
     ]
     decided = {strategy: decide(run, strategy, on_test=labels is not None) for strategy in STRATEGIES}

@@ -17,10 +17,9 @@ def test_scores_are_those_of_tune(make_run, problem, tmp_path):
     y_true, fold, logits = problem(240)
     test = np.random.default_rng(1).normal(size=(3, 40, 2))
     run = make_run("a", logits(1.5), y_true, fold, test=test)
-    truth = pd.DataFrame(
-        {"id": [f"t{i}" for i in range(40)], "anger": np.arange(40) % 2, "joy": np.arange(40) % 3 == 0}
-    )
-    truth.astype({"joy": int}).to_csv(tmp_path / "labels.csv", index=False)
+    place = np.arange(40)
+    truth = pd.DataFrame({"id": [f"t{i}" for i in place], "anger": place % 2, "joy": place % 3 // 2})
+    truth.to_csv(tmp_path / "labels.csv", index=False)
     before = (run.path / "metrics.json").read_bytes()
     lines = table(run, tmp_path / "labels.csv", (80,))
     assert (run.path / "metrics.json").read_bytes() == before
