@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from benchmarks.rare_labels import STRATEGIES, bands_of, table
+from lora_cls.commands.blend import blend
 from lora_cls.commands.tune import tune
+from lora_cls.evaluation import tune_thresholds
 from lora_cls.recipe import Thresholds
 from lora_cls.runs import RunFolder
 
@@ -41,3 +43,18 @@ def test_bands_and_tasks(make_run, problem):
     run = make_run("classes", logits(1), one_of, fold, recipe={"task": "single_label"})
     with pytest.raises(SystemExit, match="single_label"):
         table(run, None)
+
+
+@pytest.mark.parametrize("how", ["stacking", "rank_mean"])
+@pytest.mark.parametrize("strategy", ["expected_f1", "auto"])
+def test_blended_scores_are_what_is_calibrated(make_run, problem, tmp_path, how, strategy):
+    """A blend of runs decided so is decided so itself, by cuts for its own scores, of which ranks are some."""
+    y_true, fold, logits = problem(240)
+    recipe = {"thresholds": {"strategy": strategy}}
+    runs = [make_run(name, logits(1.5), y_true, fold, recipe=recipe) for name in ("a", "b")]
+    both = blend(runs, tmp_path / "both", how)
+    rows, decision = both.out_of_fold(), both.decision()
+    assert decision.settings.strategy == strategy
+    expected = tune_thresholds(rows.y_true, rows.y_score, strategy=strategy)
+    assert list(decision.shipped.values()) == expected.tolist()
+    assert both.scores.cross_fitted.macro_f1 > runs[0].scores.cross_fitted.macro_f1 - 0.02
