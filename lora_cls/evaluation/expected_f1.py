@@ -10,6 +10,8 @@ the same way alone and among others. Cuts for the very rows to be decided were n
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -97,7 +99,7 @@ def expected_f1_cuts(truth: BoolArray, scores: FloatArray, default: float, shrin
 
 
 def _most_likely(
-    values: FloatArray, rows: npt.NDArray[np.int64], positives: FloatArray, spread: tuple[float, float]
+    values: npt.NDArray[Any], rows: npt.NDArray[Any], positives: npt.NDArray[Any], spread: tuple[float, float]
 ) -> FloatArray:
     """Slope and level on `values` of the greatest posterior; the prior is normal around 1 and 0 with these spreads.
 

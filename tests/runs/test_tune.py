@@ -74,7 +74,8 @@ def test_expected_f1_on_the_command_line(finished, copy_of, test, tmp_path, monk
     assert "on the other folds for expected F1" in " ".join(capsys.readouterr().out.split())
     written = thresholds(run)
     assert written["settings"]["strategy"] == strategy and set(written["folds"]) == {"0", "1", "2"}
-    assert written["shipped"] != before and all(0 <= cut <= 1 for cut in written["shipped"].values())
+    assert all(0 < cut < 1 for cut in written["shipped"].values())
+    assert strategy == "auto" or written["shipped"] != before  # whose cuts may fall between the same two rows
     results = RunFolder(run.path).results()
     decided = results.oof.decide(run.task(results.decision.settings), results.decision)
     assert macro_f1(results.oof.y_true, decided) == results.scores.cross_fitted.macro_f1
