@@ -70,10 +70,10 @@ def highest_best_cut(truth: BoolArray, scores: FloatArray, min_positives: int, d
     best = int(cuts[np.argmax(total >= total.max() - slack)])
     if best == len(falling) - 1:
         return float(falling[-1])
-    return _between(lower=float(falling[best + 1]), upper=float(falling[best]))
+    return between(lower=float(falling[best + 1]), upper=float(falling[best]))
 
 
-def _between(lower: float, upper: float) -> float:
+def between(lower: float, upper: float) -> float:
     """The midpoint, or `upper` where it would round to `lower`: either way `>=` separates the two."""
     middle = lower / 2 + upper / 2  # halves first: the sum of two large scores may overflow
     return middle if lower < middle <= upper else upper

@@ -44,6 +44,7 @@ class Task(ABC):
     title, headline : what the task, and its score, are called
     noun, nouns, count : what a row is given, and what those who have one are
     thresholds_word, tuned, weights_word : what is tuned to decide by probabilities; how it is said of the other folds
+    aims : what is added to that, for strategies that tune for something of their own
     roc_auc : what the mean ROC-AUC is called
     in_sentence, beside : fields and names of the scores told in one sentence with the headline, and after it
     meaning : how probabilities and decisions come of logits
@@ -63,6 +64,7 @@ class Task(ABC):
     count: ClassVar[str]
     thresholds_word: ClassVar[str]
     tuned: ClassVar[str]
+    aims: ClassVar[Mapping[str, str]] = {}
     weights_word: ClassVar[str]
     roc_auc: ClassVar[str] = "Mean ROC-AUC of the labels"
     in_sentence: ClassVar[Mapping[str, str]] = {}
@@ -149,6 +151,10 @@ class LabelTask(Task):
     title = "Multi-label"
     noun, nouns, count = "label", "labels", "positives"
     thresholds_word, tuned, weights_word = "thresholds", "thresholds tuned", "thresholds"
+    aims: ClassVar[Mapping[str, str]] = {
+        "expected_f1": " for expected F1",
+        "auto": " for expected F1 where positives are few",
+    }
     beside: ClassVar[Mapping[str, str]] = {"micro_f1": "Micro-F1", "exact_match": "exact match"}
     meaning = "a probability is `sigmoid(logit - log(pos_weight))`, and a label is positive at its threshold"
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from lora_cls.choices import LabelStrategy
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
+from lora_cls.evaluation.expected_f1 import SHRINKAGE, expected_f1_cuts
 from lora_cls.evaluation.objectives import highest_best_cut, objective_named
+from lora_cls.evaluation.probabilities import as_probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +91,13 @@ def tune_thresholds(
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_samples, n_labels)
     objective : a name in `lora_cls.evaluation.objectives.OBJECTIVES`
-    strategy : {"per_label", "global", "fixed"}
+    strategy : {"per_label", "global", "fixed", "expected_f1", "auto"}
         "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent.
         "global" finds the one threshold that is best over all labels, exactly: for macro-F1 it visits every distinct
         score of every label after one sort. "fixed" gives every label `default`.
+        "expected_f1" gives each the cut of the greatest expected F1 by calibrated probabilities, "auto" one between it
+        and "per_label": the nearer to the latter the more positives the label has; see
+        `lora_cls.evaluation.expected_f1`. Both leave `default` to labels without any positive.
     min_positives : int
         "per_label": a label with fewer positives keeps `default`. "global": `default` if all labels together have
         fewer.
@@ -104,7 +110,8 @@ def tune_thresholds(
     Raises
     ------
     ValueError
-        For an unknown objective or strategy, shapes that differ, labels other than 0 and 1, and NaN or infinite scores.
+        For an unknown objective or strategy, shapes that differ, labels other than 0 and 1, NaN or infinite scores, and
+        for "expected_f1" and "auto" scores outside [0, 1].
 
     Examples
     --------
@@ -122,9 +129,15 @@ def tune_thresholds(
         return aim.cut_each(truth, scores, min_positives, default)
     if strategy == "global":
         return np.full(n_labels, aim.cut_all(truth, scores, min_positives, default))
+    if strategy == "expected_f1":
+        return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default)
+    if strategy == "auto":
+        return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default, SHRINKAGE)
     if strategy == "fixed":
         return np.full(n_labels, float(default))
-    raise ValueError(f"The 'strategy' parameter must be 'per_label', 'global' or 'fixed'. Got {strategy!r} instead.")
+    raise ValueError(
+        f"The 'strategy' parameter must be one of {', '.join(get_args(LabelStrategy))}. Got {strategy!r} instead."
+    )
 
 
 def apply_thresholds(

@@ -152,6 +152,7 @@ def score_sentence(metrics: Scores) -> str:
         how = f"{task.tuned} on the other folds"
         if scores.over == "parts":
             how = f"{task.weights_word} for each of {scores.n_parts} parts of them tuned on the other parts"
+        how += task.aims.get(strategy, "")
     low, high = scores.macro_f1_interval.low, scores.macro_f1_interval.high
     rows = metrics.rows_scored
     where = f"out of fold on {rows} rows" if metrics.n_splits > 1 else f"on {rows} held-out rows"

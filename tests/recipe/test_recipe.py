@@ -274,6 +274,8 @@ def test_marks_stand_for_themselves(mark):
     ("values", "expected"),
     [
         ({"task": "single_label", "thresholds": {"strategy": "global"}}, "thresholds.strategy: global decides labels"),
+        ({"task": "single_label", "thresholds": {"strategy": "auto"}}, "thresholds.strategy: auto decides labels"),
+        ({"task": "single_label", "thresholds": {"strategy": "expected_f1"}}, "strategy: expected_f1 decides labels"),
         ({"task": "single_label", "loss": {"name": "asymmetric"}}, "loss.name: asymmetric is made for labels"),
         ({"task": "single_label", "prediction": {"at_least_one": True}}, "prediction.at_least_one: task: single_label"),
         (

@@ -10,8 +10,9 @@ import pytest
 
 from lora_cls.commands.tune import recipe_settings, tune
 from lora_cls.errors import RunError
+from lora_cls.evaluation import macro_f1
 from lora_cls.recipe import Prediction, Thresholds
-from lora_cls.runs import Scores
+from lora_cls.runs import RunFolder, Scores
 
 LABELS = ["joy", "anger", "fear"]
 
@@ -56,6 +57,34 @@ def test_strategies(finished, copy_of):
     assert len(set(shipped["per_label"].values())) == 3
     assert len(set(shipped["global"].values())) == 1
     assert set(shipped["fixed"].values()) == {0.4}
+
+
+@pytest.mark.parametrize("strategy", ["expected_f1", "auto"])
+def test_expected_f1_on_the_command_line(finished, copy_of, test, tmp_path, monkeypatch, capsys, strategy):
+    """`tune --strategy` says so in every file, and `predict` decides by the one number per label that it wrote."""
+    from lora_cls import cli
+    from lora_cls.commands.predict import predict_file
+
+    run = copy_of(finished("tfidf"))
+    before = thresholds(run)["shipped"]
+    monkeypatch.setattr(sys, "argv", ["lora-cls", "tune", str(run.path), "--strategy", strategy])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert not done.value.code
+    assert "on the other folds for expected F1" in " ".join(capsys.readouterr().out.split())
+    written = thresholds(run)
+    assert written["settings"]["strategy"] == strategy and set(written["folds"]) == {"0", "1", "2"}
+    assert all(0 < cut < 1 for cut in written["shipped"].values())
+    assert strategy == "auto" or written["shipped"] != before  # whose cuts may fall between the same two rows
+    results = RunFolder(run.path).results()
+    decided = results.oof.decide(run.task(results.decision.settings), results.decision)
+    assert macro_f1(results.oof.y_true, decided) == results.scores.cross_fitted.macro_f1
+    assert "for expected F1" in (run.path / "README.md").read_text()
+    predict_file(run, test, tmp_path / "all", sample_submission=run.sample_submission)
+    assert (tmp_path / "all" / "submission.csv").read_bytes() == (run.path / "submission.csv").read_bytes()
+    predict_file(run, test.iloc[:1], tmp_path / "one")  # alone as among others
+    one, every = (pd.read_csv(tmp_path / name / "submission.csv") for name in ("one", "all"))
+    assert one[LABELS].iloc[0].tolist() == every.set_index("id").loc[one["id"].iloc[0], LABELS].tolist()
 
 
 def test_min_positives(finished, copy_of, train):
