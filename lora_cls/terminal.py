@@ -67,7 +67,8 @@ def print_run(run: RunFolder) -> None:
     columns = (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
     show(f"{where}, per {task.noun} ({decided})", columns, rows)
     say(score_sentence(metrics))
-    more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in task.beside.items())
+    beside = {key: name for key, name in task.beside.items() if key != metrics.metric}
+    more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in beside.items())
     say(f"{more}. {metrics.note}" if more else metrics.note)
     say(cost_sentence(info))
     if info.reused:

@@ -115,7 +115,7 @@ class Metric:
         [0.857, 0.667, 1.0]
         """
         if self.name in ("roc_auc", "average_precision"):
-            truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
+            truth, scores = as_binary(y_true, "y_true"), as_scores(np.asarray(y_score), "y_score")
             same_shape(truth, "y_true", scores, "y_score")
             of_label = [ranking_metrics(truth[:, j], scores[:, j]) for j in range(truth.shape[1])]
             found = mean_where_defined([values[self.name == "average_precision"] for values in of_label])
@@ -138,10 +138,10 @@ class Metric:
                 f"The 'y_true' parameter must have rows and labels. Got an array of shape {truth.shape} instead."
             )
         if self.name == "log_loss":
-            scores = as_scores(y_score, "y_score")
+            scores = as_scores(np.asarray(y_score), "y_score")
             same_shape(truth, "y_true", scores, "y_score")
             return _means(self._log_losses(truth, scores))
-        decided = as_binary(y_pred, "y_pred")
+        decided = as_binary(np.asarray(y_pred), "y_pred")
         same_shape(truth, "y_true", decided, "y_pred")
         if self.name in ("accuracy", "samples_jaccard"):
             value = exact_rows if self.name == "accuracy" else jaccard_rows

@@ -42,7 +42,7 @@ class Task(ABC):
     exclusive : whether every row has exactly one of the labels
     blend_ways, calibrations : what means something for the task, see `blending` and `calibration`
     several : whether a row may have any number of them
-    title, headline : what the task, and its score, are called
+    title, headline : what the task, and its macro-F1, are called
     noun, nouns, count : what a row is given, and what those who have one are
     thresholds_word, tuned, weights_word : what is tuned to decide by probabilities; how it is said of the other folds
     roc_auc : what the mean ROC-AUC is called
@@ -70,6 +70,12 @@ class Task(ABC):
     in_sentence: ClassVar[Mapping[str, str]] = {}
     beside: ClassVar[Mapping[str, str]] = {}
     meaning: ClassVar[str]
+
+    @property
+    def metric_name(self) -> str:
+        """What the metric is called at the start of a sentence."""
+        title = self.metric.title
+        return self.headline if self.metric.name == "macro_f1" else title[:1].upper() + title[1:]
 
     @property
     @abstractmethod

@@ -128,7 +128,9 @@ def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:
 
 def score_sentence(metrics: Scores) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
-    scores, strategy, task = metrics.cross_fitted, metrics.strategy, task_of(metrics.task)
+    scores, strategy = metrics.cross_fitted, metrics.strategy
+    task = task_of(metrics.task, metric=metrics.metric, metric_beta=metrics.metric_beta)
+    metric, judged = task.metric, scores.judged
     if strategy == "argmax":
         how = "the most probable class"
     elif strategy == "fixed":
@@ -137,17 +139,27 @@ def score_sentence(metrics: Scores) -> str:
         how = f"{task.tuned} on the other folds"
         if scores.over == "parts":
             how = f"{task.weights_word} for each of {scores.n_parts} parts of them tuned on the other parts"
-    low, high = scores.macro_f1_interval.low, scores.macro_f1_interval.high
     rows = metrics.rows_scored
     where = f"out of fold on {rows} rows" if metrics.n_splits > 1 else f"on {rows} held-out rows"
-    sentence = (
-        f"{task.headline} {scores.macro_f1:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
-        f"{how}; untuned {metrics.untuned.macro_f1:.4f}."
-    )
-    for key, name in task.in_sentence.items():
+    if judged is None:
+        sentence = f"{task.metric_name} is undefined {where}: no label has both positives and negatives there."
+    else:
+        value = (
+            f"{task.metric_name} {judged.estimate:.4f} (95 % interval {judged.low:.4f} to {judged.high:.4f}) {where}"
+        )
+        of_scores = "of ranks" if metric.name != "log_loss" else "of probabilities, less is better"
+        untuned = metrics.untuned.judged
+        assert untuned is not None
+        sentence = f"{value}, {of_scores}." if metric.of_scores else f"{value}, {how}; untuned {untuned.estimate:.4f}."
+    told = task.in_sentence
+    if metric.name != "macro_f1":
+        told = {"macro_f1": task.headline, **{key: name for key, name in told.items() if key != metric.name}}
+    for key, name in told.items():
         sentence += f" {name} {getattr(scores, key):.4f}, untuned {getattr(metrics.untuned, key):.4f}."
     if metrics.tuning_gain is not None:
-        sentence += f" {tuning_sentence(metrics.tuning_gain, 'argmax' if task.name == 'single_label' else 'fixed')}"
+        of = f" {metric.for_thresholds.title}" if metric.of_scores else ""
+        instead = "argmax" if task.name == "single_label" else "fixed"
+        sentence += f" {tuning_sentence(metrics.tuning_gain, instead, of)}"
     finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -160,10 +172,11 @@ def score_sentence(metrics: Scores) -> str:
     return sentence
 
 
-def tuning_sentence(gain: Interval, instead: str) -> str:
-    """What tuning gains over untuned decisions, and what may be done where that is nothing; `instead`: a strategy."""
+def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
+    """What tuning gains over untuned decisions, and what may be done where that is nothing; `instead`: a strategy; `of`:
+    the metric, where it is not the one just told."""
     sentence = (
-        f"Tuning gains {gain.estimate:+.4f} over untuned (95 % interval of the paired difference {gain.low:+.4f} to "
+        f"Tuning gains {gain.estimate:+.4f}{of} over untuned (95 % interval of the paired difference {gain.low:+.4f} to "
         f"{gain.high:+.4f})"
     )
     if gain.low > 0:

@@ -1,0 +1,118 @@
+"""The metric of a recipe: thresholds, scores and sentences follow it, and runs of before are read as macro-F1."""
+
+import json
+from typing import get_args
+
+import numpy as np
+import pytest
+import yaml
+
+from lora_cls.choices import MetricName, ScoreMetric
+from lora_cls.commands.tune import tune
+from lora_cls.errors import RecipeError
+from lora_cls.evaluation import Metric
+from lora_cls.recipe import load_recipe
+from lora_cls.report.sentences import score_sentence
+from lora_cls.runs import RunFolder
+from lora_cls.runs.sums import of_values
+
+BETA = {"f_beta": 2.0}
+
+
+@pytest.fixture
+def run(make_run, problem):
+    y_true, fold, logits = problem(90)
+    return make_run("run", logits(1) - 1, y_true, fold)
+
+
+@pytest.mark.parametrize("name", get_args(MetricName))
+def test_scores_and_thresholds_follow_the_metric(run, name):
+    """Name, value and interval stand in metrics.json, beside all that stood there before."""
+    plain = run.results()
+    scores = tune(run, metric=name, metric_beta=BETA.get(name))
+    found, oof = run.results(), run.out_of_fold()
+    decided = oof.decide(run.task(found.decision), found.decision)
+    metric = Metric(name, BETA.get(name))
+    assert scores.of == metric
+    assert scores.cross_fitted.metric == pytest.approx(metric.score(oof.y_true, decided, oof.y_score))
+    interval = scores.cross_fitted.metric_interval
+    assert interval.low <= interval.estimate == scores.cross_fitted.metric <= interval.high
+    written = json.loads((run.path / "metrics.json").read_text())
+    assert written["metric"] == name and written.get("metric_beta") == BETA.get(name)
+    assert written["cross_fitted"]["metric"] == scores.cross_fitted.metric
+    assert {"macro_f1", "micro_f1", "exact_match", "macro_roc_auc", "macro_f1_interval"} <= set(written["untuned"])
+    assert json.loads((run.path / "thresholds.json").read_text())["metric"] == name
+    sentence = score_sentence(scores)
+    assert sentence.startswith(run.task(found.decision).metric_name)
+    assert f"{scores.cross_fitted.metric:.4f}" in sentence and f"{scores.cross_fitted.macro_f1:.4f}" in sentence
+    if name in get_args(ScoreMetric):
+        assert found.decision.shipped == plain.decision.shipped
+        assert scores.tuning_gain == plain.scores.tuning_gain
+    else:
+        gain = scores.cross_fitted.metric - scores.untuned.metric
+        assert scores.tuning_gain.estimate == pytest.approx(gain)
+
+
+def test_files_of_before_are_read_as_macro_f1(run):
+    """`thresholds.objective` stood in recipe.yaml and thresholds.json; metrics.json had no metric."""
+    before = run.results()
+    values = yaml.safe_load((run.path / "recipe.yaml").read_text())
+    del values["metric"], values["metric_beta"]
+    values["thresholds"]["objective"] = "macro_f1"
+    (run.path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    for name in ("thresholds.json", "metrics.json"):
+        file = run.path / name
+        values = json.loads(file.read_text())
+        del values["metric"], values["sha256"]
+        if "settings" in values:
+            values["settings"]["objective"] = "macro_f1"
+        else:
+            values["decision_sha256"] = decision_sha256
+            for part in ("cross_fitted", "untuned"):
+                del values[part]["metric"], values[part]["metric_interval"]
+        decision_sha256 = of_values(values)
+        file.write_text(json.dumps(values | {"sha256": decision_sha256}))
+    old = RunFolder(run.path)
+    assert old.recipe == run.recipe
+    assert old.results().decision.shipped == before.decision.shipped
+    assert score_sentence(old.results().scores) == score_sentence(before.scores)
+    assert tune(old).cross_fitted == before.scores.cross_fitted
+
+
+def test_an_undefined_metric_is_said_to_be_so(make_run):
+    """No label has positives and negatives among the rows so far: nothing is made up."""
+    y_true, fold = np.ones((12, 1), int), np.arange(12) % 3
+    run = make_run("one-sided", np.linspace(-1, 1, 12)[:, None].astype(np.float32), y_true, fold, names=["joy"])
+    scores = tune(run, metric="roc_auc")
+    assert scores.cross_fitted.metric is None and scores.cross_fitted.metric_interval is None
+    assert "Macro ROC-AUC is undefined" in score_sentence(scores)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"metric": "f_beta"}, "metric: f_beta needs metric_beta"),
+        ({"metric_beta": 2}, "metric_beta: metric: macro_f1 has none"),
+        ({"metric": "samples_jaccard", "task": "single_label"}, "take metric: accuracy"),
+        ({"metric": "micro_f1", "task": "single_label"}, "take metric: accuracy"),
+        ({"metric": "micro_f1", "task": "binary"}, "task: binary takes macro_f1"),
+        ({"metric": "f1"}, "metric: Input should be 'macro_f1'"),
+        ({"thresholds": {"objective": "accuracy"}}, "metric: accuracy, beside thresholds"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(values, said):
+    """By the recipe, before anything is read."""
+    with pytest.raises(RecipeError, match=said):
+        load_recipe({"tfidf": {}} | values)
+
+
+def test_tune_refuses_a_metric_that_does_not_fit(run):
+    with pytest.raises(RecipeError, match="f_beta needs metric_beta"):
+        tune(run, metric="f_beta")
+
+
+def test_recipes_of_before_are_read():
+    """Also with the field that nothing read."""
+    old = load_recipe({"tfidf": {}, "thresholds": {"objective": "macro_f1", "strategy": "global"}})
+    assert old == load_recipe({"tfidf": {}, "thresholds": {"strategy": "global"}})
+    assert "objective" not in old.to_dict()["thresholds"]
