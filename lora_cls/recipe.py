@@ -23,6 +23,7 @@ from lora_cls.choices import (
     LabelStrategy,
     MetricName,
     PieceCombination,
+    ScoreMetric,
     ThresholdStrategy,
 )
 from lora_cls.errors import RecipeError, did_you_mean, shown
@@ -687,6 +688,11 @@ def _metric_problems(recipe: Recipe) -> list[str]:
                 f"metric: {metric} is of several labels; task: binary takes macro_f1 (the F1 of the positive class), "
                 "f_beta, accuracy, mcc, roc_auc, average_precision or log_loss."
             )
+    if metric in get_args(ScoreMetric) and recipe.prediction.combine == "vote":
+        problems.append(
+            f"prediction.combine: vote counts decisions, and metric: {metric} is of probabilities: take mean_logit or "
+            "mean_proba."
+        )
     if metric == "log_loss" and recipe.blend is not None and recipe.blend.how == "rank_mean":
         problems.append("blend.how: rank_mean makes ranks, no probabilities, and metric: log_loss is of probabilities.")
     return problems

@@ -101,7 +101,8 @@ def score(
     """`tune` but for the card and the page."""
     recipe, oof = run.recipe, run.out_of_fold()
     if metric is not None:
-        recipe = load_recipe(recipe, {"metric": metric, "metric_beta": metric_beta})
+        combine = (prediction or recipe.prediction).combine
+        recipe = load_recipe(recipe, {"metric": metric, "metric_beta": metric_beta, "prediction.combine": combine})
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
     task = task_of(recipe.task, thresholds, recipe.metric, recipe.metric_beta)
     names, finished = oof.label_names, run.finished_folds
@@ -176,6 +177,7 @@ class _Submission:
     rows: TestRows
     id_name: str
     sample: Sample | None
+    probabilities: bool
 
     @classmethod
     def of(cls, run: RunFolder, task: Task, shipped: np.ndarray, prediction: Prediction) -> _Submission | None:
@@ -201,7 +203,7 @@ class _Submission:
         proba, y_pred = task.together(per_fold, shipped, prediction)
         positives = dict(zip(names, (int(count) for count in y_pred.sum(axis=0)), strict=True))
         rows = TestRows(rows=len(ids), combine=prediction.combine, positives=positives)
-        return cls(ids, proba, y_pred, rows, id_name, sample)
+        return cls(ids, proba, y_pred, rows, id_name, sample, task.metric.of_scores)
 
     def write(self, run: RunFolder) -> None:
         """Write `test_proba.csv` and `submission.csv`."""
@@ -210,6 +212,7 @@ class _Submission:
         write_submission(
             run.files.submission, self.ids, self.y_pred, names, id_name=self.id_name, sample=self.sample,
             label_column=run.label_column, delimiter=run.recipe.data.label_delimiter, y_score=self.proba,
+            probabilities=self.probabilities,
         )  # fmt: skip
 
 

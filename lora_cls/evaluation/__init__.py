@@ -1,9 +1,9 @@
 """Scores, decisions and their uncertainty: numpy in, numpy out, no torch.
 
-Reading order: `metrics` (decisions to figures), `metric` (the one that a run is judged by), `objectives` and `thresholds` (scores to
-decisions), `intervals` (how
-sure the figures are), `probabilities` and `links` (logits to probabilities, several folds to one score), `tasks` (all
-of it, by task), `calibration` (probabilities that mean what they say), `blending` (several runs to one).
+Reading order: `metrics` (decisions to figures), `metric` (the one that a run is judged by), `objectives` and
+`thresholds` (scores to decisions), `intervals` (how sure the figures are), `probabilities` and `links` (logits to
+probabilities, several folds to one score), `tasks` (all of it, by task), `calibration` (probabilities that mean what
+they say), `blending` (several runs to one).
 
 Arrays, everywhere in this package: `y_true` and `y_pred` are 0/1 of shape (n_samples, n_labels), `y_score` holds
 float64 scores of the same shape, `fold` and `groups` hold one integer per row. A prediction is positive at

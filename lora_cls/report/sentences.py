@@ -173,11 +173,16 @@ def score_sentence(metrics: Scores) -> str:
 
 
 def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
-    """What tuning gains over untuned decisions, and what may be done where that is nothing; `instead`: a strategy; `of`:
-    the metric, where it is not the one just told."""
+    """What tuning gains over untuned decisions, and what may be done where that is nothing.
+
+    Parameters
+    ----------
+    instead : a strategy that does not tune
+    of : the metric, where it is not the one just told
+    """
     sentence = (
-        f"Tuning gains {gain.estimate:+.4f}{of} over untuned (95 % interval of the paired difference {gain.low:+.4f} to "
-        f"{gain.high:+.4f})"
+        f"Tuning gains {gain.estimate:+.4f}{of} over untuned "
+        f"(95 % interval of the paired difference {gain.low:+.4f} to {gain.high:+.4f})"
     )
     if gain.low > 0:
         return f"{sentence}."

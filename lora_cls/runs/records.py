@@ -274,8 +274,8 @@ class Scores(Record):
     cross_fitted: ScoreSet
     untuned: ScoreSet
     tuning_gain: Interval | None = None
-    """Cross-fitted minus untuned, paired, of the metric (of macro-F1 where it takes no decisions); None where nothing is
-    tuned."""
+    """Cross-fitted minus untuned, paired, of the metric (of macro-F1 where that takes no decisions); None where nothing
+    is tuned."""
     note: str
     answers: int | None = None
     unparsable_answers: int | None = None

@@ -4,14 +4,16 @@ import json
 from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from lora_cls.choices import MetricName, ScoreMetric
 from lora_cls.commands.tune import tune
+from lora_cls.data import write_submission
 from lora_cls.errors import RecipeError
 from lora_cls.evaluation import Metric
-from lora_cls.recipe import load_recipe
+from lora_cls.recipe import Prediction, load_recipe
 from lora_cls.report.sentences import score_sentence
 from lora_cls.runs import RunFolder
 from lora_cls.runs.sums import of_values
@@ -60,6 +62,7 @@ def test_files_of_before_are_read_as_macro_f1(run):
     del values["metric"], values["metric_beta"]
     values["thresholds"]["objective"] = "macro_f1"
     (run.path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    decision_sha256 = None
     for name in ("thresholds.json", "metrics.json"):
         file = run.path / name
         values = json.loads(file.read_text())
@@ -116,3 +119,41 @@ def test_recipes_of_before_are_read():
     old = load_recipe({"tfidf": {}, "thresholds": {"objective": "macro_f1", "strategy": "global"}})
     assert old == load_recipe({"tfidf": {}, "thresholds": {"strategy": "global"}})
     assert "objective" not in old.to_dict()["thresholds"]
+
+
+@pytest.mark.parametrize(
+    ("sample", "probabilities"),
+    [(None, True), ([0, 0, 0, 0], True), ([1, 0, 0, 1], False), (["no", "no", "no", "no"], False), ([0.5] * 4, True)],
+)
+def test_a_submission_of_a_metric_of_ranks_holds_probabilities(make_run, problem, tmp_path, sample, probabilities):
+    """Unless the sample holds decisions; one whose cells are all 0 says nothing."""
+    y_true, fold, logits = problem(60)
+    test = np.random.default_rng(0).normal(size=(3, 2, 2))
+    run = make_run("with-test", logits(1), y_true, fold, test=test)
+    before = (run.path / "submission.csv").read_text()
+    if sample is not None:
+        table = pd.DataFrame({"id": ["t1", "t0"], "joy": sample[:2], "anger": sample[2:]})
+        table.to_csv(run.path / "sample_submission.csv", index=False)
+        run = RunFolder(run.path)
+    tune(run, metric="roc_auc")
+    written = pd.read_csv(run.path / "submission.csv").set_index("id").loc[["t0", "t1"], ["anger", "joy"]]
+    proba = pd.read_csv(run.path / "test_proba.csv").set_index("id")
+    assert np.array_equal(written.to_numpy(), proba.to_numpy()) == probabilities
+    tune(run, metric="macro_f1")
+    assert sample is not None or (run.path / "submission.csv").read_text() == before
+
+
+def test_votes_are_no_probabilities(run):
+    with pytest.raises(RecipeError, match="vote counts decisions"):
+        load_recipe({"tfidf": {}, "metric": "roc_auc", "prediction": {"combine": "vote"}})
+    with pytest.raises(RecipeError, match="vote counts decisions"):
+        tune(run, prediction=Prediction(combine="vote"), metric="log_loss")
+
+
+def test_one_column_of_names_becomes_a_column_of_probabilities_per_class(tmp_path):
+    """Where no sample says otherwise."""
+    path = write_submission(
+        tmp_path / "s.csv", ["a"], np.array([[0, 1]]), ["x", "y"], label_column="class",
+        y_score=np.array([[0.25, 0.75]]), probabilities=True,
+    )  # fmt: skip
+    assert path.read_text() == "id,x,y\na,0.25,0.75\n"
