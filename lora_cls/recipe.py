@@ -36,7 +36,7 @@ if not SHIPPED.is_dir():
 
 
 TaskName = Literal["multi_label", "single_label", "binary"]
-SweepObjective = Literal["macro_f1", "average_precision", "loss"]
+SweepObjective = Literal[MetricName, "loss"]
 HeadKind = Literal["linear", "label_tokens", "generate"]
 # naming the labels before made their scores worse: they are copied
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
@@ -565,9 +565,9 @@ class Sweep(Section):
     takes learning rates, epochs and batch size, with `lora` also its rank, and of `tfidf` its own fields."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """How settings are chosen: by what did well so far (Optuna's multivariate TPE), at random, or all combinations."""
-    objective: SweepObjective = "macro_f1"
-    """What is searched for: cross-fitted macro-F1, or macro average precision, out of fold; or the lowest log loss of
-    the corrected probabilities."""
+    objective: SweepObjective | None = None
+    """What is searched for, out of fold: a metric (of decisions, cross-fitted), or `loss`, the lowest log loss of the
+    corrected probabilities. Null is the recipe's `metric`."""
     n_folds: int = Field(default=3, ge=1, le=10_000)
     """How many of the `cv.n_splits` folds each trial trains, the same for all trials."""
     stop_folds: bool = True
@@ -680,6 +680,8 @@ def _metric_problems(recipe: Recipe) -> list[str]:
         problems.append("metric: f_beta needs metric_beta: how much more recall counts than precision, for example 2.")
     if metric != "f_beta" and recipe.metric_beta is not None:
         problems.append(f"metric_beta: metric: {metric} has none: remove it, or set metric: f_beta.")
+    if recipe.sweep is not None and recipe.sweep.objective == "f_beta" and metric != "f_beta":
+        problems.append("sweep.objective: f_beta is searched for where it is the metric: set metric: f_beta too.")
     if metric in ("micro_f1", "samples_jaccard"):
         if task == "single_label":
             problems.append(f"metric: {metric} of one class per row is the accuracy: take metric: accuracy.")

@@ -525,7 +525,7 @@ def _sweep_status(sweep: SweepFolder) -> SweepStatus:
         about = f"search from {info.recipe_name}, {len(numbers)} of {info.n_splits} folds each"
     trials, best = list[Trial](), list[Trial]()
     with _noting(notes):
-        objective = sweep.settings.objective
+        objective = sweep.objective
         trials = _trials(sweep)
         best = sweep.ranked(trials)
         wanted = sweep.settings.confirm if files.fresh.is_file() else 0

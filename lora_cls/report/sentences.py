@@ -262,13 +262,13 @@ def blend_ways(about: BlendInfo) -> tuple[list[str], Cells]:
     rows = [
         [
             f"{way.how}{' (written)' if way.how == about.how else ''}",
-            interval_text(way.macro_f1_interval),
+            interval_text(way.metric_interval or way.macro_f1_interval),
             interval_text(way.gain_over_best, "+"),
             _mark(way.gain_over_best, "no gain shown"),
         ]
         for way in about.ways
     ]
-    return ["way", "macro-F1 (95 %)", f"gain over {about.best_single} (95 %)", ""], rows
+    return ["way", f"{about.metric_title} (95 %)", f"gain over {about.best_single} (95 %)", ""], rows
 
 
 def blend_runs(about: BlendInfo) -> tuple[list[str], Cells]:
@@ -276,13 +276,13 @@ def blend_runs(about: BlendInfo) -> tuple[list[str], Cells]:
     rows = [
         [
             run.name,
-            f"{run.macro_f1:.4f}",
+            f"{run.macro_f1 if run.metric is None else run.metric:.4f}",
             interval_text(run.adds, "+"),
             _mark(run.adds, "adds nothing that shows"),
         ]
         for run in about.runs
     ]
-    return ["run", "macro-F1 alone", f"adds to {about.how} (95 %)", ""], rows
+    return ["run", f"{about.metric_title} alone", f"adds to {about.how} (95 %)", ""], rows
 
 
 def _mark(gain: Interval, within_chance: str) -> str:
@@ -293,7 +293,7 @@ def gain_sentence(about: BlendInfo) -> str:
     """What the written way gains, with a warning where that is within chance."""
     gain = next(way.gain_over_best for way in about.ways if way.how == about.how)
     sentence = (
-        f"Blended by {about.how}, {len(about.runs)} runs gain {gain.estimate:+.4f} macro-F1 over "
+        f"Blended by {about.how}, {len(about.runs)} runs gain {gain.estimate:+.4f} {about.metric_title} over "
         f"{about.best_single} alone (95 % interval {gain.low:+.4f} to {gain.high:+.4f})."
     )
     if gain.high < 0:

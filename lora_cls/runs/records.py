@@ -176,6 +176,8 @@ class FoldInfo(Record):
     unparsable_answers: int | None = None
     other_folds_macro_f1: list[float] | None = None
     """With `select: cross_fitted`, of every epoch: on the other folds' rows."""
+    other_folds_metric: list[float] | None = None
+    """The same where the metric is another, turned so that more is better."""
 
 
 class Decision(Record):
@@ -308,6 +310,8 @@ class BlendedRun(Part):
 
     name: str
     macro_f1: float
+    metric: float | None = None
+    """The value of the metric that runs are judged by, where it is another."""
     adds: Interval
 
 
@@ -316,13 +320,18 @@ class BlendWay(Part):
 
     how: str
     macro_f1_interval: Interval
+    metric_interval: Interval | None = None
+    """Of the metric that runs are judged by, where it is another."""
     gain_over_best: Interval
 
 
 class BlendInfo(Record):
-    """`blend.json`: what each way and each run gains."""
+    """`blend.json`: what each way and each run gains, in the metric of the first run."""
 
     how: str
+    metric: MetricName = "macro_f1"
+    metric_title: str = "macro-F1"
+    """What it is called in a sentence."""
     best_single: str
     runs: list[BlendedRun]
     ways: list[BlendWay]

@@ -9,13 +9,15 @@ import pytest
 import yaml
 
 from lora_cls.choices import MetricName, ScoreMetric
+from lora_cls.commands.blend import blend
 from lora_cls.commands.tune import tune
 from lora_cls.data import write_submission
 from lora_cls.errors import RecipeError
 from lora_cls.evaluation import Metric
 from lora_cls.recipe import Prediction, load_recipe
-from lora_cls.report.sentences import score_sentence
+from lora_cls.report.sentences import blend_ways, score_sentence
 from lora_cls.runs import RunFolder
+from lora_cls.runs.records import BlendInfo
 from lora_cls.runs.sums import of_values
 
 BETA = {"f_beta": 2.0}
@@ -157,3 +159,21 @@ def test_one_column_of_names_becomes_a_column_of_probabilities_per_class(tmp_pat
         y_score=np.array([[0.25, 0.75]]), probabilities=True,
     )  # fmt: skip
     assert path.read_text() == "id,x,y\na,0.25,0.75\n"
+
+
+def test_a_blend_follows_the_metric_of_its_first_run(make_run, problem, tmp_path):
+    """Ways, gains and the best run are told in it; of log loss a gain is less."""
+    y_true, fold, logits = problem(60)
+    runs = [make_run(name, logits(seed), y_true, fold) for name, seed in (("a", 1), ("b", 2))]
+    for run in runs:
+        tune(run, metric="log_loss")
+    blended = blend(runs, tmp_path / "both", how="weights")
+    about = BlendInfo.read(blended.files.blend)
+    assert (blended.recipe.metric, about.metric, about.metric_title) == ("log_loss", "log_loss", "log loss")
+    losses = {run.name: run.metric for run in about.runs}
+    assert about.best_single == min(losses, key=losses.get)
+    for way in about.ways:
+        gain = losses[about.best_single] - way.metric_interval.estimate
+        assert way.gain_over_best.estimate == pytest.approx(gain)
+    assert blended.scores.cross_fitted.metric == pytest.approx(about.ways[3].metric_interval.estimate)
+    assert "log loss (95 %)" in blend_ways(about)[0]
