@@ -14,8 +14,16 @@ from rich.text import Text
 
 from lora_cls.errors import shorten, visible
 from lora_cls.evaluation import task_of
-from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Comparison
-from lora_cls.report.comparison import COST, HEADER, SCORES, comparison_cells, label_cells, seeds_sentence, where_scored
+from lora_cls.evaluation.comparison import COST_NOTE, Comparison
+from lora_cls.report.comparison import (
+    COST,
+    SCORES,
+    comparison_cells,
+    comparison_header,
+    label_cells,
+    seeds_sentence,
+    where_scored,
+)
 from lora_cls.report.sentences import (
     NO_SCORE_OF_ALL_ROWS,
     blend_runs,
@@ -167,7 +175,7 @@ def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
     for title, columns in ((where_scored(comparison), SCORES), ("Cost", COST)):
         left = [place for place, i in enumerate(columns) if i < 3]
         rows = [[row[i] for i in columns] for row in cells]
-        show(title, [HEADER[i] for i in columns], rows, left=left, name=1)
+        show(title, [comparison_header(comparison)[i] for i in columns], rows, left=left, name=1)
     show(
         "F1 of each label, by the number of the run",
         ["label", *(row[0] for row in cells)],
@@ -178,7 +186,7 @@ def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
     )
     for seeds in comparison.seeds:
         say(seeds_sentence(seeds))
-    say(f"{NOTE}\n{COST_NOTE}\n")
+    say(f"{comparison.note}\n{COST_NOTE}\n")
     for file in files:
         say(str(file))
 

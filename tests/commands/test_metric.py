@@ -10,11 +10,14 @@ import yaml
 
 from lora_cls.choices import MetricName, ScoreMetric
 from lora_cls.commands.blend import blend
+from lora_cls.commands.compare import compare
 from lora_cls.commands.tune import tune
 from lora_cls.data import write_submission
 from lora_cls.errors import RecipeError
 from lora_cls.evaluation import Metric
 from lora_cls.recipe import Prediction, load_recipe
+from lora_cls.report.comparison import markdown
+from lora_cls.report.content import page_content
 from lora_cls.report.sentences import blend_ways, score_sentence
 from lora_cls.runs import RunFolder
 from lora_cls.runs.records import BlendInfo
@@ -177,3 +180,24 @@ def test_a_blend_follows_the_metric_of_its_first_run(make_run, problem, tmp_path
         assert way.gain_over_best.estimate == pytest.approx(gain)
     assert blended.scores.cross_fitted.metric == pytest.approx(about.ways[3].metric_interval.estimate)
     assert "log loss (95 %)" in blend_ways(about)[0]
+
+
+@pytest.mark.parametrize("name", ["micro_f1", "log_loss"])
+def test_comparison_card_and_page_say_the_metric_first(make_run, problem, name):
+    """Runs are ordered by it, the best first also where less is better; F1 of each label stays."""
+    y_true, fold, logits = problem(60)
+    runs = [make_run(run, logits(seed) / divisor, y_true, fold) for run, seed, divisor in (("a", 1, 1), ("b", 2, 40))]
+    scores = [tune(run, metric=name) for run in runs]
+    values = sorted([one.cross_fitted.metric for one in scores], reverse=name != "log_loss")
+    found = compare(runs)
+    assert [run.score.estimate for run in found.runs] == pytest.approx(values)
+    assert found.runs[1].difference.estimate == pytest.approx(-abs(values[0] - values[1]))
+    text, title = markdown(found), Metric(name).title
+    assert f"| {title} (95 %) |" in text and f"{title[0].upper()}{title[1:]} against minutes" in text
+    assert list(found.table().columns[:5]) == ["run", "recipe", "seed", "optimistic", name]
+    assert "thresholds tuned" in found.note or name == "log_loss"
+    card = (runs[0].path / "README.md").read_text()
+    assert card.index(f"{title[0].upper()}{title[1:]} (out of fold") < card.index("Macro-F1 (out of fold")
+    tiles = page_content(runs[0])["tiles"]
+    assert tiles[0]["value"] == pytest.approx(scores[0].cross_fitted.metric)
+    assert len(tiles) == (1 if name == "log_loss" else 3)
