@@ -7,6 +7,7 @@ import pytest
 import sklearn.metrics as sk
 
 from lora_cls.choices import MetricName
+from lora_cls.evaluation import Answers, bootstrap_metric, bootstrap_metric_difference
 from lora_cls.evaluation.metric import Metric
 
 OF_LABELS = {
@@ -78,3 +79,42 @@ def test_arrays_that_do_not_fit_are_refused(name):
     if name not in ("roc_auc", "average_precision"):
         with pytest.raises(ValueError, match="must have rows and labels"):
             Metric(name, 2.0).score(np.empty((0, 2)), np.empty((0, 2)), np.empty((0, 2)))
+
+
+def drawn_anew(metric, y_true, y_pred, y_score, groups, n_resamples):
+    """The metric of rows that are drawn and copied, group by group, by the draws of `bootstrap_metric`."""
+    rng, names, found = np.random.default_rng(np.random.SeedSequence(0)), np.unique(groups), []
+    for _ in range(n_resamples):
+        rows = np.concatenate([np.flatnonzero(groups == names[k]) for k in rng.integers(len(names), size=len(names))])
+        found.append(metric.score(y_true[rows], y_pred[rows], y_score[rows]))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("name", get_args(MetricName))
+def test_intervals_are_those_of_rows_drawn_anew(name, exclusive):
+    """Sums of draws, and ranks of draws, give what copying the rows gives; ties and groups included."""
+    rng = np.random.default_rng(5)
+    groups = rng.integers(0, 15, 40)
+    if exclusive:
+        y_true, y_pred = (np.eye(3, dtype=int)[rng.integers(0, 3, 40)] for _ in range(2))
+        y_score = rng.dirichlet([1, 1, 1], 40)
+    else:
+        y_true, y_pred = rng.integers(0, 2, (2, 40, 3))
+        y_score = np.round(rng.random((40, 3)), 1)
+    metric = Metric(name, 2.0 if name == "f_beta" else None, exclusive)
+    a, b = Answers(y_pred, y_score), Answers(1 - y_pred if not exclusive else y_pred[::-1], y_score[::-1])
+    drawn, of_b = (drawn_anew(metric, y_true, one.y_pred, one.y_score, groups, 20) for one in (a, b))
+    found = bootstrap_metric(metric, y_true, a, groups, n_resamples=20)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    assert found.estimate == metric.score(y_true, y_pred, y_score)
+    sign = -1 if name == "log_loss" else 1
+    gap = bootstrap_metric_difference(metric, y_true, a, b, groups, n_resamples=20)
+    assert (gap.low, gap.high) == pytest.approx(tuple(np.quantile(sign * (drawn - of_b), [0.025, 0.975])))
+    values = [metric.gain(y_true, one.y_pred, one.y_score) for one in (a, b)]
+    assert gap.estimate == pytest.approx(values[0] - values[1])
+
+
+def test_a_metric_that_is_undefined_has_no_interval():
+    y_true, answers = np.ones((4, 1), int), Answers(np.ones((4, 1)), np.arange(4.0)[:, None])
+    assert bootstrap_metric(Metric("roc_auc"), y_true, answers, np.arange(4), n_resamples=5) is None
