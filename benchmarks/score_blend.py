@@ -56,7 +56,7 @@ def decided(run: RunFolder, ids: Sequence[str], names: Sequence[str]) -> np.ndar
     assert per_fold is not None and test_ids is not None
     thresholds = np.array([decision.shipped[name] for name in run.label_names])
     prediction = decision.prediction.model_copy(update={"combine": "mean_logit"})
-    y_pred = run.task(decision.settings).together(per_fold, thresholds, prediction)[1]
+    y_pred = run.task(decision).together(per_fold, thresholds, prediction)[1]
     table = pd.DataFrame(y_pred, index=test_ids, columns=run.label_names)
     return table.loc[list(ids), list(names)].to_numpy(np.int8)
 

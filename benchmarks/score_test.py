@@ -64,7 +64,7 @@ def true_labels(run: RunFolder, labels: Path) -> np.ndarray:
 def decide(run: RunFolder, labels: Path) -> Decided:
     """All decisions of a run; `labels` holds the truth of its test rows."""
     results = run.results()
-    task, per_fold = run.task(results.decision.settings), run.test_scores()
+    task, per_fold = run.task(results.decision), run.test_scores()
     assert per_fold is not None
     thresholds = np.array([results.decision.shipped[name] for name in run.label_names])
     y_pred = results.oof.decide(task, results.decision)

@@ -18,3 +18,8 @@ Models = Literal["folds", "refit"]
 ExportKind = Literal["adapter", "merged"]
 Over = Literal["folds", "parts"]
 """What thresholds are cross-fitted over."""
+DecisionMetric = Literal["macro_f1", "micro_f1", "samples_jaccard", "f_beta", "accuracy", "mcc"]
+"""Metrics of decisions."""
+ScoreMetric = Literal["roc_auc", "average_precision", "log_loss"]
+"""Metrics of ranks and of probabilities, which no threshold changes."""
+MetricName = Literal[DecisionMetric, ScoreMetric]

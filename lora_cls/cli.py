@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from lora_cls import __version__
-from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, Models, ThresholdStrategy
+from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, MetricName, Models, ThresholdStrategy
 from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible, words_of
 
 app = typer.Typer(
@@ -286,6 +286,12 @@ def tune(
         typer.Option(help="How the folds answer together for the test rows."),
     ] = None,
     at_least_one: Annotated[bool | None, typer.Option(help="Give every row at least its best label.")] = None,
+    metric: Annotated[
+        MetricName | None, typer.Option(help="What thresholds are tuned for, and the score that is stated first.")
+    ] = None,
+    metric_beta: Annotated[
+        float | None, typer.Option(help="f_beta: how much more recall counts than precision.")
+    ] = None,
 ) -> None:
     """Tune thresholds again from the saved logits, and rewrite scores and submission. Loads no model."""
     from lora_cls.commands.tune import recipe_settings
@@ -297,7 +303,7 @@ def tune(
         folder.recipe, strategy=strategy, min_positives=min_positives, default=default, combine=combine,
         at_least_one=at_least_one,
     )  # fmt: skip
-    tune_run(folder, thresholds, prediction, say=_say)
+    tune_run(folder, thresholds, prediction, metric, metric_beta, say=_say)
     _print_run(folder)
 
 

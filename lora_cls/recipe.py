@@ -16,7 +16,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from lora_cls.choices import BlendHow, ClassStrategy, Combination, LabelStrategy, PieceCombination, ThresholdStrategy
+from lora_cls.choices import (
+    BlendHow,
+    ClassStrategy,
+    Combination,
+    LabelStrategy,
+    MetricName,
+    PieceCombination,
+    ScoreMetric,
+    ThresholdStrategy,
+)
 from lora_cls.errors import RecipeError, did_you_mean, shown
 from lora_cls.yaml_text import LONGEST, Plain, YamlError, read_yaml, write_yaml
 
@@ -27,7 +36,7 @@ if not SHIPPED.is_dir():
 
 
 TaskName = Literal["multi_label", "single_label", "binary"]
-SweepObjective = Literal["macro_f1", "average_precision", "loss"]
+SweepObjective = Literal[MetricName, "loss"]
 HeadKind = Literal["linear", "label_tokens", "label_names", "generate"]
 # naming the labels before made their scores worse: they are copied
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
@@ -440,10 +449,11 @@ class Train(Section):
     curves; or the best on the very rows that are then scored, which marks every score as optimistic."""
     inner_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     """Share of the fold's training rows that `select: inner` holds back."""
-    select_by: Literal["macro_f1", "loss", "loss_within_margin"] = "macro_f1"
-    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the lowest loss (the
-    recipe's, without label smoothing; of `head.kind: generate` the cross-entropy of its labels' scores); or the lowest
-    loss among the epochs whose macro-F1 lies within `select_margin` of the best."""
+    select_by: Literal["macro_f1", "metric", "loss", "loss_within_margin"] = "macro_f1"
+    """What `select: inner` and `scored_fold` compare epochs by: the greatest macro-F1 (untuned); the best value of the
+    recipe's `metric` (of untuned decisions, or of the corrected probabilities); the lowest loss (the recipe's, without
+    label smoothing; of `head.kind: generate` the cross-entropy of its labels' scores); or the lowest loss among the
+    epochs whose macro-F1 lies within `select_margin` of the best."""
     select_margin: float = Field(default=0.01, ge=0, lt=1)
     """For `loss_within_margin`: by how much macro-F1 may lie below the best epoch's."""
 
@@ -511,8 +521,6 @@ class Thresholds(Section):
     """How scores become decisions: positive at `y_score >= threshold`; for single_label the greatest
     `y_score / threshold`."""
 
-    objective: Literal["macro_f1"] = "macro_f1"
-    """The score that thresholds are tuned for."""
     strategy: ThresholdStrategy | None = None
     """How thresholds are set. Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label.
     One exact threshold per label, one for all, or `default`; `expected_f1`: per label the threshold of the greatest
@@ -524,6 +532,17 @@ class Thresholds(Section):
     any); the share of a class with fewer rows is taken as if it had so many."""
     default: float = Field(default=0.5, ge=0, le=1)
     """The threshold that is not tuned: of `strategy: fixed`, and of labels with few positives."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_objective(cls, values: Any) -> Any:
+        """Recipes and run folders of before held `objective: macro_f1` here, the only one there was."""
+        if isinstance(values, dict) and "objective" in values:
+            if values["objective"] != "macro_f1":
+                given = shown(values["objective"], quoted=False)
+                raise ValueError(f"objective: it is a field of its own now: metric: {given}, beside thresholds.")
+            values = {key: value for key, value in values.items() if key != "objective"}
+        return values
 
 
 class Prediction(Section):
@@ -591,9 +610,9 @@ class Sweep(Section):
     takes learning rates, epochs and batch size, with `lora` also its rank, and of `tfidf` its own fields."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     """How settings are chosen: by what did well so far (Optuna's multivariate TPE), at random, or all combinations."""
-    objective: SweepObjective = "macro_f1"
-    """What is searched for: cross-fitted macro-F1, or macro average precision, out of fold; or the lowest log loss of
-    the corrected probabilities."""
+    objective: SweepObjective | None = None
+    """What is searched for, out of fold: a metric (of decisions, cross-fitted), or `loss`, the lowest log loss of the
+    corrected probabilities. Null is the recipe's `metric`."""
     n_folds: int = Field(default=3, ge=1, le=10_000)
     """How many of the `cv.n_splits` folds each trial trains, the same for all trials."""
     stop_folds: bool = True
@@ -700,6 +719,33 @@ def _task_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
+def _metric_problems(recipe: Recipe) -> list[str]:
+    """What has no meaning for the metric."""
+    task, metric, problems = recipe.task, recipe.metric, []
+    if metric == "f_beta" and recipe.metric_beta is None:
+        problems.append("metric: f_beta needs metric_beta: how much more recall counts than precision, for example 2.")
+    if metric != "f_beta" and recipe.metric_beta is not None:
+        problems.append(f"metric_beta: metric: {metric} has none: remove it, or set metric: f_beta.")
+    if recipe.sweep is not None and recipe.sweep.objective == "f_beta" and metric != "f_beta":
+        problems.append("sweep.objective: f_beta is searched for where it is the metric: set metric: f_beta too.")
+    if metric in ("micro_f1", "samples_jaccard"):
+        if task == "single_label":
+            problems.append(f"metric: {metric} of one class per row is the accuracy: take metric: accuracy.")
+        if task == "binary":
+            problems.append(
+                f"metric: {metric} is of several labels; task: binary takes macro_f1 (the F1 of the positive class), "
+                "f_beta, accuracy, mcc, roc_auc, average_precision or log_loss."
+            )
+    if metric in get_args(ScoreMetric) and recipe.prediction.combine == "vote":
+        problems.append(
+            f"prediction.combine: vote counts decisions, and metric: {metric} is of probabilities: take mean_logit or "
+            "mean_proba."
+        )
+    if metric == "log_loss" and recipe.blend is not None and recipe.blend.how == "rank_mean":
+        problems.append("blend.how: rank_mean makes ranks, no probabilities, and metric: log_loss is of probabilities.")
+    return problems
+
+
 class Recipe(Section):
     """All that defines a run. Either `backbone` (a transformer) or `tfidf` (the classical floor) is given; `blend`
     stands in runs that were made of other runs."""
@@ -722,6 +768,14 @@ class Recipe(Section):
     train: Train = Train()
     loss: Loss = Loss()
     cv: CV = CV()
+    metric: MetricName = "macro_f1"
+    """What a run is judged by, in scikit-learn's names: thresholds, blend weights and searches are tuned for it, and
+    scores state it first. Of decisions: `macro_f1`, `micro_f1`, `f_beta` (macro), `mcc` (Matthews' correlation, mean
+    over the labels; of classes the one of all), `samples_jaccard` (mean over rows), `accuracy` (rows with every label
+    right). Of ranks and probabilities, without thresholds: `roc_auc`, `average_precision` (both macro), `log_loss`; a
+    submission then holds probabilities, and thresholds are tuned for macro-F1."""
+    metric_beta: float | None = Field(default=None, gt=0, le=100)
+    """`f_beta`: how much more recall counts than precision, for example 2. Null for the others."""
     thresholds: Thresholds = Thresholds()
     prediction: Prediction = Prediction()
     engine: Engine = Engine()
@@ -735,6 +789,7 @@ class Recipe(Section):
             *(getattr(self, name) is not None for name in ("backbone", "tfidf", "blend", "quantization", "lora"))
         )
         problems += _task_problems(self)
+        problems += _metric_problems(self)
         if self.head.kind == "generate" and (
             self.loss.name != "bce" or self.loss.label_smoothing or isinstance(self.loss.pos_weight, list)
         ):

@@ -14,8 +14,16 @@ from rich.text import Text
 
 from lora_cls.errors import shorten, visible
 from lora_cls.evaluation import task_of
-from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Comparison
-from lora_cls.report.comparison import COST, HEADER, SCORES, comparison_cells, label_cells, seeds_sentence, where_scored
+from lora_cls.evaluation.comparison import COST_NOTE, Comparison
+from lora_cls.report.comparison import (
+    COST,
+    SCORES,
+    comparison_cells,
+    comparison_header,
+    label_cells,
+    seeds_sentence,
+    where_scored,
+)
 from lora_cls.report.sentences import (
     NO_SCORE_OF_ALL_ROWS,
     blend_runs,
@@ -67,7 +75,8 @@ def print_run(run: RunFolder) -> None:
     columns = (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
     show(f"{where}, per {task.noun} ({decided})", columns, rows)
     say(score_sentence(metrics))
-    more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in task.beside.items())
+    beside = {key: name for key, name in task.beside.items() if key != metrics.metric}
+    more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in beside.items())
     say(f"{more}. {metrics.note}" if more else metrics.note)
     say(cost_sentence(info))
     if info.reused:
@@ -166,7 +175,7 @@ def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
     for title, columns in ((where_scored(comparison), SCORES), ("Cost", COST)):
         left = [place for place, i in enumerate(columns) if i < 3]
         rows = [[row[i] for i in columns] for row in cells]
-        show(title, [HEADER[i] for i in columns], rows, left=left, name=1)
+        show(title, [comparison_header(comparison)[i] for i in columns], rows, left=left, name=1)
     show(
         "F1 of each label, by the number of the run",
         ["label", *(row[0] for row in cells)],
@@ -177,7 +186,7 @@ def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:
     )
     for seeds in comparison.seeds:
         say(seeds_sentence(seeds))
-    say(f"{NOTE}\n{COST_NOTE}\n")
+    say(f"{comparison.note}\n{COST_NOTE}\n")
     for file in files:
         say(str(file))
 

@@ -13,7 +13,17 @@ import numpy as np
 from lora_cls.choices import BlendHow
 from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError, shorten
-from lora_cls.evaluation import Task, apply_blend, bootstrap_difference, bootstrap_macro_f1, fit_blend, macro_f1
+from lora_cls.evaluation import (
+    Answers,
+    Interval,
+    Task,
+    apply_blend,
+    bootstrap_macro_f1,
+    bootstrap_metric,
+    bootstrap_metric_difference,
+    fit_blend,
+    macro_f1,
+)
 from lora_cls.files import make_folder, whole_folder, write_array
 from lora_cls.machine import surroundings
 from lora_cls.recipe import Recipe, load_recipe
@@ -171,10 +181,11 @@ def compare_ways(
 ) -> tuple[BlendInfo, CrossFitted]:
     """Scores of all ways, and of the chosen one without each run, for `blend.json`; and the chosen one."""
     oof, at_least_one, no_weight = members[0].oof, members[0].at_least_one, np.ones(y_score.shape[-1])
-    scores = [macro_f1(oof.y_true, member.y_pred) for member in members]
-    best = int(np.argmax(scores))
+    metric, plain = task.metric, task.metric.name == "macro_f1"
+    alone = [Answers(member.y_pred, member.oof.y_score) for member in members]
+    best = int(np.argmax([metric.gain(oof.y_true, one.y_pred, one.y_score) for one in alone]))
 
-    def decided(blended: CrossFitted) -> np.ndarray:
+    def decided(blended: CrossFitted) -> Answers:
         # through the precision that is stored, so that the decisions are those of the run folder
         fitted = blended.fitted_logits
         through = replace(
@@ -183,26 +194,32 @@ def compare_ways(
             y_score=task.link.probabilities(blended.logits, no_weight),
             fitted_score=None if fitted is None else task.link.probabilities(fitted, no_weight),
         )
-        return through.cross_fit(task, at_least_one).y_pred
+        return Answers(through.cross_fit(task, at_least_one).y_pred, through.y_score)
+
+    def minus(a: Answers, b: Answers) -> Interval:
+        return bootstrap_metric_difference(metric, oof.y_true, a, b, oof.groups)
 
     written = cross_fitted_blend(how, task, oof, y_score)
     chosen = decided(written)
     ways = []
     for way in task.blend_ways:
-        y_pred = chosen if way == how else decided(cross_fitted_blend(way, task, oof, y_score))
-        gain = bootstrap_difference(oof.y_true, y_pred, members[best].y_pred, oof.groups)
-        score = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
-        ways.append(BlendWay(how=way, macro_f1_interval=score, gain_over_best=gain))
+        answers = chosen if way == how else decided(cross_fitted_blend(way, task, oof, y_score))
+        gain = minus(answers, alone[best])
+        score = bootstrap_macro_f1(oof.y_true, answers.y_pred, oof.groups)
+        more = {} if plain else {"metric_interval": bootstrap_metric(metric, oof.y_true, answers, oof.groups)}
+        ways.append(BlendWay(how=way, macro_f1_interval=score, gain_over_best=gain, **more))
     runs = []
     for i, member in enumerate(members):
         others = [j for j in range(len(members)) if j != i]
         if len(others) > 1:
             without = decided(cross_fitted_blend(how, task, oof, y_score[others]))
         else:
-            without = members[others[0]].y_pred
-        adds = bootstrap_difference(oof.y_true, chosen, without, oof.groups)
-        runs.append(BlendedRun(name=member.name, macro_f1=scores[i], adds=adds))
-    return BlendInfo(how=how, best_single=members[best].name, runs=runs, ways=ways, note=NOTE), written
+            without = alone[others[0]]
+        f1, value = macro_f1(oof.y_true, member.y_pred), metric.score(oof.y_true, member.y_pred, member.oof.y_score)
+        own = {} if plain or np.isnan(value) else {"metric": value}
+        runs.append(BlendedRun(name=member.name, macro_f1=f1, adds=minus(chosen, without), **own))
+    of = {} if plain else {"metric": metric.name, "metric_title": metric.title}
+    return BlendInfo(how=how, best_single=members[best].name, runs=runs, ways=ways, note=NOTE, **of), written
 
 
 def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
@@ -216,6 +233,8 @@ def _recipe(members: Sequence[AlignedRun], out: Path, how: BlendHow) -> Recipe:
             "how": how,
         },
         "train": {"select": "scored_fold" if optimistic else "last"},
+        "metric": members[0].decision.metric,
+        "metric_beta": members[0].decision.metric_beta,
         "thresholds": members[0].task.settings.model_dump(mode="json"),
         "prediction": {"at_least_one": members[0].at_least_one},
     }

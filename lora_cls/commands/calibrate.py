@@ -51,7 +51,7 @@ def calibrate(
             "Use --how temperature."
         )
     decision = run.decision()
-    task, prediction = run.task(decision.settings), decision.prediction
+    task, prediction = run.task(decision), decision.prediction
     oof, names = run.out_of_fold(), run.label_names
     y_true, y_score, part = oof.y_true, oof.y_score, oof.part
     calibrated, per_part = np.empty(y_score.shape), {}

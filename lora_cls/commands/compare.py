@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1, f1_scores, macro_f1
+from lora_cls.errors import RunError
+from lora_cls.evaluation import Answers, Interval, bootstrap_metric, bootstrap_metric_difference, f1_scores
 from lora_cls.evaluation.comparison import Compared, Comparison, Seeds
 from lora_cls.report.sentences import describe
 from lora_cls.runs import AlignedRun, RunFolder, align
 
 
 def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
-    """Score finished runs on their common rows.
+    """Score finished runs on their common rows, by the metric that the first was last tuned for.
 
     Parameters
     ----------
@@ -26,7 +27,8 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
     Raises
     ------
     RunError
-        If rows, labels, folds or tasks differ, or folds are finished that others lack; names every difference.
+        If rows, labels, folds or tasks differ, or folds are finished that others lack; names every difference. If the
+        metric is undefined on these rows.
 
     Examples
     --------
@@ -39,9 +41,15 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
     True
     """
     members = align(paths)
-    rows, y_pred = members[0].oof, [member.y_pred for member in members]
-    scores = [bootstrap_macro_f1(rows.y_true, decided, rows.groups) for decided in y_pred]
-    order = sorted(range(len(members)), key=lambda i: -scores[i].estimate)
+    rows, y_pred, metric = members[0].oof, [member.y_pred for member in members], members[0].task.metric
+    answers = [Answers(member.y_pred, member.oof.y_score) for member in members]
+    scores: list[Interval] = []
+    for one in answers:
+        score = bootstrap_metric(metric, rows.y_true, one, rows.groups)
+        if score is None:
+            raise RunError(f"{metric.title} is undefined: no label has both positives and negatives in these rows.")
+        scores.append(score)
+    order = sorted(range(len(members)), key=lambda i: scores[i].estimate * (1 if metric.less_is_better else -1))
     best = order[0]
     runs = [
         Compared(
@@ -52,9 +60,13 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
             untuned=(
                 None  # a blend's logits are of corrected probabilities: another quantity
                 if members[i].run.recipe.blend
-                else macro_f1(rows.y_true, members[i].task.untuned(members[i].oof.logits))
+                else metric.score(rows.y_true, members[i].task.untuned(members[i].oof.logits), members[i].oof.y_score)
             ),
-            difference=(None if i == best else bootstrap_difference(rows.y_true, y_pred[i], y_pred[best], rows.groups)),
+            difference=(
+                None
+                if i == best
+                else bootstrap_metric_difference(metric, rows.y_true, answers[i], answers[best], rows.groups)
+            ),
             f1=f1_scores(rows.y_true, y_pred[i]).tolist(),
             cost=_cost(members[i].run),
             optimistic=members[i].run.recipe.train.select == "scored_fold",
@@ -70,6 +82,7 @@ def compare(paths: Sequence[str | Path | RunFolder]) -> Comparison:
         n_parts=len(np.unique(rows.part)),
         runs=runs,
         seeds=seeds,
+        metric=metric,
     )
 
 
@@ -102,6 +115,7 @@ def _seeds(members: Sequence[AlignedRun], scores: Sequence[float]) -> list[Seeds
         identity["cv"] = None  # the folds are the same, however they were made
         # as decided now: a run may have been tuned anew
         identity["thresholds"] = member.task.settings.model_dump(mode="json")
+        identity["metric"], identity["metric_beta"] = member.decision.metric, member.decision.metric_beta
         identity["prediction"] = member.at_least_one
         identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256]
         identity["start"] = info.choices.get("start_from")

@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 
-from lora_cls.evaluation import macro_f1
 from lora_cls.files import whole_folder, write_array, write_bytes
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.io import read_bytes
@@ -16,7 +15,7 @@ def choose_epochs(run: RunFolder) -> None:
     """`select: cross_fitted`: each fold takes the epoch that is best on the other folds' rows.
 
     The other folds' curves never saw this fold's rows scored, so the choice does not flatter its score. Every epoch's
-    macro-F1 is taken at thresholds tuned on those same rows, for each epoch alike.
+    metric is taken at thresholds tuned on those same rows, for each epoch alike.
     """
     numbers, epochs = run.fold_numbers, range(1, run.recipe.train.num_train_epochs + 1)
     chosen = {number: _chosen(run.fold(number)) for number in numbers}
@@ -36,19 +35,23 @@ def choose_epochs(run: RunFolder) -> None:
             if not chosen[number]:
                 others = (fold != number) & (fold >= 0)
                 truth = y_true[others]
-                scores = [macro_f1(truth, task.apply(s[others], task.tune(truth, s[others]))) for s in by_epoch]
+                known = [s[others] for s in by_epoch]
+                scores = [task.metric.gain(truth, task.apply(s, task.tune(truth, s)), s) for s in known]
                 best = epochs[int(np.argmax(scores))]
-                _take_epoch(run.fold(number), best, [round(score, 6) for score in scores])
+                # an undefined one (ranks of labels with one kind of row) is worse than any, and no number of JSON
+                told = [round(score, 6) if np.isfinite(score) else -1e9 for score in scores]
+                name = "macro_f1" if task.metric.name == "macro_f1" else "metric"
+                _take_epoch(run.fold(number), best, {f"other_folds_{name}": told})
     for number in numbers:  # only now: a stop in between chooses again from the same files
         for epoch in epochs:
             shutil.rmtree(run.fold(number).epoch(epoch).path, ignore_errors=True)
 
 
 def _chosen(folder: FoldFolder) -> bool:
-    return folder.info.other_folds_macro_f1 is not None
+    return (folder.info.other_folds_macro_f1 or folder.info.other_folds_metric) is not None
 
 
-def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
+def _take_epoch(folder: FoldFolder, epoch: int, scores: dict[str, list[float]]) -> None:
     kept = folder.epoch(epoch)
     folder.weights(kept.path)  # before new sums are noted of what was copied
     for source, target in (
@@ -62,4 +65,4 @@ def _take_epoch(folder: FoldFolder, epoch: int, scores: list[float]) -> None:
         if source.is_dir():
             with whole_folder(target, replace=True) as scratch:
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
-    folder.write_info(folder.info.model_copy(update={"epoch": epoch, "other_folds_macro_f1": scores}))
+    folder.write_info(folder.info.model_copy(update={"epoch": epoch} | scores))

@@ -270,6 +270,7 @@ def predict_file(
     write_submission(
         folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
         label_column=run.label_column, delimiter=delimiter, y_score=y_score,
+        probabilities=run.task(run.decision()).metric.of_scores,
     )  # fmt: skip
     with writing(folder):
         for left in folder.glob(f"{PIECES}*"):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from lora_cls.errors import LoraClsError, RunError, brief, shown, visible
-from lora_cls.evaluation import macro_f1, task_of
+from lora_cls.evaluation import Metric, macro_f1, task_of
 from lora_cls.recipe import Recipe, TaskName
 from lora_cls.report.sentences import describe
 from lora_cls.runs import FoldFolder, RunFolder, Scores
@@ -75,6 +75,7 @@ class ScoreSoFar:
     Attributes
     ----------
     macro_f1, untuned : cross-fitted, and at logit > 0
+    judged : the metric, where it is another than macro-F1, in a few words
     interval : 95 %; None where it was computed just now
     noted : whether `metrics.json` holds it; else it was computed as `lora-cls tune` would, and not kept
     optimistic : the epoch was chosen on the rows that are scored
@@ -88,13 +89,14 @@ class ScoreSoFar:
     noted: bool
     optimistic: bool
     task: TaskName | None
+    judged: str = ""
 
     def __str__(self) -> str:
         within = "" if self.interval is None else f" (95 % interval {self.interval[0]:.4f} to {self.interval[1]:.4f})"
         kept = "" if self.noted else "; computed now as lora-cls tune would, and not kept"
         optimistic = " OPTIMISTIC: the epoch was chosen on the rows that are scored." if self.optimistic else ""
         return (
-            f"{task_of(self.task).headline} {self.macro_f1:.4f}{within}, untuned {self.untuned:.4f}, on "
+            f"{self.judged}{task_of(self.task).headline} {self.macro_f1:.4f}{within}, untuned {self.untuned:.4f}, on "
             f"{self.rows_scored:,} of {self.rows:,} rows{kept}.{optimistic}"
         )
 
@@ -471,7 +473,7 @@ def _noted_score(run: RunFolder, notes: list[str]) -> ScoreSoFar | None:
     of, within = scores.cross_fitted, scores.cross_fitted.macro_f1_interval
     return ScoreSoFar(
         of.macro_f1, scores.untuned.macro_f1, (within.low, within.high), scores.rows_scored, scores.rows, True,
-        scores.optimistic, scores.task,
+        scores.optimistic, scores.task, _judged(scores.of, of.metric),
     )  # fmt: skip
 
 
@@ -485,7 +487,14 @@ def _score(run: RunFolder) -> ScoreSoFar | None:
         return None
     tuned, untuned = macro_f1(oof.y_true, decided), macro_f1(oof.y_true, task.untuned(oof.logits))
     optimistic = recipe.train.select == "scored_fold"
-    return ScoreSoFar(tuned, untuned, None, len(oof), rows, False, optimistic, recipe.task)
+    judged = _judged(task.metric, task.metric.score(oof.y_true, decided, oof.y_score))
+    return ScoreSoFar(tuned, untuned, None, len(oof), rows, False, optimistic, recipe.task, judged)
+
+
+def _judged(metric: Metric, value: float | None) -> str:
+    if metric.name == "macro_f1" or value is None or np.isnan(value):
+        return ""
+    return f"{metric.title[:1].upper()}{metric.title[1:]} {value:.4f}; "
 
 
 def _minutes_left(run: RunFolder, models: Sequence[FoldStatus]) -> tuple[float | None, str | None]:
@@ -525,7 +534,7 @@ def _sweep_status(sweep: SweepFolder) -> SweepStatus:
         about = f"search from {info.recipe_name}, {len(numbers)} of {info.n_splits} folds each"
     trials, best = list[Trial](), list[Trial]()
     with _noting(notes):
-        objective = sweep.settings.objective
+        objective = sweep.objective
         trials = _trials(sweep)
         best = sweep.ranked(trials)
         wanted = sweep.settings.confirm if files.fresh.is_file() else 0

@@ -355,7 +355,7 @@ class Search:
                 trial = self.folder.trials[trial.number]
             best = self.folder.best
             said = {
-                "complete": f"{self.folder.settings.objective} {trial.score or 0:.4f} over {_folds(trial)}",
+                "complete": f"{self.folder.objective} {trial.score or 0:.4f} over {_folds(trial)}",
                 "stopped": f"stopped, {trial.reason}",
                 "failed": f"failed, {trial.reason}",
             }[trial.state]
@@ -438,7 +438,7 @@ def best_recipe(folder: SweepFolder, best: Trial) -> str:
     confirmed = folder.confirmation(best.number)
     lines = [
         f"# Found by lora-cls sweep {folder.info.recipe_name} on {datetime.now():%Y-%m-%d}: trial {best.number} of "
-        f"{len(folder.trials)}, {folder.settings.objective} {best.score:.4f} over {_folds(best)}, chosen by it;",
+        f"{len(folder.trials)}, {folder.objective} {best.score:.4f} over {_folds(best)}, chosen by it;",
         "# on fresh folds "
         + (f"macro-F1 {confirmed.scores.cross_fitted.macro_f1:.4f}." if confirmed else "it was not scored."),
     ]

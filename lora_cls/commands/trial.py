@@ -63,7 +63,7 @@ class TrialListener(Listener):
     def fold_done(self, run: RunFolder, fold: int, macro_f1: float) -> None:
         """Note the fold's score, and compare the mean so far with the best trial's folds."""
         self._share = 0.0
-        self.fold_scores[fold] = fold_score(run, fold, self.sweep.settings.objective)
+        self.fold_scores[fold] = fold_score(run, fold, self.sweep.objective)
         mean = sum(self.fold_scores.values()) / len(self.fold_scores)
         note(self.study, self.number, fold_scores=self.fold_scores)
         note_mean(self.study, self.number, len(self.fold_scores), mean)
@@ -90,7 +90,7 @@ def train_trial(sweep: SweepFolder, number: int, threads: int | None) -> None:
     place, listener = sweep.files.run(number), TrialListener(sweep, study, number)
     try:
         run = _run(sweep, number, place, sweep.files.folds, threads, [listener])
-        value = run_score(run, sweep.settings.objective)
+        value = run_score(run, sweep.objective)
         state, reason = states.COMPLETE, None
     except HopelessTrialError as stopped:
         state, reason = states.PRUNED, str(stopped)

@@ -9,9 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from lora_cls.choices import MetricName
 from lora_cls.data import read_sample_submission, write_submission
 from lora_cls.data.submission import Sample
-from lora_cls.evaluation import Task, bootstrap_difference, bootstrap_macro_f1, summary
+from lora_cls.evaluation import (
+    Answers,
+    Interval,
+    Task,
+    bootstrap_macro_f1,
+    bootstrap_metric,
+    bootstrap_metric_difference,
+    summary,
+    task_of,
+)
 from lora_cls.recipe import Prediction, Recipe, Thresholds, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import Decision, OutOfFold, Results, RunFolder, Scores, ScoreSet, TestRows
@@ -32,6 +42,8 @@ def tune(
     run: str | Path | RunFolder,
     thresholds: Thresholds | None = None,
     prediction: Prediction | None = None,
+    metric: MetricName | None = None,
+    metric_beta: float | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> Scores:
@@ -46,7 +58,7 @@ def tune(
 
     Parameters
     ----------
-    thresholds, prediction : settings to use instead of the recipe's
+    thresholds, prediction, metric, metric_beta : settings to use instead of the recipe's
     say : told what could not be written of the card and the page, which cost a run nothing; and of another process that
         writes into the run, and is waited for
 
@@ -59,6 +71,8 @@ def tune(
     ------
     RunError
         If no fold is finished, or those finished hold out a single group of rows.
+    RecipeError
+        For a metric that has no meaning for the run's task.
 
     Examples
     --------
@@ -70,7 +84,7 @@ def tune(
     """
     run = RunFolder.of(run)
     with run.writing(say):
-        results = score(run, thresholds, prediction)
+        results = score(run, thresholds, prediction, metric, metric_beta)
         write_reports(run, say, results)
     return results.scores
 
@@ -79,29 +93,38 @@ def score(
     run: RunFolder,
     thresholds: Thresholds | None = None,
     prediction: Prediction | None = None,
+    metric: MetricName | None = None,
+    metric_beta: float | None = None,
     *,
     say: Callable[[str], None] = lambda _: None,
 ) -> Results:
     """`tune` but for the card and the page."""
     recipe, oof = run.recipe, run.out_of_fold()
+    if metric is not None:
+        combine = (prediction or recipe.prediction).combine
+        recipe = load_recipe(recipe, {"metric": metric, "metric_beta": metric_beta, "prediction.combine": combine})
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
-    task, names, finished = run.task(thresholds), oof.label_names, run.finished_folds
+    task = task_of(recipe.task, thresholds, recipe.metric, recipe.metric_beta)
+    names, finished = oof.label_names, run.finished_folds
     optimistic = recipe.train.select == "scored_fold"
     shipped, fitted = task.tune(oof.y_true, oof.y_score), oof.cross_fit(task, prediction.at_least_one)
     cross_fitted: dict[str, Any] = {"over": oof.over, "n_parts": len(fitted.thresholds)}
     untuned = task.untuned(oof.logits)
     more: dict[str, Any] = _answers(run)
     if task.strategy not in UNTUNED:
-        more["tuning_gain"] = asdict(bootstrap_difference(oof.y_true, fitted.y_pred, untuned, oof.groups))
+        tuned, plain = (Answers(y_pred, oof.y_score) for y_pred in (fitted.y_pred, untuned))
+        aim = task.metric.for_thresholds
+        more["tuning_gain"] = asdict(bootstrap_metric_difference(aim, oof.y_true, tuned, plain, oof.groups))
+    judged_by = recipe.model_dump(include={"metric", "metric_beta"}, exclude_none=True)
     by_label = {int(k): dict(zip(names, values.tolist(), strict=True)) for k, values in fitted.thresholds.items()}
     decision = Decision.model_validate(
         {
             "settings": Thresholds(
-                objective=thresholds.objective,
                 strategy=task.strategy,
                 min_positives=thresholds.min_positives,
                 default=thresholds.default,
             ),
+            **judged_by,
             "prediction": Prediction(**prediction.model_dump()),
             "shipped": dict(zip(names, shipped.tolist(), strict=True)),
             oof.over: by_label,
@@ -113,6 +136,7 @@ def score(
     scores = Scores.model_validate(
         {
             "task": recipe.task,
+            **judged_by,
             "strategy": task.strategy,
             "optimistic": optimistic,
             "epochs_pending": recipe.train.select == "cross_fitted" and len(finished) < len(run.fold_numbers),
@@ -153,6 +177,7 @@ class _Submission:
     rows: TestRows
     id_name: str
     sample: Sample | None
+    probabilities: bool
 
     @classmethod
     def of(cls, run: RunFolder, task: Task, shipped: np.ndarray, prediction: Prediction) -> _Submission | None:
@@ -178,7 +203,7 @@ class _Submission:
         proba, y_pred = task.together(per_fold, shipped, prediction)
         positives = dict(zip(names, (int(count) for count in y_pred.sum(axis=0)), strict=True))
         rows = TestRows(rows=len(ids), combine=prediction.combine, positives=positives)
-        return cls(ids, proba, y_pred, rows, id_name, sample)
+        return cls(ids, proba, y_pred, rows, id_name, sample, task.metric.of_scores)
 
     def write(self, run: RunFolder) -> None:
         """Write `test_proba.csv` and `submission.csv`."""
@@ -187,6 +212,7 @@ class _Submission:
         write_submission(
             run.files.submission, self.ids, self.y_pred, names, id_name=self.id_name, sample=self.sample,
             label_column=run.label_column, delimiter=run.recipe.data.label_delimiter, y_score=self.proba,
+            probabilities=self.probabilities,
         )  # fmt: skip
 
 
@@ -194,7 +220,18 @@ def _score_set(task: Task, oof: OutOfFold, y_pred: np.ndarray, thresholds: np.nd
     scores = summary(oof.y_true, y_pred, oof.y_score, oof.label_names, thresholds)
     scores |= task.more_scores(scores)
     interval = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
-    return ScoreSet.model_validate(more | scores | {"macro_f1_interval": asdict(interval)})
+    judged: Interval | None = interval
+    if task.metric.name != "macro_f1":
+        judged = bootstrap_metric(task.metric, oof.y_true, Answers(y_pred, oof.y_score), oof.groups)
+    return ScoreSet.model_validate(
+        more
+        | scores
+        | {
+            "macro_f1_interval": asdict(interval),
+            "metric": None if judged is None else judged.estimate,
+            "metric_interval": None if judged is None else asdict(judged),
+        }
+    )
 
 
 def recipe_settings(recipe: Recipe, **given: Any) -> tuple[Thresholds, Prediction]:

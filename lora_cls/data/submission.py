@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,7 @@ class Sample:
     spelling : names that the column of names writes in another way than the training table
     kept : cells of further columns, by place: the unnamed index that pandas writes
     probabilities : whether the labels' cells are numbers between 0 and 1
+    decisions : whether they are names or words, or both 0 and 1; cells that are all alike say nothing
     """
 
     columns: list[str]
@@ -58,6 +59,7 @@ class Sample:
     spelling: dict[str, str] = field(default_factory=dict)
     kept: dict[int, list[str]] = field(default_factory=dict)
     probabilities: bool = False
+    decisions: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -138,6 +140,7 @@ def read_sample_submission(
         spelling={} if names_at is None else _spelling(label_names, frame.iloc[:, others[names_at]], delimiter),
         kept={i: ["" if is_missing(value) else str(value) for value in frame.iloc[:, i].tolist()] for i in kept},
         probabilities=_are_probabilities(cells),
+        decisions=names_at is not None or _are_decisions(cells),
     )
 
 
@@ -160,6 +163,7 @@ def write_submission(
     label_column: str | None = None,
     delimiter: str | None = None,
     y_score: np.ndarray | None = None,
+    probabilities: bool = False,
 ) -> Path:
     """Write predictions as CSV; the file appears whole or not at all.
 
@@ -180,6 +184,8 @@ def write_submission(
         What stands between the names of a row in one column; None needs exactly one name per row.
     y_score : ndarray of shape (n_samples, n_labels)
         Probabilities, written in place of `y_pred` where the sample holds such.
+    probabilities : bool
+        Write them whatever the sample, unless it holds decisions: for a metric of ranks or probabilities.
 
     Raises
     ------
@@ -210,9 +216,11 @@ def write_submission(
         wrong = y_pred[~np.isin(y_pred, (0, 1))][0].item()
         raise DataError(f"A submission holds 0 and 1: apply the thresholds before. Got {wrong!r} instead.")
     if sample is None:
-        form = _plain(ids, label_names, id_name or "id", label_column)
+        form = _plain(ids, label_names, id_name or "id", None if probabilities else label_column)
     else:
         form = sample if isinstance(sample, Sample) else _form(*sample, label_names, id_name, label_column)
+    if probabilities and form.labels_at is not None and not form.decisions:
+        form = replace(form, probabilities=True)
     problems = _id_problems(form.ids, ids, "the predictions")
     several = np.flatnonzero(y_pred.sum(axis=1, dtype=np.int64) != 1).tolist()
     if form.names_at is not None and delimiter is None and several:
@@ -221,7 +229,7 @@ def write_submission(
             "number. Give a delimiter, or 0/1 columns."
         )
     if form.probabilities and y_score is None:
-        problems.append("the sample submission holds probabilities: give y_score too.")
+        problems.append("the submission holds probabilities: give y_score too.")
     if problems:
         raise problem_report("the submission", problems)
     cells = _cells(form, y_pred.astype(np.int8), label_names, delimiter, y_score)
@@ -344,6 +352,15 @@ def _are_probabilities(columns: Sequence[Sequence[object]]) -> bool:
     found = np.concatenate(values) if values else np.zeros(0)
     found = found[found != MISSING]
     return bool(len(found)) and bool((found >= 0).all()) and bool(((found > 0) & (found < 1)).any())
+
+
+def _are_decisions(columns: Sequence[Sequence[object]]) -> bool:
+    """Whether some cell is a word, or the cells are 0 and 1, both."""
+    cells = {str(cell).strip() for column in columns for cell in column if not is_missing(cell)}
+    pairs = [_pair(cell) for cell in cells]
+    if any(pair is not None and not pair[0].startswith("0") for pair in pairs):
+        return True
+    return None not in pairs and len({cell[0] for cell in cells}) == 2
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:

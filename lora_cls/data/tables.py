@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
+from lora_cls.choices import ScoreMetric
 from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
 from lora_cls.data.names import LIKELY_DELIMITERS
 from lora_cls.data.submission import Sample, read_sample_submission
@@ -85,6 +86,15 @@ class Tables:
                 f"{int((weight == 0).sum())} of {len(weight)} rows weigh 0 (in the loss they are scaled to a mean of 1)"
             )
         found += self._submission.notes if self._submission else []
+        metric = self.recipe.metric
+        if self.test is not None and metric in get_args(ScoreMetric):
+            if self._submission is not None and self._submission.decisions:
+                found.append(
+                    f"metric: {metric} is of probabilities, but the sample submission holds decisions, and so will the "
+                    "submission; test_proba.csv holds the probabilities"
+                )
+            elif self._submission is None or not self._submission.probabilities:
+                found.append(f"metric: {metric}: the submission holds probabilities, no decisions")
         if self.test is not None and train.extra.any():
             known = {text_key(text) for text in self.test.texts}
             shared = sum(text_key(train.texts[i]) in known for i in np.flatnonzero(train.extra))

@@ -17,11 +17,14 @@ import numpy.typing as npt
 
 from lora_cls.choices import BlendHow
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores
-from lora_cls.evaluation.objectives import objective_named
 from lora_cls.evaluation.tasks import Task
 
 MAX_WEIGHT_ROWS = 20_000
 """Rows that `weights` are tuned on: a number per run needs no more, and each try sorts all of them, label by label."""
+
+
+UNDEFINED = 1e9
+"""Loss of weights that have none: worse than any."""
 
 
 def fit_blend(how: BlendHow, task: Task, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> dict[str, Any]:
@@ -121,21 +124,22 @@ def _ranks(scores: FloatArray, reference: FloatArray) -> FloatArray:
 
 
 def _weights(task: Task, truth: BoolArray, values: FloatArray) -> FloatArray:
-    """Weights of the greatest objective at thresholds tuned on the same rows.
+    """Weights of the best metric at thresholds tuned on the same rows.
 
     Macro-F1 moves in steps and has no gradient: Nelder and Mead's simplex, started from equal weights and from every
     run alone, so that it never ends below the best of these.
     """
     from scipy.optimize import minimize
 
-    n_runs, objective = len(values), objective_named(task.settings.objective)
+    n_runs, of_scores = len(values), task.metric.of_scores
 
     def loss(x: FloatArray) -> float:
         kept = np.maximum(x, 0)
         if not kept.sum() > 0:
-            return 1.0
+            return UNDEFINED
         scores = task.link.probabilities(np.tensordot(kept / kept.sum(), values, axes=1))
-        return -objective.score(truth, task.apply(scores, task.tune(truth, scores)))
+        y_pred = None if of_scores else task.apply(scores, task.tune(truth, scores))
+        return min(-task.metric.gain(truth, y_pred, scores), UNDEFINED)
 
     # Only the ratios of x count; equal weights lie off the plane of the others, or the simplex would be flat.
     start = np.vstack([np.full(n_runs, 0.5 / n_runs), np.eye(n_runs)])

@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 
 from lora_cls.evaluation.intervals import Interval
+from lora_cls.evaluation.metric import MACRO_F1, Metric
 
+TUNED = "thresholds tuned on the other folds (of a single fold, on its other parts)"
 NOTE = (
-    "Macro-F1 out of fold, thresholds tuned on the other folds (of a single fold, on its other parts); 95 % intervals "
-    "from resampling groups of identical texts, the same draws for both runs of a difference, with the trained models "
-    "held fixed: they leave out the variance of training. The best of several is chosen on these very rows, so that "
-    "its own score flatters, and every interval of a difference is for that one comparison alone: among many, some "
-    "exclude zero by chance."
+    f"out of fold, {TUNED}; 95 % intervals from resampling groups of identical texts, the same draws for both runs of "
+    "a difference, with the trained models held fixed: they leave out the variance of training. The best of several is "
+    "chosen on these very rows, so that its own score flatters, and every interval of a difference is for that one "
+    "comparison alone: among many, some exclude zero by chance."
 )
 COST_NOTE = (
     "Minutes, memory (of the whole process) and speed are those of the machine and the moment of each run. Training is "
@@ -32,8 +33,8 @@ class Compared:
     ----------
     name, recipe : the folder's name; backbone and method in a few words
     seed : `train.seed`
-    score : cross-fitted macro-F1
-    untuned : macro-F1 at logit > 0 (of classes: the greatest logit); None for a blend, whose logits are made of
+    score : the metric, cross-fitted
+    untuned : the metric at logit > 0 (of classes: the greatest logit); None for a blend, whose logits are made of
         corrected probabilities
     difference : score minus the best run's, paired; None for the best
     f1 : F1 of each label, cross-fitted
@@ -66,7 +67,7 @@ class Seeds:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Runs from the best score to the least, on `n_rows` rows in `n_folds` folds.
+    """Runs from the best score to the worst by `metric` (the first run's), on `n_rows` rows in `n_folds` folds.
 
     Decisions are cross-fitted over `n_parts` of `over`: the folds, or parts of a single one.
     """
@@ -78,13 +79,24 @@ class Comparison:
     n_parts: int
     runs: list[Compared]
     seeds: list[Seeds]
+    metric: Metric = MACRO_F1
+
+    @property
+    def note(self) -> str:
+        """What the figures are of, and what they leave out."""
+        title = self.metric.title
+        less = (
+            " (less is better; differences are turned, so that below 0 is worse)" if self.metric.less_is_better else ""
+        )
+        note = NOTE.replace(f", {TUNED}", "") if self.metric.of_scores else NOTE
+        return f"{title[:1].upper()}{title[1:]}{less} {note}"
 
     def table(self) -> pd.DataFrame:
         """A row per run, numbers in full; `minus_best` is the paired difference from the first."""
         rows = []
         for run in self.runs:
             row: dict[str, Any] = {"run": run.name, "recipe": run.recipe, "seed": run.seed}
-            row |= {"optimistic": run.optimistic, "macro_f1": run.score.estimate}
+            row |= {"optimistic": run.optimistic, self.metric.name: run.score.estimate}
             row |= {"low": run.score.low, "high": run.score.high, "untuned": run.untuned}
             gap = run.difference
             row |= {
@@ -97,12 +109,12 @@ class Comparison:
 
     def __repr__(self) -> str:
         runs = ", ".join(f"{run.name} {run.score.estimate:.4f}" for run in self.runs)
-        return f"Comparison({self._where}, macro-F1: {runs})"
+        return f"Comparison({self._where}, {self.metric.title}: {runs})"
 
     def _repr_html_(self) -> str:
         """For notebooks: scores with their intervals and differences, and F1 of each label."""
         table = self.table().set_index("run").rename_axis(None)
-        scores = table[["macro_f1", "low", "high", "untuned", "minus_best", "minus_best_low", "minus_best_high"]]
+        scores = table[[self.metric.name, "low", "high", "untuned", "minus_best", "minus_best_low", "minus_best_high"]]
         labels = table[[f"f1_{label}" for label in self.label_names]].set_axis(self.label_names, axis=1).T
         shown = [
             part.to_html(float_format="{:.4f}".format, na_rep="")

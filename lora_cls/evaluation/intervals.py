@@ -1,4 +1,4 @@
-"""Bootstrap intervals for macro-F1: how much a figure would move with another sample of texts.
+"""Bootstrap intervals for macro-F1 and other metrics: how much a figure would move with another sample of texts.
 
 They leave out training variance: the trained models, and the thresholds, are held fixed, and only the rows they are
 scored on are drawn anew. Training again with another seed, other folds or other training texts moves the figure
@@ -12,13 +12,14 @@ give intervals too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, same_shape
+from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
+from lora_cls.evaluation.metric import Metric
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -170,6 +171,153 @@ def bootstrap_unpaired_difference(
     f1_a = _resampled_macro_f1([a], n_resamples, seed_a)[0]
     f1_b = _resampled_macro_f1([b], n_resamples, seed_b)[0]
     return _interval(_macro_f1(a.sum(axis=0)) - _macro_f1(b.sum(axis=0)), f1_a - f1_b, confidence, len(a) + len(b))
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model said of rows.
+
+    Attributes
+    ----------
+    y_pred : array of 0/1 of shape (n_samples, n_labels)
+    y_score : array of float of the same shape, probabilities
+    """
+
+    y_pred: npt.ArrayLike
+    y_score: npt.ArrayLike
+
+
+def bootstrap_metric(
+    metric: Metric,
+    y_true: npt.ArrayLike,
+    answers: Answers,
+    groups: npt.ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+) -> Interval | None:
+    """Interval for any metric; `bootstrap_macro_f1` is the same for macro-F1.
+
+    Returns
+    -------
+    Interval or None
+        None where the metric is undefined: `roc_auc` and `average_precision` without any label that has positives and
+        negatives. Labels that a resample leaves without either are left out of its mean.
+
+    Raises
+    ------
+    ValueError
+        As `bootstrap_macro_f1`; for probabilities that are NaN or infinite.
+    """
+    if metric.name == "macro_f1":
+        return bootstrap_macro_f1(
+            y_true, answers.y_pred, groups, n_resamples=n_resamples, confidence=confidence, random_state=random_state
+        )
+    _check_settings(n_resamples, confidence)
+    n_groups, of_draws = _resampler(metric, y_true, answers, groups)
+    draws = _draws(n_groups, n_resamples, np.random.default_rng(np.random.SeedSequence(random_state)))
+    resampled = np.concatenate([of_draws(drawn) for drawn in draws])
+    estimate = metric.score(y_true, answers.y_pred, answers.y_score)
+    return None if np.isnan(estimate) else _interval(np.float64(estimate), resampled, confidence, n_groups)
+
+
+def bootstrap_metric_difference(
+    metric: Metric,
+    y_true: npt.ArrayLike,
+    a: Answers,
+    b: Answers,
+    groups: npt.ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+) -> Interval:
+    """Interval for the metric of a minus that of b on the same rows, paired: each resample scores both.
+
+    For `log_loss`, of which less is better, it is b minus a: above 0 always means that a is better. 0 where the metric
+    is undefined.
+
+    Raises
+    ------
+    ValueError
+        As `bootstrap_metric`.
+    """
+    if metric.name == "macro_f1":
+        return bootstrap_difference(
+            y_true, a.y_pred, b.y_pred, groups, n_resamples=n_resamples, confidence=confidence,
+            random_state=random_state,
+        )  # fmt: skip
+    _check_settings(n_resamples, confidence)
+    n_groups, of_a = _resampler(metric, y_true, a, groups)
+    _, of_b = _resampler(metric, y_true, b, groups)
+    draws = _draws(n_groups, n_resamples, np.random.default_rng(np.random.SeedSequence(random_state)))
+    sign = -1.0 if metric.less_is_better else 1.0
+    resampled = np.concatenate([sign * (of_a(drawn) - of_b(drawn)) for drawn in draws])
+    estimate = sign * (metric.score(y_true, a.y_pred, a.y_score) - metric.score(y_true, b.y_pred, b.y_score))
+    estimate, resampled = np.nan_to_num(estimate), np.nan_to_num(resampled)
+    return _interval(np.float64(estimate), resampled, confidence, n_groups)
+
+
+def _resampler(
+    metric: Metric, y_true: npt.ArrayLike, answers: Answers, groups: npt.ArrayLike
+) -> tuple[int, Callable[[FloatArray], FloatArray]]:
+    """How many groups there are, and the metric of resamples: of draws of shape (n, n_groups), see `_draws`; (n,)."""
+    truth = as_binary(y_true, "y_true")
+    names, group_of_row = np.unique(as_row_keys(groups, "groups", len(truth)), return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(f"The 'groups' parameter must hold at least two groups. Got {len(names)} instead.")
+    if metric.name in ("roc_auc", "average_precision"):
+        scores = as_scores(answers.y_score, "y_score")
+        same_shape(truth, "y_true", scores, "y_score")
+        ranked = [_Ranked.of(truth[:, j], scores[:, j], group_of_row) for j in range(truth.shape[1])]
+
+        def of_ranks(drawn: FloatArray) -> FloatArray:
+            of_label = np.array([label.score(metric.name, drawn) for label in ranked])
+            known = ~np.isnan(of_label)
+            return np.asarray(
+                np.where(known, of_label, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+            )
+
+        return len(names), of_ranks
+    summands = metric.summands(truth, answers.y_pred, answers.y_score)
+    sums = np.zeros((len(names), summands.shape[1]))
+    np.add.at(sums, group_of_row, summands)
+    return len(names), lambda drawn: metric.of_sums(drawn @ sums)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranked:
+    """One label's rows from the greatest score to the least: their groups, whether they are positive, and where runs of
+    equal scores end."""
+
+    groups: npt.NDArray[np.intp]
+    positive: FloatArray
+    ends: npt.NDArray[np.intp]
+
+    @classmethod
+    def of(cls, truth: BoolArray, scores: FloatArray, group_of_row: npt.NDArray[np.intp]) -> _Ranked:
+        order = np.argsort(-scores, kind="stable")
+        falling = scores[order]
+        ends = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))
+        return cls(group_of_row[order], truth[order].astype(np.float64), ends)
+
+    def score(self, name: str, drawn: FloatArray) -> FloatArray:
+        """ROC-AUC or average precision of each draw, (n,); NaN where it holds no positives or no negatives."""
+        times = drawn[:, self.groups]
+        positives = np.cumsum(times * self.positive, axis=1)[:, self.ends]
+        decided = np.cumsum(times, axis=1)[:, self.ends]
+        all_positives, n = positives[:, -1], decided[:, -1]
+        known = (all_positives > 0) & (all_positives < n)
+        more = np.diff(positives, axis=1, prepend=0)
+        if name == "average_precision":
+            area = (more * positives / np.maximum(decided, 1)).sum(axis=1) / np.maximum(all_positives, 1)
+        else:  # each positive is above the negatives that come later, and above half of those at its own score
+            negatives = decided - positives
+            ties = np.diff(negatives, axis=1, prepend=0)
+            above = negatives[:, -1:] - negatives + ties / 2
+            area = (more * above).sum(axis=1) / np.maximum(all_positives * (n - all_positives), 1)
+        return np.where(known, area, np.nan)
 
 
 def _check_settings(n_resamples: int, confidence: float) -> None:

@@ -119,7 +119,7 @@ def label_table(
     precision, recall, f1 = _ratio(tp, n_pred), _ratio(tp, n_true), _ratio(2 * tp, n_true + n_pred)
     table = []
     for j, name in enumerate(label_names):
-        roc_auc, average_precision = _ranking_metrics(truth[:, j], scores[:, j])
+        roc_auc, average_precision = ranking_metrics(truth[:, j], scores[:, j])
         table.append(
             {
                 "label": str(name),
@@ -156,8 +156,8 @@ def summary(
         "macro_f1": macro_f1(y_true, y_pred),
         "micro_f1": micro_f1(y_true, y_pred),
         "exact_match": exact_match(y_true, y_pred),
-        "macro_roc_auc": _mean_where_defined(table, "roc_auc"),
-        "macro_average_precision": _mean_where_defined(table, "average_precision"),
+        "macro_roc_auc": mean_where_defined([row["roc_auc"] for row in table]),
+        "macro_average_precision": mean_where_defined([row["average_precision"] for row in table]),
         "per_label": table,
     }
 
@@ -189,7 +189,8 @@ def _ratio(above: npt.NDArray[np.int64], below: npt.NDArray[np.int64]) -> FloatA
     return result
 
 
-def _ranking_metrics(truth: BoolArray, scores: FloatArray) -> tuple[float | None, float | None]:
+def ranking_metrics(truth: BoolArray, scores: FloatArray) -> tuple[float | None, float | None]:
+    """ROC-AUC and average precision of one label, arrays of shape (n_samples,); None where one class is absent."""
     if truth.all() or not truth.any():
         return None, None
     from sklearn.metrics import average_precision_score, roc_auc_score  # here, as it takes a second to import
@@ -209,6 +210,7 @@ def _thresholds_column(thresholds: npt.ArrayLike | None, n_labels: int) -> list[
     return [float(t) for t in np.broadcast_to(limits, (n_labels,))]
 
 
-def _mean_where_defined(table: list[dict[str, Any]], column: str) -> float | None:
-    values = [row[column] for row in table if row[column] is not None]
-    return float(np.mean(values)) if values else None
+def mean_where_defined(values: Sequence[float | None]) -> float | None:
+    """The mean of those that are not None; None without any."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

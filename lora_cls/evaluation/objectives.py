@@ -1,76 +1,185 @@
-"""What thresholds are tuned for: `thresholds.objective` of a recipe, by name.
+"""The cuts that are best for a metric, on the rows given; `lora_cls.evaluation.metric` says which metric takes which.
 
-Another objective is an entry of `OBJECTIVES` here, and a name in `lora_cls.recipe.Thresholds`.
+What every function here takes: `truth` and `scores` of shape (n_samples, n_labels), `min_positives` and `default`, see
+`lora_cls.evaluation.thresholds.tune_thresholds`. A cut is a line between two different scores, below all of them, or
+above all of them where no decision at all is best.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lora_cls.evaluation.arrays import BoolArray, FloatArray
-from lora_cls.evaluation.metrics import macro_f1
+
+Counts = npt.NDArray[np.int64]
+Rate = Callable[[Any, Any, Any, Any], FloatArray]
+"""What a column is worth: of its true positives, positive decisions, positives and rows; arrays that broadcast, or
+numbers."""
+RowValue = Callable[[Counts, Counts], FloatArray]
+"""What a row is worth: of the labels that are both true and decided, and of those that are either."""
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A score of decisions, and the cuts that are best for it.
+def f1_rate(true_positives: Any, decided: Any, positives: Any, n: Any) -> FloatArray:
+    """F1; 0 for 0 / 0."""
+    return np.asarray(2 * true_positives / np.maximum(decided + positives, 1))
 
-    Attributes
-    ----------
-    score : of 0/1 arrays `y_true` and `y_pred` of shape (n_samples, n_labels); more is better
-    cut_each : thresholds of shape (n_labels,), one for each label, that are together the best on the rows given; a
-        function of `y_true`, `y_score`, `min_positives` and `default`, see `tune_thresholds`
-    cut_all : the best one threshold for all labels, a function of the same
+
+def f_beta_rate(beta: float) -> Rate:
+    """F-beta: recall counts `beta` times as much as precision (van Rijsbergen 1979); 0 for 0 / 0."""
+
+    def rate(true_positives: Any, decided: Any, positives: Any, n: Any) -> FloatArray:
+        below = decided + beta**2 * positives
+        return np.asarray((1 + beta**2) * true_positives / np.where(below > 0, below, 1))
+
+    return rate
+
+
+def mcc_rate(true_positives: Any, decided: Any, positives: Any, n: Any) -> FloatArray:
+    """The correlation of decisions and truth (Matthews 1975); 0 where either is the same for all rows."""
+    spread = (1.0 * decided) * (n - decided) * positives * (n - positives)
+    return np.asarray((true_positives * n - decided * positives) / np.sqrt(np.maximum(spread, 1)))
+
+
+def right_rate(true_positives: Any, decided: Any, positives: Any, n: Any) -> FloatArray:
+    """By how much the share of right decisions exceeds that of no positive decision at all."""
+    return np.asarray((2 * true_positives - decided) / n)
+
+
+def best_cuts(truth: BoolArray, scores: FloatArray, min_positives: int, default: float, rate: Rate) -> FloatArray:
+    """The best cut of every label by itself: the best for a mean over labels, as its terms are independent.
+
+    Exact, by one descending sort. A label without negatives is always positive: whatever is decided, its correlation
+    is 0.
     """
-
-    score: Callable[[npt.ArrayLike, npt.ArrayLike], float]
-    cut_each: Callable[[BoolArray, FloatArray, int, float], FloatArray]
-    cut_all: Callable[[BoolArray, FloatArray, int, float], float]
-
-
-def objective_named(name: str) -> Objective:
-    """The objective of that name; ValueError for another one."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"The 'objective' parameter must be one of {', '.join(OBJECTIVES)}. Got {name!r} instead.")
-    return OBJECTIVES[name]
-
-
-def best_cuts(truth: BoolArray, scores: FloatArray, min_positives: int, default: float) -> FloatArray:
-    """The cut of the greatest F1 for every label: the best for macro-F1, as its terms are independent."""
     columns = (slice(j, j + 1) for j in range(truth.shape[1]))
-    return np.array([highest_best_cut(truth[:, c], scores[:, c], min_positives, default) for c in columns], float)
+    return np.array(
+        [
+            float(scores[:, c].min())
+            if len(truth) >= max(min_positives, 1) and truth[:, c].all()
+            else highest_best_cut(truth[:, c], scores[:, c], min_positives, default, rate)
+            for c in columns
+        ],
+        float,
+    )
 
 
-def highest_best_cut(truth: BoolArray, scores: FloatArray, min_positives: int, default: float) -> float:
-    """The one threshold for all columns with the greatest sum of F1; of equals the highest."""
+def highest_best_cut(
+    truth: BoolArray, scores: FloatArray, min_positives: int, default: float, rate: Rate = f1_rate
+) -> float:
+    """The one threshold for all columns with the greatest sum of their rates; of equals the highest."""
     if truth.sum() < max(min_positives, 1):
         return float(default)
-    n, n_labels = truth.shape
+    n, n_columns = truth.shape
     order = np.argsort(-scores, axis=0)
-    positives = np.cumsum(np.take_along_axis(truth, order, axis=0), axis=0, dtype=np.int64)
-    # F1 = 2 tp / (decided positive + truly positive), after each row of each label's own descending order.
-    f1 = 2 * positives / (np.arange(1, n + 1)[:, None] + positives[-1])
+    positives = truth.sum(axis=0, dtype=np.int64)
+    found = np.zeros((n + 1, n_columns), dtype=np.int64)
+    np.cumsum(np.take_along_axis(truth, order, axis=0), axis=0, dtype=np.int64, out=found[1:])
+    # Before any row, and after each row, of each column's own descending order.
+    values = rate(found, np.arange(n + 1)[:, None], positives, n)
 
-    # What each row adds to the sum of F1 when the threshold falls to its score. In whole numbers these steps add up to
-    # each label's F1 without drift, however many there are; equal sums can then differ by n_labels at most.
-    unit = 1 << min(52, 62 - n_labels.bit_length())
-    steps = np.diff(np.rint(f1 * unit).astype(np.int64), axis=0, prepend=0).ravel()
+    # What each row adds to the sum when the threshold falls to its score. In whole numbers these steps add up to each
+    # column's rate without drift, however many there are; equal sums can then differ by n_columns at most.
+    unit = 1 << min(52, 62 - n_columns.bit_length())
+    steps = np.diff(np.rint(values * unit).astype(np.int64), axis=0).ravel()
     falling = np.take_along_axis(scores, order, axis=0).ravel()
-    if n_labels > 1:  # one label is in order already
+    if n_columns > 1:  # one column is in order already
         order = np.argsort(-falling)
         steps, falling = steps[order], falling[order]
 
     cuts = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))  # the last row of every run of equal scores
     total = np.cumsum(steps)[cuts]
-    slack = n_labels if n_labels > 1 else 0
+    slack = n_columns if n_columns > 1 else 0
+    if total.max() <= slack:
+        return _above(float(falling[0]))
     best = int(cuts[np.argmax(total >= total.max() - slack)])
-    if best == len(falling) - 1:
+    return _cut_after(falling, best)
+
+
+def micro_f1_cuts(truth: BoolArray, scores: FloatArray, min_positives: int, default: float) -> FloatArray:
+    """The cuts that are together the best for micro-F1, exactly, by Dinkelbach's method (1967, "On Nonlinear Fractional
+    Programming", Management Science 13(7)).
+
+    Micro-F1 is 2 tp / (decided + positive), both sums over the labels. It reaches `f` where the sum of each label's
+    greatest 2 tp - f decided is at least f times the positives: labels are independent once `f` is given, and the `f`
+    that these cuts have is the next one, until it is its own. Whole numbers throughout.
+    """
+    n_labels = truth.shape[1]
+    tunable = truth.sum(axis=0) >= max(min_positives, 1)
+    cuts, fixed = np.full(n_labels, float(default)), scores >= default
+    order, found, ends = [], [], []
+    for j in range(n_labels):
+        order.append(np.argsort(-scores[:, j], kind="stable"))
+        found.append(np.concatenate([[0], np.cumsum(truth[order[j], j], dtype=np.int64)]))
+        falling = scores[order[j], j]
+        ends.append(_ends(falling))
+    positives = int(truth.sum())
+    above, below = 0, 1
+    while tunable.any():
+        tp, decided = int((fixed & truth)[:, ~tunable].sum()), int(fixed[:, ~tunable].sum())
+        at = {}
+        for j in np.flatnonzero(tunable).tolist():
+            worth = 2 * below * found[j][ends[j]] - above * ends[j]
+            at[j] = int(ends[j][np.argmax(worth)])  # argmax: the first of equals, the highest cut
+            tp, decided = tp + int(found[j][at[j]]), decided + at[j]
+        if 2 * tp * below <= above * (decided + positives):
+            break
+        for j, k in at.items():
+            falling = scores[order[j], j]
+            cuts[j] = _above(float(falling[0])) if k == 0 else _cut_after(falling, k - 1)
+        above, below = 2 * tp, decided + positives
+    return cuts
+
+
+def ascend(truth: BoolArray, scores: FloatArray, min_positives: int, start: FloatArray, value: RowValue) -> FloatArray:
+    """Cuts for a mean over rows, to which a row's labels are worth something together: a local optimum.
+
+    Coordinate ascent: label after label takes the cut that is best given the other labels' decisions (exact, by one
+    sort), over and over, until no label gains. No single cut can then be moved for the better; several together might.
+
+    Parameters
+    ----------
+    start : array of shape (n_labels,), the cuts to begin with
+    value : what a row is worth
+    """
+    cuts = np.array(start, dtype=np.float64)
+    decided = scores >= cuts
+    order = np.argsort(-scores, axis=0, kind="stable")
+    tunable = np.flatnonzero(truth.sum(axis=0) >= max(min_positives, 1)).tolist()
+    both = (truth & decided).sum(axis=1, dtype=np.int64)
+    either = (truth | decided).sum(axis=1, dtype=np.int64)
+    moved = True
+    while moved:
+        moved = False
+        for j in tunable:
+            own = truth[:, j]
+            both, either = both - (own & decided[:, j]), either - (own | decided[:, j])
+            yes, no = value(both + own, either + 1), value(both, either + own)
+            falling = scores[order[:, j], j]
+            reached = np.concatenate([[0.0], np.cumsum((yes - no)[order[:, j]])])
+            ends = _ends(falling)
+            k = int(ends[np.argmax(reached[ends] >= reached[ends].max() - 1e-9)])
+            if reached[k] > reached[int(decided[:, j].sum())] + 1e-9:
+                cuts[j] = _above(float(falling[0])) if k == 0 else _cut_after(falling, k - 1)
+                decided[:, j] = scores[:, j] >= cuts[j]
+                moved = True
+            both, either = both + (own & decided[:, j]), either + (own | decided[:, j])
+    return cuts
+
+
+def _ends(falling: FloatArray) -> Counts:
+    """How many of the descending scores each cut takes, none first; equal scores are taken together."""
+    return np.concatenate([[0], np.flatnonzero(np.append(falling[:-1] != falling[1:], True)) + 1])
+
+
+def _cut_after(falling: FloatArray, row: int) -> float:
+    """The cut that takes all descending scores up to that of `row`."""
+    if row == len(falling) - 1:
         return float(falling[-1])
-    return between(lower=float(falling[best + 1]), upper=float(falling[best]))
+    return between(lower=float(falling[row + 1]), upper=float(falling[row]))
 
 
 def between(lower: float, upper: float) -> float:
@@ -79,4 +188,6 @@ def between(lower: float, upper: float) -> float:
     return middle if lower < middle <= upper else upper
 
 
-OBJECTIVES = {"macro_f1": Objective(macro_f1, best_cuts, highest_best_cut)}
+def _above(highest: float) -> float:
+    """A cut above all scores: between the highest and 1 where they are probabilities."""
+    return between(highest, 1.0) if highest < 1 else float(np.nextafter(highest, np.inf))

@@ -16,11 +16,11 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lora_cls.choices import BlendHow
+from lora_cls.choices import BlendHow, MetricName
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
 from lora_cls.evaluation.links import Link, Sigmoid, Softmax
+from lora_cls.evaluation.metric import Metric
 from lora_cls.evaluation.mistakes import Doubts, class_doubts, label_doubts
-from lora_cls.evaluation.objectives import objective_named
 from lora_cls.evaluation.stacking import stack_classes, stack_labels
 from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
 from lora_cls.recipe import Prediction, TaskName, Thresholds
@@ -37,11 +37,12 @@ class Task(ABC):
     ----------
     name : the recipe's
     settings : the recipe's `thresholds`
+    metric : what it is judged by
     link : what turns logits into probabilities
     exclusive : whether every row has exactly one of the labels
     blend_ways, calibrations : what means something for the task, see `blending` and `calibration`
     several : whether a row may have any number of them
-    title, headline : what the task, and its score, are called
+    title, headline : what the task, and its macro-F1, are called
     noun, nouns, count : what a row is given, and what those who have one are
     thresholds_word, tuned, weights_word : what is tuned to decide by probabilities; how it is said of the other folds
     aims : what is added to that, for strategies that tune for something of their own
@@ -52,6 +53,7 @@ class Task(ABC):
 
     name: TaskName
     settings: Thresholds
+    metric: Metric
     link: ClassVar[Link]
     exclusive: ClassVar[bool]
     several: ClassVar[bool] = False
@@ -72,6 +74,12 @@ class Task(ABC):
     meaning: ClassVar[str]
 
     @property
+    def metric_name(self) -> str:
+        """What the metric is called at the start of a sentence."""
+        title = self.metric.title
+        return self.headline if self.metric.name == "macro_f1" else title[:1].upper() + title[1:]
+
+    @property
     @abstractmethod
     def strategy(self) -> str:
         """`settings.strategy`, or what null means for the task."""
@@ -82,7 +90,7 @@ class Task(ABC):
 
     @abstractmethod
     def tune(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> FloatArray:
-        """Thresholds of shape (n_labels,) for the greatest objective on rows with `y_true`, `y_score` (n, n_labels)."""
+        """Thresholds of shape (n_labels,) for the best metric on rows with `y_true`, `y_score` (n, n_labels)."""
 
     @abstractmethod
     def apply(
@@ -173,7 +181,7 @@ class LabelTask(Task):
         return tune_thresholds(
             y_true,
             y_score,
-            objective=settings.objective,
+            metric=self.metric,
             strategy=self.strategy,  # type: ignore[arg-type]  # tune_thresholds refuses those of single_label
             min_positives=settings.min_positives,
             default=settings.default,
@@ -220,7 +228,8 @@ class ClassTask(Task):
 
     `prior_adjusted` divides a class's probability by its share to a power: p_c / (K share_c)^tau. At tau = 0 that is
     argmax, which macro-F1 punishes where classes are rare; at tau = 1 it is best for the mean recall of the classes
-    (Menon et al. 2021, "Long-tail learning via logit adjustment", ICLR). tau is tuned for macro-F1.
+    (Menon et al. 2021, "Long-tail learning via logit adjustment", ICLR). tau is tuned for the metric
+    (macro-F1, where that takes no decisions).
     """
 
     link = Softmax()
@@ -247,7 +256,7 @@ class ClassTask(Task):
         return _one_hot(as_scores(logits, "logits"))
 
     def tune(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> FloatArray:
-        """Thresholds `(K share)^tau`, of all in `EXPONENTS` with the greatest objective; of equals the smallest tau.
+        """Thresholds `(K share)^tau`, of all in `EXPONENTS` with the best metric; of equals the smallest tau.
 
         A class with fewer rows than `min_positives` is treated as if it had so many: a share of so few is chance.
         """
@@ -264,8 +273,8 @@ class ClassTask(Task):
             return np.ones(n_classes)
         counts = np.maximum(truth.sum(axis=0), max(self.settings.min_positives, 1))
         shares = counts * (n_classes / n_samples)
-        score = objective_named(self.settings.objective).score
-        reached = [score(truth, self.apply(scores, shares**tau)) for tau in EXPONENTS]
+        gain = self.metric.for_thresholds.gain
+        reached = [gain(truth, self.apply(scores, shares**tau), scores) for tau in EXPONENTS]
         return np.asarray(shares ** EXPONENTS[int(np.argmax(reached))])  # argmax: the first of equals
 
     def apply(
@@ -328,16 +337,23 @@ class BinaryTask(LabelTask):
 TASKS: dict[TaskName, type[Task]] = {"multi_label": LabelTask, "single_label": ClassTask, "binary": BinaryTask}
 
 
-def task_of(name: TaskName | None, settings: Thresholds | None = None) -> Task:
+def task_of(
+    name: TaskName | None,
+    settings: Thresholds | None = None,
+    metric: MetricName = "macro_f1",
+    metric_beta: float | None = None,
+) -> Task:
     """The task of that name.
 
     Parameters
     ----------
     name : a recipe's; None, where no table has been looked at, decides each label for itself
     settings : the recipe's `thresholds`
+    metric, metric_beta : the recipe's
     """
     name = name or "multi_label"
-    return TASKS[name](name, settings or Thresholds())
+    of = TASKS[name]
+    return of(name, settings or Thresholds(), Metric(metric, metric_beta, of.exclusive))
 
 
 def _one_hot(values: FloatArray) -> npt.NDArray[np.int8]:

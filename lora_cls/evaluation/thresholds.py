@@ -21,7 +21,8 @@ import numpy.typing as npt
 from lora_cls.choices import LabelStrategy
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_keys, as_scores, same_shape
 from lora_cls.evaluation.expected_f1 import SHRINKAGE, expected_f1_cuts
-from lora_cls.evaluation.objectives import highest_best_cut, objective_named
+from lora_cls.evaluation.metric import MACRO_F1, Metric
+from lora_cls.evaluation.objectives import highest_best_cut
 from lora_cls.evaluation.probabilities import as_probabilities
 
 
@@ -79,22 +80,22 @@ def tune_thresholds(
     y_true: npt.ArrayLike,
     y_score: npt.ArrayLike,
     *,
-    objective: str = "macro_f1",
+    metric: Metric = MACRO_F1,
     strategy: LabelStrategy = "per_label",
     min_positives: int = 5,
     default: float = 0.5,
 ) -> FloatArray:
-    """Thresholds that maximise an objective on the rows given.
+    """Thresholds that maximise a metric on the rows given.
 
     Parameters
     ----------
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_samples, n_labels)
-    objective : a name in `lora_cls.evaluation.objectives.OBJECTIVES`
+    metric : what they are tuned for; of ranks and probabilities, macro-F1
     strategy : {"per_label", "global", "fixed", "expected_f1", "auto"}
-        "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent.
-        "global" finds the one threshold that is best over all labels, exactly: for macro-F1 it visits every distinct
-        score of every label after one sort. "fixed" gives every label `default`.
+        "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent
+        (see `Metric.cut_each` for what is exact). "global" finds the one threshold that is best over all labels,
+        exactly: it visits every distinct score of every label after one sort. "fixed" gives every label `default`.
         "expected_f1" gives each the cut of the greatest expected F1 by calibrated probabilities, "auto" one between it
         and "per_label": the nearer to the latter the more positives the label has; see
         `lora_cls.evaluation.expected_f1`. Both leave `default` to labels without any positive.
@@ -110,7 +111,7 @@ def tune_thresholds(
     Raises
     ------
     ValueError
-        For an unknown objective or strategy, shapes that differ, labels other than 0 and 1, NaN or infinite scores, and
+        For an unknown strategy, shapes that differ, labels other than 0 and 1, NaN or infinite scores, and
         for "expected_f1" and "auto" scores outside [0, 1].
 
     Examples
@@ -124,11 +125,11 @@ def tune_thresholds(
     """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
-    n_labels, aim = truth.shape[1], objective_named(objective)
+    n_labels = truth.shape[1]
     if strategy == "per_label":
-        return aim.cut_each(truth, scores, min_positives, default)
+        return metric.cut_each(truth, scores, min_positives, default)
     if strategy == "global":
-        return np.full(n_labels, aim.cut_all(truth, scores, min_positives, default))
+        return np.full(n_labels, metric.cut_all(truth, scores, min_positives, default))
     if strategy == "expected_f1":
         return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default)
     if strategy == "auto":

@@ -27,7 +27,11 @@ from lora_cls.training.heads import head_type
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-HUB_METRICS = {"macro_f1": "f1", "accuracy": "accuracy", "micro_f1": "f1", "macro_roc_auc": "roc_auc"}
+HUB_METRICS = {
+    "macro_f1": "f1", "micro_f1": "f1", "samples_jaccard": "jaccard", "f_beta": "f_beta", "accuracy": "accuracy",
+    "mcc": "matthews_correlation", "roc_auc": "roc_auc", "average_precision": "average_precision",
+    "log_loss": "log_loss", "macro_roc_auc": "roc_auc",
+}  # fmt: skip
 """What the hub calls the scores that it knows."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -57,22 +61,25 @@ def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
     data = PurePath(path.replace("\\", "/")).stem
     scores = metrics.cross_fitted
     how = "cross-fitted, optimistic" if metrics.optimistic else "cross-fitted"
-    task = task_of(metrics.task)
+    task = task_of(metrics.task, metric=metrics.metric, metric_beta=metrics.metric_beta)
     told = {"macro_f1": task.headline, **task.in_sentence, **task.beside, "macro_roc_auc": task.roc_auc}
-    named = {key: (HUB_METRICS[key], name) for key, name in told.items() if key in HUB_METRICS}
+    values = {key: getattr(scores, key) for key in told if key in HUB_METRICS}
+    if metrics.metric != "macro_f1":  # what the run is judged by comes first
+        told = {metrics.metric: task.metric_name} | told
+        values = {metrics.metric: scores.metric} | values
     results = [
         EvalResult(
             task_type="text-classification",
             dataset_type=data,
             dataset_name=data,
             dataset_split="train, out of fold",
-            metric_type=kind,
-            metric_name=f"{name} (out of fold, {how})",
-            metric_value=round(getattr(scores, key), 6),
+            metric_type=HUB_METRICS[key],
+            metric_name=f"{told[key]} (out of fold, {how})",
+            metric_value=round(value, 6),
             verified=False,
         )
-        for key, (kind, name) in named.items()
-        if getattr(scores, key) is not None
+        for key, value in values.items()
+        if value is not None
     ]
     tags = ["lora_cls", task.name.replace("_", "-")]
     adapter = recipe.backbone is not None and recipe.lora is not None
@@ -87,7 +94,7 @@ def card_data(run: RunFolder, metrics: Scores) -> ModelCardData:
         library_name=library,
         pipeline_tag="text-classification",
         tags=tags,
-        metrics=list(dict.fromkeys(kind for kind, _ in named.values())),
+        metrics=list(dict.fromkeys(HUB_METRICS[key] for key in values)),
         model_name=run.name,
         eval_results=results,
     )

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from lora_cls.errors import RunError, visible
-from lora_cls.evaluation.comparison import COST_NOTE, NOTE, Compared, Comparison, Seeds
+from lora_cls.evaluation.comparison import COST_NOTE, Compared, Comparison, Seeds
 from lora_cls.files import make_folder, write_bytes, write_csv
 from lora_cls.report.offline import fill_page
 from lora_cls.report.sentences import Cells, interval_text
 from lora_cls.report.templating import fill
 
 HEADER = (
-    "", "run", "what", "macro-F1 (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
+    "", "run", "what", "{metric} (95 %)", "untuned", "minus the best (95 %)", "train min", "train rows/s",
     "s per 1,000 texts", "peak GiB", "trained parameters",
 )  # fmt: skip
 COSTS = ("train_minutes", "train_rows_per_second", "seconds_per_1000_texts", "peak_memory_gib", "trainable_parameters")
@@ -65,17 +65,18 @@ def _shown(comparison: Comparison) -> dict[str, Any]:
     """What both templates say."""
     return {
         "where": where_scored(comparison),
-        "header": HEADER,
+        "header": comparison_header(comparison),
+        "metric": comparison.metric.title,
         "cells": comparison_cells(comparison),
         "labels": label_cells(comparison),
         "seeds": [seeds_sentence(seeds) for seeds in comparison.seeds],
-        "note": NOTE,
+        "note": comparison.note,
         "cost_note": COST_NOTE,
     }
 
 
 def figure(comparison: Comparison) -> str:
-    """SVG of macro-F1 with its interval against minutes of training, logarithmic."""
+    """SVG of the metric with its interval against minutes of training, logarithmic."""
     runs, named = comparison.runs, _numbered(comparison)
     left, right, top, bottom = 62, WIDTH - 40 - 6.5 * min(max(map(len, named)), 40), 12, HEIGHT - 44
     ends = np.log10([_minutes(run) for run in runs])
@@ -117,6 +118,7 @@ def figure(comparison: Comparison) -> str:
     scores = [k * step for k in range(int(np.ceil(least / step)), int(np.floor(most / step)) + 1)]
     return fill(
         "compare.svg.j2",
+        metric=comparison.metric.title,
         width=WIDTH,
         height=max(HEIGHT, 16 * len(runs) + 30),  # of the names beside it
         left=left,
@@ -179,6 +181,11 @@ def _free_places(ends: Sequence[np.ndarray]) -> list[tuple[float, float]]:
         taken.append((place[0] - 10, place[1] - 8, place[0] + 10, place[1] + 8))
         places.append((float(place[0]), float(place[1])))
     return places
+
+
+def comparison_header(comparison: Comparison) -> list[str]:
+    """What stands over the columns of `comparison_cells`."""
+    return [name.format(metric=comparison.metric.title) for name in HEADER]
 
 
 def comparison_cells(comparison: Comparison) -> Cells:

@@ -122,14 +122,16 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     """
     results = results or run.results()
     oof, decision, scores = results.oof, results.decision, results.scores
-    info, recipe, task = run.info, run.recipe, run.task()
+    info, recipe, task = run.info, run.recipe, run.task(decision)
     shown = shown_rows(run, results, train)
     classes, n_labels = task.exclusive, len(oof.label_names)
     per_label = scores.cross_fitted.per_label
     start = start_sentence(info)
     shipped = np.array([decision.shipped[name] for name in oof.label_names])
     at_least_one = decision.prediction.at_least_one
-    at_shipped = macro_f1(oof.y_true, task.apply(oof.y_score, shipped, at_least_one))
+    at_shipped = None
+    if not task.metric.of_scores:
+        at_shipped = task.metric.score(oof.y_true, task.apply(oof.y_score, shipped, at_least_one), oof.y_score)
     folds = [_fold(run.fold(number), number, shown, decision) for number in scores.folds_finished]
     lengths = length_summary(train.texts) if train is not None else info.data.lengths
     return {
@@ -173,28 +175,34 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     }
 
 
-def _tiles(scores: Scores, at_shipped: float) -> list[dict[str, Any]]:
+def _tiles(scores: Scores, at_shipped: float | None) -> list[dict[str, Any]]:
     what, tiles = task_of(scores.task).thresholds_word, []
     for name, of_way in (
         (f"cross-fitted: {what} from the other {scores.cross_fitted.over}", scores.cross_fitted),
         ("untuned", scores.untuned),
     ):
-        interval = of_way.macro_f1_interval
+        interval = of_way.judged
+        if interval is None or (at_shipped is None and of_way is scores.untuned):
+            continue  # undefined; or of scores, which are the same untuned
+        name = name if at_shipped is not None else f"{scores.of.title}, out of fold"
         between = f"95 % {interval.low:.3f} to {interval.high:.3f}"
-        tiles.append({"name": name, "value": of_way.macro_f1, "note": between})
+        tiles.append({"name": name, "value": interval.estimate, "note": between})
+    if at_shipped is None:
+        return tiles
     note = "on the rows they were tuned on: flatters"
     return [*tiles, {"name": "at the shipped thresholds", "value": at_shipped, "note": note}]
 
 
-def _ships(run: RunFolder, scores: Scores, decision: Decision, at_shipped: float) -> str:
+def _ships(run: RunFolder, scores: Scores, decision: Decision, at_shipped: float | None) -> str:
     n, combine = len(scores.folds_finished), COMBINE[decision.prediction.combine]
     one = "the one model" if scores.n_splits == 1 else "the one finished fold's model"
     models = f"the {n} folds' models together ({combine})" if n > 1 else one
     what = task_of(scores.task).thresholds_word
-    ships = (
-        f"What ships is {models}, at {what} tuned on all {scores.rows_scored} rows: there they give "
-        f"{at_shipped:.4f}, which flatters, as they were tuned on these rows."
-    )
+    ships = f"What ships is {models}, at {what} tuned on all {scores.rows_scored} rows"
+    if at_shipped is None:
+        ships += f" for {scores.of.for_thresholds.title}; the metric is of their probabilities."
+    else:
+        ships += f": there they give {at_shipped:.4f}, which flatters, as they were tuned on these rows."
     return f"{ships} A model of all rows (refit) has no out-of-fold score." if run.refit.finished else ships
 
 

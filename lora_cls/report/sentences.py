@@ -143,7 +143,9 @@ def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:
 
 def score_sentence(metrics: Scores) -> str:
     """The score in one sentence, with its interval and everything that qualifies it."""
-    scores, strategy, task = metrics.cross_fitted, metrics.strategy, task_of(metrics.task)
+    scores, strategy = metrics.cross_fitted, metrics.strategy
+    task = task_of(metrics.task, metric=metrics.metric, metric_beta=metrics.metric_beta)
+    metric, judged = task.metric, scores.judged
     if strategy == "argmax":
         how = "the most probable class"
     elif strategy == "fixed":
@@ -153,17 +155,27 @@ def score_sentence(metrics: Scores) -> str:
         if scores.over == "parts":
             how = f"{task.weights_word} for each of {scores.n_parts} parts of them tuned on the other parts"
         how += task.aims.get(strategy, "")
-    low, high = scores.macro_f1_interval.low, scores.macro_f1_interval.high
     rows = metrics.rows_scored
     where = f"out of fold on {rows} rows" if metrics.n_splits > 1 else f"on {rows} held-out rows"
-    sentence = (
-        f"{task.headline} {scores.macro_f1:.4f} (95 % interval {low:.4f} to {high:.4f}) {where}, "
-        f"{how}; untuned {metrics.untuned.macro_f1:.4f}."
-    )
-    for key, name in task.in_sentence.items():
+    if judged is None:
+        sentence = f"{task.metric_name} is undefined {where}: no label has both positives and negatives there."
+    else:
+        value = (
+            f"{task.metric_name} {judged.estimate:.4f} (95 % interval {judged.low:.4f} to {judged.high:.4f}) {where}"
+        )
+        of_scores = "of ranks" if metric.name != "log_loss" else "of probabilities, less is better"
+        untuned = metrics.untuned.judged
+        assert untuned is not None
+        sentence = f"{value}, {of_scores}." if metric.of_scores else f"{value}, {how}; untuned {untuned.estimate:.4f}."
+    told = task.in_sentence
+    if metric.name != "macro_f1":
+        told = {"macro_f1": task.headline, **{key: name for key, name in told.items() if key != metric.name}}
+    for key, name in told.items():
         sentence += f" {name} {getattr(scores, key):.4f}, untuned {getattr(metrics.untuned, key):.4f}."
     if metrics.tuning_gain is not None:
-        sentence += f" {tuning_sentence(metrics.tuning_gain, 'argmax' if task.name == 'single_label' else 'fixed')}"
+        of = f" {metric.for_thresholds.title}" if metric.of_scores else ""
+        instead = "argmax" if task.name == "single_label" else "fixed"
+        sentence += f" {tuning_sentence(metrics.tuning_gain, instead, of)}"
     finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -176,11 +188,17 @@ def score_sentence(metrics: Scores) -> str:
     return sentence
 
 
-def tuning_sentence(gain: Interval, instead: str) -> str:
-    """What tuning gains over untuned decisions, and what may be done where that is nothing; `instead`: a strategy."""
+def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
+    """What tuning gains over untuned decisions, and what may be done where that is nothing.
+
+    Parameters
+    ----------
+    instead : a strategy that does not tune
+    of : the metric, where it is not the one just told
+    """
     sentence = (
-        f"Tuning gains {gain.estimate:+.4f} over untuned (95 % interval of the paired difference {gain.low:+.4f} to "
-        f"{gain.high:+.4f})"
+        f"Tuning gains {gain.estimate:+.4f}{of} over untuned "
+        f"(95 % interval of the paired difference {gain.low:+.4f} to {gain.high:+.4f})"
     )
     if gain.low > 0:
         return f"{sentence}."
@@ -260,13 +278,13 @@ def blend_ways(about: BlendInfo) -> tuple[list[str], Cells]:
     rows = [
         [
             f"{way.how}{' (written)' if way.how == about.how else ''}",
-            interval_text(way.macro_f1_interval),
+            interval_text(way.metric_interval or way.macro_f1_interval),
             interval_text(way.gain_over_best, "+"),
             _mark(way.gain_over_best, "no gain shown"),
         ]
         for way in about.ways
     ]
-    return ["way", "macro-F1 (95 %)", f"gain over {about.best_single} (95 %)", ""], rows
+    return ["way", f"{about.metric_title} (95 %)", f"gain over {about.best_single} (95 %)", ""], rows
 
 
 def blend_runs(about: BlendInfo) -> tuple[list[str], Cells]:
@@ -274,13 +292,13 @@ def blend_runs(about: BlendInfo) -> tuple[list[str], Cells]:
     rows = [
         [
             run.name,
-            f"{run.macro_f1:.4f}",
+            f"{run.macro_f1 if run.metric is None else run.metric:.4f}",
             interval_text(run.adds, "+"),
             _mark(run.adds, "adds nothing that shows"),
         ]
         for run in about.runs
     ]
-    return ["run", "macro-F1 alone", f"adds to {about.how} (95 %)", ""], rows
+    return ["run", f"{about.metric_title} alone", f"adds to {about.how} (95 %)", ""], rows
 
 
 def _mark(gain: Interval, within_chance: str) -> str:
@@ -291,7 +309,7 @@ def gain_sentence(about: BlendInfo) -> str:
     """What the written way gains, with a warning where that is within chance."""
     gain = next(way.gain_over_best for way in about.ways if way.how == about.how)
     sentence = (
-        f"Blended by {about.how}, {len(about.runs)} runs gain {gain.estimate:+.4f} macro-F1 over "
+        f"Blended by {about.how}, {len(about.runs)} runs gain {gain.estimate:+.4f} {about.metric_title} over "
         f"{about.best_single} alone (95 % interval {gain.low:+.4f} to {gain.high:+.4f})."
     )
     if gain.high < 0:

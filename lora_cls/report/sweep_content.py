@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from lora_cls.errors import LoraClsError, brief, shorten, visible
+from lora_cls.evaluation import task_of
 from lora_cls.report.sentences import interval_text, settings_rows
 from lora_cls.runs.folder import RunFiles
 from lora_cls.runs.records import LabelScores, Scores
@@ -23,7 +24,6 @@ from lora_cls.search.folder import HoldoutScore, SweepFolder, Trial, TrialState
 from lora_cls.search.objective import run_score
 from lora_cls.search.optuna_files import load_optuna, open_study
 
-OBJECTIVES = {"macro_f1": "macro-F1", "average_precision": "mean average precision", "loss": "log loss"}
 STATES: dict[TrialState, str] = {
     "complete": "complete",
     "stopped": "stopped early",
@@ -157,7 +157,7 @@ def summarize(sweep: SweepFolder) -> SweepSummary:
     ]
     n_folds = len(sweep.info.folds)
     return SweepSummary(
-        objective=OBJECTIVES[sweep.settings.objective],
+        objective=objective_title(sweep),
         maximized=sweep.maximized,
         trials=trials,
         ranked=ranked,
@@ -172,13 +172,21 @@ def summarize(sweep: SweepFolder) -> SweepSummary:
     )
 
 
+def objective_title(sweep: SweepFolder) -> str:
+    """What trials are compared by, in words."""
+    if sweep.objective in ("loss", "average_precision"):
+        return {"loss": "log loss", "average_precision": "mean average precision"}[sweep.objective]
+    recipe = sweep.recipe
+    return task_of(recipe.task, None, sweep.objective, recipe.metric_beta).metric.title  # type: ignore[arg-type]
+
+
 def _fresh_scores(sweep: SweepFolder, ranked: Sequence[Trial]) -> dict[int, float]:
     """By number, of the trials that were scored again; one whose folder is damaged is left out."""
     found = {}
     for trial in ranked:
         try:
             run = sweep.confirmation(trial.number)
-            score = None if run is None else run_score(run, sweep.settings.objective)
+            score = None if run is None else run_score(run, sweep.objective)
         except (LoraClsError, OSError):
             continue
         if score is not None and math.isfinite(score):
@@ -551,7 +559,7 @@ def _settings(sweep: SweepFolder) -> list[tuple[str, str]]:
     held_out = "none" if info.holdout is None else f"{info.holdout:.0%} of the rows, which no trial sees"
     return [
         ("recipe", info.recipe_name),
-        ("objective", OBJECTIVES[settings.objective]),
+        ("objective", objective_title(sweep)),
         ("sampler", f"{settings.sampler}, random_state {settings.random_state}"),
         ("folds of each trial", f"{shorten(info.folds, 20)} of {info.n_splits}"),
         ("early stops", " and ".join(stops) or "none"),

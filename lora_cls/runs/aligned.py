@@ -140,7 +140,7 @@ def _differences(run: RunFolder, rows: _HeldOut, first: RunFolder, expected: _He
 
 def _aligned(run: RunFolder, name: str, oof: OutOfFold, shared: OutOfFold) -> AlignedRun:
     decision = run.decision()
-    task = run.task(decision.settings)
+    task = run.task(decision)
     place = {row: i for i, row in enumerate(oof.ids)}
     order = np.array([place[row] for row in shared.ids])
     labels = np.array([oof.label_names.index(label) for label in shared.label_names])

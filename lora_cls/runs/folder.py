@@ -44,7 +44,7 @@ from lora_cls.data.submission import spelled_header
 from lora_cls.errors import RunError, no_fold_finished, shorten, visible
 from lora_cls.evaluation import Task, task_of
 from lora_cls.files import remove, sweep, whole_folder, write_array, write_bytes, write_csv, writing
-from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
+from lora_cls.recipe import Recipe, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, read_values, write_values
 from lora_cls.runs.lock import LOCK, locked
@@ -343,9 +343,12 @@ class RunFolder:
         """The one column that held the labels' names; None where each label had a 0/1 column."""
         return self.labels_info.column
 
-    def task(self, settings: Thresholds | None = None) -> Task:
-        """How the run's task decides; `settings` in place of the recipe's `thresholds`."""
-        return task_of(self.recipe.task, settings or self.recipe.thresholds)
+    def task(self, decision: Decision | None = None) -> Task:
+        """How the run's task decides, and what it is judged by: as the recipe says, or as `thresholds.json` does."""
+        recipe = self.recipe
+        if decision is not None:
+            return task_of(recipe.task, decision.settings, decision.metric, decision.metric_beta)
+        return task_of(recipe.task, recipe.thresholds, recipe.metric, recipe.metric_beta)
 
     @property
     def info(self) -> RunInfo:
@@ -477,7 +480,8 @@ class RunFolder:
         decision = Decision.read(file)
         if list(decision.shipped) != self.label_names:
             raise RunError(f"{file} holds thresholds of other labels.{Decision.remedy}")
-        highest = float("inf") if self.task().exclusive else 1.0  # of classes they divide, and need no bound
+        # of classes they divide, and need no bound; just above 1 lies what no probability reaches
+        highest = float("inf") if self.task().exclusive else float(np.nextafter(1.0, 2))
         wrong = [f"shipped.{name} is {value}" for name, value in decision.shipped.items() if not 0 <= value <= highest]
         if wrong:
             raise RunError(f"{file} is damaged: {shorten(wrong)}, and thresholds lie from 0 to 1.{Decision.remedy}")

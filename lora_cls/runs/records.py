@@ -14,10 +14,10 @@ from typing import Any, ClassVar, TypeVar
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_cls.choices import ExportKind, Over
+from lora_cls.choices import ExportKind, MetricName, Over
 from lora_cls.data import Columns
 from lora_cls.errors import RunError
-from lora_cls.evaluation import Interval
+from lora_cls.evaluation import Interval, Metric
 from lora_cls.files import write_json
 from lora_cls.recipe import Prediction, TaskName, Thresholds
 from lora_cls.runs.io import read_bytes
@@ -176,6 +176,8 @@ class FoldInfo(Record):
     unparsable_answers: int | None = None
     other_folds_macro_f1: list[float] | None = None
     """With `select: cross_fitted`, of every epoch: on the other folds' rows."""
+    other_folds_metric: list[float] | None = None
+    """The same where the metric is another, turned so that more is better."""
 
 
 class Decision(Record):
@@ -184,6 +186,9 @@ class Decision(Record):
     remedy: ClassVar[str] = " Write it again with: lora-cls tune RUN."
 
     settings: Thresholds
+    metric: MetricName = "macro_f1"
+    """What the thresholds are tuned for, and the scores beside them state first."""
+    metric_beta: float | None = None
     prediction: Prediction
     shipped: dict[str, float]
     """Tuned on all rows; for rows that no fold saw."""
@@ -229,6 +234,14 @@ class ScoreSet(Part):
     accuracy: float | None = None
     """Of classes."""
     macro_f1_interval: Interval
+    metric: float | None = None
+    """The value of the metric that the run is judged by; None where it is undefined."""
+    metric_interval: Interval | None = None
+
+    @property
+    def judged(self) -> Interval | None:
+        """The metric with its interval; macro-F1 in files of before."""
+        return self.metric_interval if "metric" in self.model_fields_set else self.macro_f1_interval
 
 
 class TestRows(Part):
@@ -245,6 +258,9 @@ class Scores(Record):
     remedy: ClassVar[str] = " Write it again with: lora-cls tune RUN."
 
     task: TaskName | None
+    metric: MetricName = "macro_f1"
+    """What the run is judged by; its values stand in the sets of scores below."""
+    metric_beta: float | None = None
     strategy: str
     optimistic: bool
     decision_sha256: str | None = None
@@ -260,11 +276,17 @@ class Scores(Record):
     cross_fitted: ScoreSet
     untuned: ScoreSet
     tuning_gain: Interval | None = None
-    """Cross-fitted macro-F1 minus untuned, paired; None where nothing is tuned."""
+    """Cross-fitted minus untuned, paired, of the metric (of macro-F1 where that takes no decisions); None where nothing
+    is tuned."""
     note: str
     answers: int | None = None
     unparsable_answers: int | None = None
     test: TestRows | None = None
+
+    @property
+    def of(self) -> Metric:
+        """The metric that the run is judged by."""
+        return Metric(self.metric, self.metric_beta, self.task == "single_label")
 
     def per_label(self) -> pd.DataFrame:
         """A row per label: the cross-fitted scores, and the shipped threshold."""
@@ -273,7 +295,10 @@ class Scores(Record):
     def __repr__(self) -> str:
         scores, rows = self.cross_fitted, f"{self.rows_scored} of {self.rows} rows"
         optimistic = ", OPTIMISTIC" if self.optimistic else ""
-        return f"Scores(macro_f1={scores.macro_f1:.4f}, untuned={self.untuned.macro_f1:.4f}, {rows}{optimistic})"
+        first = f"macro_f1={scores.macro_f1:.4f}, untuned={self.untuned.macro_f1:.4f}"
+        if self.metric != "macro_f1" and scores.metric is not None:
+            first = f"{self.metric}={scores.metric:.4f}, {first}"
+        return f"Scores({first}, {rows}{optimistic})"
 
     def _repr_html_(self) -> str:
         """For notebooks: the headline, and the table per label."""
@@ -285,6 +310,8 @@ class BlendedRun(Part):
 
     name: str
     macro_f1: float
+    metric: float | None = None
+    """The value of the metric that runs are judged by, where it is another."""
     adds: Interval
 
 
@@ -293,13 +320,18 @@ class BlendWay(Part):
 
     how: str
     macro_f1_interval: Interval
+    metric_interval: Interval | None = None
+    """Of the metric that runs are judged by, where it is another."""
     gain_over_best: Interval
 
 
 class BlendInfo(Record):
-    """`blend.json`: what each way and each run gains."""
+    """`blend.json`: what each way and each run gains, in the metric of the first run."""
 
     how: str
+    metric: MetricName = "macro_f1"
+    metric_title: str = "macro-F1"
+    """What it is called in a sentence."""
     best_single: str
     runs: list[BlendedRun]
     ways: list[BlendWay]

@@ -31,13 +31,16 @@ from lora_cls.data import TableLike, read_table
 from lora_cls.data.table import as_id
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Interval
-from lora_cls.recipe import Recipe, Sweep, load_recipe
+from lora_cls.recipe import Recipe, Sweep, SweepObjective, load_recipe
 from lora_cls.runs import RunFolder
 from lora_cls.runs.io import read_csv
 from lora_cls.runs.lock import locked
 from lora_cls.runs.records import Record
 from lora_cls.search.coding import decoded
 from lora_cls.search.optuna_files import open_study
+
+LOSSES = ("loss", "log_loss")
+"""Objectives of which less is better."""
 
 BEAT = 5.0
 """Seconds between two touches of a trial's `.alive` file."""
@@ -189,9 +192,14 @@ class SweepFolder:
         return self.recipe.sweep
 
     @property
+    def objective(self) -> SweepObjective:
+        """What trials are compared by."""
+        return self.settings.objective or self.recipe.metric
+
+    @property
     def maximized(self) -> bool:
         """Whether a greater score is better."""
-        return self.settings.objective != "loss"
+        return self.objective not in LOSSES
 
     @cached_property
     def folds(self) -> pd.DataFrame:

@@ -8,14 +8,14 @@ import numpy as np
 
 from lora_cls.data.folds import held_apart
 from lora_cls.errors import RunError
-from lora_cls.evaluation import macro_f1, summary
+from lora_cls.evaluation import task_of
 from lora_cls.recipe import SweepObjective
 from lora_cls.runs import OutOfFold, RunFolder
 
 
 def run_score(run: RunFolder, objective: SweepObjective) -> float:
-    """The objective over all finished folds of a trial's run: macro-F1 decided by thresholds of the other folds, the
-    mean of the labels' average precision, or the log loss of the corrected probabilities."""
+    """The objective over all finished folds of a trial's run: a metric, of decisions by thresholds of the other folds
+    that are tuned for it, or of the corrected probabilities; or the log loss of these."""
     return _score(run.out_of_fold(), run, objective)
 
 
@@ -30,16 +30,15 @@ def fold_score(run: RunFolder, number: int, objective: SweepObjective) -> float:
 
 
 def _score(oof: OutOfFold, run: RunFolder, objective: SweepObjective) -> float:
-    task = run.task()
+    recipe = run.recipe
     if objective == "loss":
         right = np.where(oof.y_true == 1, oof.y_score, 1 - oof.y_score)
-        if task.exclusive:
+        if run.task().exclusive:
             right = oof.y_score[oof.y_true == 1]
         return float(-np.log(np.clip(right, 1e-15, 1.0)).mean())
-    y_pred = oof.cross_fit(task, run.recipe.prediction.at_least_one).y_pred
-    if objective == "macro_f1":
-        return macro_f1(oof.y_true, y_pred)
-    found = summary(oof.y_true, y_pred, oof.y_score, oof.label_names)["macro_average_precision"]
-    if found is None:
-        raise RunError("Average precision is undefined: no label has both positives and negatives in these rows.")
-    return float(found)
+    task = task_of(recipe.task, recipe.thresholds, objective, recipe.metric_beta)
+    y_pred = None if task.metric.of_scores else oof.cross_fit(task, recipe.prediction.at_least_one).y_pred
+    found = task.metric.score(oof.y_true, y_pred, oof.y_score)
+    if np.isnan(found):
+        raise RunError(f"{task.metric_name} is undefined: no label has both positives and negatives in these rows.")
+    return found

@@ -19,7 +19,7 @@ from lora_cls.files import make_folder, whole_file, write_bytes, write_csv
 from lora_cls.machine import surroundings
 from lora_cls.recipe import LARGEST_SEED, Recipe, flatten, load_recipe
 from lora_cls.runs.folder import recipe_bytes
-from lora_cls.search.folder import SweepFiles, SweepFolder, SweepInfo, without
+from lora_cls.search.folder import LOSSES, SweepFiles, SweepFolder, SweepInfo, without
 from lora_cls.search.optuna_files import load_optuna, open_study
 
 
@@ -69,7 +69,8 @@ class Plan:
         if self.fresh is not None:
             write_csv(files.fresh, self.fresh)
         write_bytes(files.base, recipe_bytes(self.recipe))
-        direction = "minimize" if self.recipe.sweep and self.recipe.sweep.objective == "loss" else "maximize"
+        assert self.recipe.sweep is not None
+        direction = "minimize" if self.recipe.sweep.objective in LOSSES else "maximize"
         open_study(files.journal, load_optuna().samplers.RandomSampler(), direction)
         info.write(files.info)
 

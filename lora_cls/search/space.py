@@ -90,7 +90,7 @@ def resolved(recipe: Recipe, only: Sequence[str] = ()) -> Sweep:
     if problems:
         count = f"{len(problems)} mistake{'s' * (len(problems) > 1)}"
         raise RecipeError(f"sweep.space: {count}\n  " + "\n  ".join(problems))
-    return settings.model_copy(update={"space": space})
+    return settings.model_copy(update={"space": space, "objective": settings.objective or recipe.metric})
 
 
 def _problems(recipe: Recipe, space: Mapping[str, Range]) -> Iterator[str]:

@@ -196,7 +196,10 @@ def train_fold(
         with averages.in_place():
             if score is not None:
                 state.scores.append(score())
-                record["selection_macro_f1"], record["selection_loss"] = state.scores[-1]
+                last = state.scores[-1]
+                record |= {"selection_macro_f1": last.macro_f1, "selection_loss": last.loss}
+                if last.metric is not None:
+                    record["selection_metric"] = last.metric
                 state.best_epoch = best_epoch(state.scores, train)
                 wanted = may_win(state.scores, train)
                 kept = {number: weights for number, weights in kept.items() if number in wanted}

@@ -20,6 +20,8 @@ class Score(NamedTuple):
     """At logit > 0."""
     loss: float
     """Mean over rows, see `lora_cls.training.losses.validation_loss`."""
+    metric: float | None = None
+    """The recipe's `metric`, turned so that more is better; only where `select_by` asks for it."""
 
 
 def best_epoch(scores: Sequence[Score], train: Train) -> int:
@@ -56,6 +58,8 @@ def _ranked(scores: Sequence[Score], train: Train) -> list[int]:
     everyone = range(len(scores))
     if train.select_by == "macro_f1":
         return sorted(everyone, key=lambda i: -scores[i].macro_f1)
+    if train.select_by == "metric":
+        return sorted(everyone, key=lambda i: -(scores[i].metric or 0.0))
     if train.select_by == "loss":
         return sorted(everyone, key=lambda i: scores[i].loss)
     limit = max(score.macro_f1 for score in scores) - train.select_margin

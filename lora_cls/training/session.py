@@ -71,7 +71,7 @@ class Session:
         assert recipe.backbone is not None
         self.recipe, self.backbone = recipe, recipe.backbone
         self.label_names, self.n_labels = list(label_names), len(label_names)
-        self.task = task_of(recipe.task, recipe.thresholds)
+        self.task = task_of(recipe.task, recipe.thresholds, recipe.metric, recipe.metric_beta)
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
         self._said: set[str] = set()

@@ -204,10 +204,12 @@ class TransformerTrainer:
     def _score(self, model: SequenceClassifier, rows: np.ndarray, weight: np.ndarray) -> Score:
         """How the model is at an epoch's end, on the rows that epochs are compared on."""
         logits = self.session.answer(model, self.rows.tokens.take(rows), weight).logits
-        return Score(
-            macro_f1(self.rows.labels[rows], self.session.task.untuned(logits)),
-            validation_loss(logits, self.rows.targets[rows], weight, self.recipe.loss, self.recipe.task),
-        )
+        truth, task, metric = self.rows.labels[rows], self.session.task, None
+        decided = task.untuned(logits)
+        if self.recipe.train.select_by == "metric":
+            metric = task.metric.gain(truth, decided, task.link.probabilities(logits, weight))
+        loss = validation_loss(logits, self.rows.targets[rows], weight, self.recipe.loss, self.recipe.task)
+        return Score(macro_f1(truth, decided), loss, metric)
 
     def _answer(
         self, model: SequenceClassifier, oof_rows: np.ndarray, weight: np.ndarray, folder: FoldFolder

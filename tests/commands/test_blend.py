@@ -13,6 +13,7 @@ from lora_cls.commands.tune import tune
 from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation import apply_blend, fit_blend, task_of
 from lora_cls.evaluation.blending import MAX_WEIGHT_ROWS
+from lora_cls.evaluation.metric import Metric
 from lora_cls.evaluation.tasks import LabelTask
 from lora_cls.recipe import Thresholds
 from lora_cls.report.sentences import gain_sentence
@@ -206,7 +207,7 @@ def test_weights_of_many_rows_are_bounded():
             tried.append(len(y_true))
             return super().tune(y_true, y_score)
 
-    weights = fit_blend("weights", Counted("multi_label", Thresholds()), y_true, y_score)["weights"]
+    weights = fit_blend("weights", Counted("multi_label", Thresholds(), Metric()), y_true, y_score)["weights"]
     assert weights[0] > weights[1] > weights[2]
     assert set(tried) == {MAX_WEIGHT_ROWS}
     assert len(tried) <= 60 + 10

@@ -1,4 +1,4 @@
-"""Objectives: the recipe's names are those of the table, and whatever is tuned is tuned for the one that is set."""
+"""The best cuts for every metric are compared with every possible cut, tried one by one."""
 
 from itertools import product
 from typing import get_args
@@ -6,51 +6,157 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from lora_cls.choices import DecisionMetric, MetricName, ScoreMetric
 from lora_cls.evaluation import apply_thresholds, fit_blend, task_of, tune_thresholds
-from lora_cls.evaluation.objectives import OBJECTIVES, Objective
+from lora_cls.evaluation.metric import TITLES, Metric, exact_rows, jaccard_rows
+from lora_cls.evaluation.objectives import ascend
 from lora_cls.recipe import Thresholds
+
+LOCAL = ("samples_jaccard", "accuracy")
+"""Their cuts are a local optimum."""
+
+
+def metric_of(name, exclusive=False):
+    return Metric(name, 2.0 if name == "f_beta" else None, exclusive)
+
+
+def score(metric, y_true, y_score, cuts):
+    return metric.score(y_true, apply_thresholds(y_score, cuts), y_score)
+
+
+def problem(rng, n=7, levels=5):
+    """Labels with at least a positive row each, and scores with ties."""
+    y_true = rng.integers(0, 2, (n, 3))
+    y_true[rng.integers(n, size=3), range(3)] = 1
+    return y_true, rng.integers(0, levels, y_true.shape) / levels
+
+
+def every_cut(y_score):
+    return [np.append(np.unique(column), 2.0) for column in y_score.T]
 
 
 def test_names_are_those_of_the_recipe():
-    """A recipe takes the objectives of the table, and no other."""
-    assert tuple(OBJECTIVES) == get_args(Thresholds.model_fields["objective"].annotation)
-    with pytest.raises(ValueError, match=r"The 'objective' parameter must be one of macro_f1.* Got 'accuracy'"):
-        tune_thresholds([[1]], [[0.5]], objective="accuracy")
+    """A metric has one of the recipe's names, and no other."""
+    assert tuple(TITLES) == get_args(MetricName)
+    with pytest.raises(ValueError, match=r"The 'metric' must be one of macro_f1.* Got 'f1'"):
+        Metric("f1")
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_cuts_are_the_best(name):
-    """No other cuts score more, each label's own or one for all: every one is tried."""
-    rng, score = np.random.default_rng(0), OBJECTIVES[name].score
-    for _ in range(5):
-        y_true, y_score = rng.integers(0, 2, (7, 3)), rng.integers(0, 5, (7, 3)) / 5
-        cuts = [np.append(np.unique(column), 2.0) for column in y_score.T]
-        best = max(score(y_true, apply_thresholds(y_score, cut)) for cut in product(*cuts))
-        common = max(score(y_true, apply_thresholds(y_score, cut)) for cut in np.append(np.unique(y_score), 2.0))
-        for strategy, expected in (("per_label", best), ("global", common)):
-            tuned = tune_thresholds(y_true, y_score, objective=name, strategy=strategy, min_positives=1)
-            assert score(y_true, apply_thresholds(y_score, tuned)) == pytest.approx(expected)
+@pytest.mark.parametrize("name", [name for name in get_args(DecisionMetric) if name not in LOCAL])
+@pytest.mark.parametrize("seed", range(12))
+def test_cuts_of_labels_are_the_best_of_all(name, seed):
+    """No other cuts score more, also where labels are coupled (micro-F1), and with ties."""
+    metric, (y_true, y_score) = metric_of(name), problem(np.random.default_rng(seed), levels=3 + seed)
+    best = max(score(metric, y_true, y_score, cut) for cut in product(*every_cut(y_score)))
+    tuned = tune_thresholds(y_true, y_score, metric=metric, min_positives=1)
+    assert score(metric, y_true, y_score, tuned) == pytest.approx(best, abs=1e-12)
 
 
-def test_everything_tuned_asks_the_objective(monkeypatch):
-    """Thresholds, class weights and weights of blends follow `settings.objective`."""
-    asked = []
+@pytest.mark.parametrize("name", get_args(DecisionMetric))
+@pytest.mark.parametrize("seed", range(12))
+def test_one_cut_for_all_labels_is_the_best(name, seed):
+    """`strategy: global` is exact for every metric."""
+    metric, (y_true, y_score) = metric_of(name), problem(np.random.default_rng(seed), levels=3 + seed)
+    y_true[0] = 0  # a row without any label
+    y_true[1] = 1
+    best = max(score(metric, y_true, y_score, cut) for cut in np.append(np.unique(y_score), 2.0))
+    tuned = tune_thresholds(y_true, y_score, metric=metric, strategy="global", min_positives=1)
+    assert score(metric, y_true, y_score, tuned) == pytest.approx(best, abs=1e-9)
 
-    def score(y_true, y_pred):
-        asked.append(len(y_true))
-        return float(len(asked) == 4)
 
-    monkeypatch.setitem(
-        OBJECTIVES, "mine", Objective(score, lambda truth, *_: np.full(truth.shape[1], 0.25), lambda *_: 0.125)
+@pytest.mark.parametrize(("value", "name"), [(jaccard_rows, "samples_jaccard"), (exact_rows, "accuracy")])
+@pytest.mark.parametrize("seed", range(12))
+def test_ascent_of_coupled_labels_ends_where_no_single_cut_gains(value, name, seed):
+    """Never below its start; and no label's cut can be moved for the better, of all cuts that it has."""
+    rng, metric = np.random.default_rng(seed), metric_of(name)
+    y_true, y_score = problem(rng, n=12)
+    start = rng.random(3)
+    found = ascend(y_true == 1, y_score, 1, start, value)
+    reached = score(metric, y_true, y_score, found)
+    assert reached >= score(metric, y_true, y_score, start)
+    for j, cuts in enumerate(every_cut(y_score)):
+        for cut in cuts:
+            moved = found.copy()
+            moved[j] = cut
+            assert score(metric, y_true, y_score, moved) <= reached + 1e-12
+    tuned = tune_thresholds(y_true, y_score, metric=metric, min_positives=1)
+    plain = tune_thresholds(y_true, y_score, min_positives=1)
+    assert score(metric, y_true, y_score, tuned) >= score(metric, y_true, y_score, plain) - 1e-12
+
+
+@pytest.mark.parametrize("name", get_args(DecisionMetric))
+def test_one_label_alone_has_its_best_cut(name):
+    """With a single label, what is local otherwise is exact."""
+    metric = metric_of(name)
+    for seed in range(10):
+        y_true, y_score = (part[:, :1] for part in problem(np.random.default_rng(seed)))
+        best = max(score(metric, y_true, y_score, [cut]) for cut in every_cut(y_score)[0])
+        tuned = tune_thresholds(y_true, y_score, metric=metric, min_positives=1)
+        assert score(metric, y_true, y_score, tuned) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("name", get_args(MetricName))
+def test_labels_with_few_positives_keep_the_default_whatever_the_metric(name):
+    """A cut that chance would set is not set."""
+    rng = np.random.default_rng(1)
+    y_true = np.c_[rng.integers(0, 2, 40), np.eye(40)[0]].astype(int)
+    tuned = tune_thresholds(y_true, rng.random((40, 2)), metric=metric_of(name), min_positives=5, default=0.4)
+    assert tuned[1] == 0.4 and tuned[0] != 0.4
+
+
+@pytest.mark.parametrize("name", get_args(DecisionMetric))
+def test_a_label_of_every_row_is_always_given(name):
+    """MCC of a label without negatives is 0 at any cut: it is not left out for that."""
+    y_true, y_score = np.ones((6, 1), int), np.linspace(0.2, 0.7, 6)[:, None]
+    assert tune_thresholds(y_true, y_score, metric=metric_of(name), min_positives=1).tolist() == [0.2]
+
+
+def test_a_label_that_is_best_never_given_gets_a_cut_above_its_scores():
+    """Most decisions are right without any: the cut lies above the highest score, also where that is 1."""
+    y_true = np.zeros((20, 1), int)
+    y_true[0] = 1
+    for highest in (0.6, 1.0):
+        y_score = np.full((20, 1), highest)
+        cut = tune_thresholds(y_true, y_score, metric=Metric("accuracy"), min_positives=1)[0]
+        assert highest < cut <= max(1.0, np.nextafter(highest, 2))
+
+
+@pytest.mark.parametrize("name", get_args(ScoreMetric))
+def test_metrics_of_scores_leave_thresholds_to_macro_f1(name):
+    """Tables of labels still need decisions."""
+    y_true, y_score = problem(np.random.default_rng(3), n=30)
+    for strategy in ("per_label", "global"):
+        tuned = tune_thresholds(y_true, y_score, metric=Metric(name), strategy=strategy, min_positives=1)
+        assert np.array_equal(tuned, tune_thresholds(y_true, y_score, strategy=strategy, min_positives=1))
+
+
+@pytest.mark.parametrize("name", ["macro_f1", "accuracy", "mcc", "f_beta"])
+def test_weights_of_classes_follow_the_metric(name):
+    """Of all powers of the shares the one that is best for the metric; accuracy and macro-F1 take different ones."""
+    rng = np.random.default_rng(0)
+    classes = rng.choice(3, 300, p=[0.8, 0.15, 0.05])
+    y_true = np.eye(3, dtype=int)[classes]
+    y_score = rng.dirichlet([1, 1, 1], 300) * 0.7 + 0.3 * y_true * rng.random((300, 1))
+    y_score /= y_score.sum(axis=1, keepdims=True)
+    task = task_of("single_label", Thresholds(), name, 2.0 if name == "f_beta" else None)
+    shares = y_true.mean(axis=0) * 3
+    reached = {tau: task.metric.score(y_true, task.apply(y_score, shares ** (tau / 10)), y_score) for tau in range(16)}
+    assert task.tune(y_true, y_score) == pytest.approx(shares ** (max(reached, key=reached.get) / 10))
+
+
+@pytest.mark.parametrize("name", get_args(MetricName))
+def test_weights_of_a_blend_are_no_worse_than_equal_ones_or_one_run(name):
+    """In the metric that is set, at thresholds tuned for it."""
+    rng = np.random.default_rng(4)
+    y_true = rng.integers(0, 2, (60, 3))
+    runs = np.stack(
+        [np.clip(0.5 + 0.2 * (y_true - 0.5) + rng.normal(0, s, y_true.shape), 0.01, 0.99) for s in (0.1, 0.3)]
     )
-    settings = Thresholds(min_positives=1).model_copy(update={"objective": "mine"})
-    labels, classes = task_of("multi_label", settings), task_of("single_label", settings)
-    y_true, y_score = np.eye(2), np.array([[0.9, 0.1], [0.4, 0.6]])
-    assert labels.tune(y_true, y_score).tolist() == [0.25, 0.25] and not asked
-    joint = settings.model_copy(update={"strategy": "global"})
-    assert task_of("multi_label", joint).tune(y_true, y_score).tolist() == [0.125, 0.125]
-    skewed = np.array([[1, 0], [1, 0], [0, 1]])
-    assert classes.tune(skewed, np.full((3, 2), 0.5)) == pytest.approx((np.array([4, 2]) / 3) ** 0.3)
-    asked.clear()
-    fit_blend("weights", labels, y_true, np.stack([y_score, y_score]))
-    assert len(asked) > 3
+    task = task_of("multi_label", Thresholds(), name, 2.0 if name == "f_beta" else None)
+
+    def reached(weights):
+        proba = task.link.probabilities(np.tensordot(weights, task.link.logits(runs), axes=1))
+        return task.metric.gain(y_true, task.apply(proba, task.tune(y_true, proba)), proba)
+
+    weights = fit_blend("weights", task, y_true, runs)["weights"]
+    assert reached(weights) >= max(map(reached, ([0.5, 0.5], [1, 0], [0, 1]))) - 1e-9

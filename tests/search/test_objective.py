@@ -62,3 +62,18 @@ def test_classes(emotion_table, tmp_path):
     wanted = log_loss(oof.y_true.argmax(axis=1), oof.y_score, labels=range(3))
     assert run_score(run, "loss") == pytest.approx(wanted, rel=1e-6)
     assert run_score(run, "macro_f1") == pytest.approx(run.scores.cross_fitted.macro_f1)
+
+
+def test_every_metric_may_be_searched_for(run):
+    """Thresholds are then tuned for it; a search without an objective takes the recipe's metric."""
+    from lora_cls.commands.tune import tune
+    from lora_cls.recipe import load_recipe
+    from lora_cls.search.space import resolved
+
+    for name in ("micro_f1", "accuracy", "mcc", "samples_jaccard", "roc_auc", "log_loss"):
+        scores = tune(run, metric=name).cross_fitted
+        assert run_score(run, name) == pytest.approx(scores.metric, abs=1e-12)
+        recipe = load_recipe("tfidf-logreg", {"metric": name, "sweep": {}})
+        assert resolved(recipe).objective == name
+    tune(run)
+    assert run_score(run, "log_loss") == pytest.approx(run_score(run, "loss"), rel=1e-9)

@@ -119,3 +119,10 @@ def test_hold_back_by_class(emotion_table):
     few = load_train(recipe.data, table.assign(c=[f"c{i % 20}" for i in range(40)]), task="single_label")
     with pytest.raises(DataError, match="only 1 rows of its most frequent class"):
         check_selection(recipe, few, np.arange(40) // 20)
+
+
+def test_metric_is_compared_by_what_is_better():
+    """`select_by: metric`: the greatest gain, the first of equals, whatever macro-F1 and loss say."""
+    scores = [Score(0.9, 0.1, -0.7), Score(0.1, 0.9, -0.3), Score(0.5, 0.5, -0.3)]
+    assert best_epoch(scores, settings("metric")) == 2
+    assert may_win(scores, settings("metric")) == {2}
