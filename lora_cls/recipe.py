@@ -482,8 +482,9 @@ class Loss(Section):
     db_kappa: float = Field(default=0.05, ge=0, le=10)
     """`distribution_balanced`: this share of a label's log-odds in the training rows is added to its logit, in the loss
     alone."""
-    label_weights: dict[str, PositiveNumber] = {}
-    """Factors on the whole loss of labels, by their names, as `{"joy": 2}`; labels that are not named weigh 1."""
+    label_weights: dict[str, PositiveNumber] | None = None
+    """Factors on the whole loss of labels, by their names, as `{"joy": 2}`; labels that are not named weigh 1, and with
+    null all do."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Set to s, targets 0 and 1 become s/2 and 1 - s/2; of K classes s/K and 1 - s + s/K."""
     pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[LabelWeight] = "balanced"

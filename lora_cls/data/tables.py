@@ -148,7 +148,7 @@ def _resolved(recipe: Recipe, train: Dataset) -> Recipe:
     RecipeError
         If the task that the label columns say contradicts other fields, or a label that the recipe names is none.
     """
-    for name in recipe.loss.label_weights:
+    for name in recipe.loss.label_weights or ():
         if name not in train.label_names:
             raise RecipeError(
                 f"loss.label_weights: no label {shown(name)}.{did_you_mean(name, train.label_names)} The labels are "

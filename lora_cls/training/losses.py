@@ -28,7 +28,7 @@ class LabelFacts(NamedTuple):
         cls, targets: np.ndarray, row_weight: np.ndarray | None, loss: Loss, label_names: Sequence[str]
     ) -> LabelFacts:
         """The facts of a fold, from the rows that train; see `pos_weight` for the arrays."""
-        factor = np.array([loss.label_weights.get(name, 1.0) for name in label_names])
+        factor = np.array([(loss.label_weights or {}).get(name, 1.0) for name in label_names])
         return cls(label_shares(targets, row_weight), factor)
 
     def tensors(self, like: torch.Tensor) -> LabelFacts:
