@@ -1113,6 +1113,7 @@ ELSEWHERE = {
     "columns": "data.label_columns",
     "cv": "cv.n_splits",
     "dropout": "lora.lora_dropout",
+    "ema": "train.ema_decay",
     "epoch": "train.num_train_epochs",
     "epochs": "train.num_train_epochs",
     "eval_batch_size": "train.per_device_eval_batch_size",

@@ -22,7 +22,7 @@ from lora_cls.text.tokens import encode, pad_token_id, shuffled_batches
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
-from lora_cls.training.losses import validation_loss
+from lora_cls.training.losses import pos_weight, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score
@@ -726,6 +726,29 @@ def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp
     result = trainer.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
     assert [len(targets) for targets in seen] == [result.info["train_rows"] * -1 + 12 + len(extra)]
     assert len(seen[0]) <= 12
+
+
+def test_loss_by_the_training_rows_labels(tiny_recipe, emotion_table, tmp_path, monkeypatch):
+    """A loss that counts labels counts those of the rows that train, also where it scores an epoch on held-back ones;
+    what it hides in probabilities is kept as the fold's weight."""
+    import lora_cls.training.transformer as module
+
+    balanced = {"name": "distribution_balanced", "pos_weight": "none", "label_weights": {"joy": 2}}
+    recipe = tiny_recipe("llama", loss=balanced, train__select="scored_fold", train__num_train_epochs=1)
+    data = load_train(recipe.data, emotion_table(30))
+    trainer, seen = TransformerLearner(recipe, data.label_names).prepare(data), []
+
+    def watch(*given):
+        seen.append(given)
+        return validation_loss(*given)
+
+    monkeypatch.setattr(module, "validation_loss", watch)
+    result = trainer.fit_fold(0, np.arange(20), np.arange(20, 30), FoldFolder(tmp_path / "a"))
+    [(logits, targets, weight, loss, _, facts)] = seen
+    assert facts.share == pytest.approx(data.labels[:20].mean(0))
+    assert facts.factor.tolist() == [2, 1, 1]
+    assert result.pos_weight == pytest.approx(pos_weight(data.labels[:20], recipe.loss))
+    assert validation_loss(logits, targets, weight, loss, None, facts) != validation_loss(logits, targets, weight, loss)
 
 
 def test_memory_full_in_training(setup, monkeypatch):
