@@ -408,7 +408,7 @@ class Train(Section):
     """Less memory for about a third more time."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and save an exponential moving average of all trained weights, which after every step keeps this share
-    of itself (0.999; less in the first steps). Null: the weights as they are trained."""
+    of itself (0.99), and after t steps at most (1 + t) / (10 + t). Null: the weights as they are trained."""
     average_epochs: int = Field(default=1, ge=1, le=100_000)
     """Save the mean of the weights at the ends of the last so many epochs (with `ema_decay` of their moving averages),
     which takes `select: last`. 1 saves the last epoch's."""

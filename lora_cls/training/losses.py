@@ -194,7 +194,7 @@ def training_loss(
         assert form.of_classes is not None  # the recipe refuses it
         of_row = -(weight * targets * form.of_classes(F.log_softmax(logits, dim=1), loss)).sum(1)
     else:
-        if facts is None:
+        if facts is None:  # shares that nothing reads, and all labels alike
             facts = LabelFacts(torch.full_like(weight, 0.5), torch.ones_like(weight))
         facts = facts.tensors(logits)
         of_row = (form.of_labels(logits, targets, weight, loss, facts.share) * facts.factor).mean(1)
