@@ -437,7 +437,7 @@ class Train(Section):
     """Less memory for about a third more time."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Evaluate and save an exponential moving average of all trained weights, which after every step keeps this share
-    of itself (0.999; less in the first steps). Null: the weights as they are trained."""
+    of itself (0.99), and after t steps at most (1 + t) / (10 + t). Null: the weights as they are trained."""
     average_epochs: int = Field(default=1, ge=1, le=100_000)
     """Save the mean of the weights at the ends of the last so many epochs (with `ema_decay` of their moving averages),
     which takes `select: last`. 1 saves the last epoch's."""
@@ -485,17 +485,36 @@ class Loss(Section):
     """One binary loss per label, with one positive weight per label; for single_label one loss over the softmax, with
     one weight per class. Papers: see `lora_cls.training.losses`."""
 
-    name: Literal["bce", "focal", "asymmetric"] = "bce"
-    """Cross-entropy; `focal`, in which rows that are right already count less; or `asymmetric`, which does that for
-    positives and negatives apart."""
+    name: Literal["bce", "focal", "asymmetric", "distribution_balanced"] = "bce"
+    """Cross-entropy; `focal`, in which rows that are right already count less; `asymmetric`, which does that for
+    positives and negatives apart; or `distribution_balanced`, for many labels of which many are rare: rows weigh by
+    which labels occur together, and negatives are pushed less far. It takes `pos_weight: none`; probabilities are
+    exact for `bce`, and approximate for the others."""
     focal_gamma: float = Field(default=2.0, ge=0, le=100)
-    """`focal`: how much less rows count that are right already; 0 is cross-entropy."""
+    """`focal` and `distribution_balanced`: how much less rows count that are right already; 0 leaves that out."""
     gamma_positive: float = Field(default=0.0, ge=0, le=100)
     """`asymmetric`: how much less positives count that are right already; 0 is cross-entropy."""
     gamma_negative: float = Field(default=4.0, ge=0, le=100)
     """`asymmetric`: the same for negatives."""
     probability_margin: float = Field(default=0.05, ge=0, lt=1)
     """`asymmetric`: negatives below this probability count nothing."""
+    db_alpha: float = Field(default=0.1, ge=0, le=100)
+    """`distribution_balanced`: a row weighs alpha + sigmoid(beta * (r - mu)) for a label, where r, at most 1 for a
+    label that it has, is smaller the rarer its other labels are."""
+    db_beta: float = Field(default=10.0, gt=0, le=100)
+    """`distribution_balanced`: beta of that weight, how steep it is."""
+    db_mu: float = Field(default=0.9, ge=0, le=100)
+    """`distribution_balanced`: mu of that weight, the r where it is steepest. Defaults are those for text (Huang et al.
+    2021)."""
+    db_lambda: float = Field(default=2.0, gt=0, le=100)
+    """`distribution_balanced`: negatives' logits are multiplied by this and their loss divided by it: above 1, a
+    negative that is right already is let alone sooner."""
+    db_kappa: float = Field(default=0.05, ge=0, le=10)
+    """`distribution_balanced`: this share of a label's log-odds in the training rows is added to its logit, in the loss
+    alone."""
+    label_weights: dict[str, PositiveNumber] | None = None
+    """Factors on the whole loss of labels, by their names, as `{"joy": 2}`; labels that are not named weigh 1, and with
+    null all do."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Set to s, targets 0 and 1 become s/2 and 1 - s/2; of K classes s/K and 1 - s + s/K."""
     pos_weight: Literal["balanced", "sqrt", "effective_number", "none"] | list[LabelWeight] = "balanced"
@@ -692,6 +711,11 @@ def _task_problems(recipe: Recipe) -> list[str]:
                 "loss.name: asymmetric is made for labels that are mostly negative; task: single_label takes bce "
                 "(cross-entropy over the classes) or focal."
             )
+        if recipe.loss.label_weights:
+            problems.append(
+                "loss.label_weights: a class of task: single_label has one weight, which is loss.pos_weight: give it a "
+                "list of numbers, one per class, and remove label_weights."
+            )
         if recipe.data.soft_labels:
             problems.append(
                 "data.soft_labels: task: single_label gives every row exactly one class: remove it, or set task: "
@@ -704,7 +728,12 @@ def _task_problems(recipe: Recipe) -> list[str]:
             )
         if recipe.prediction.at_least_one:
             problems.append("prediction.at_least_one: task: single_label gives every row exactly one class: remove it.")
-    elif task is not None and strategy in get_args(ClassStrategy):
+    if task in ("single_label", "binary") and recipe.loss.name == "distribution_balanced":
+        problems.append(
+            f"loss.name: distribution_balanced weighs the labels of a row against each other, and task: {task} has one "
+            "label per row; it takes bce or focal."
+        )
+    if task in ("multi_label", "binary") and strategy in get_args(ClassStrategy):
         problems.append(
             f"thresholds.strategy: {strategy} chooses one class per row; task: {task} takes per_label, global, fixed, "
             "expected_f1 or auto."
@@ -743,6 +772,23 @@ def _metric_problems(recipe: Recipe) -> list[str]:
         )
     if metric == "log_loss" and recipe.blend is not None and recipe.blend.how == "rank_mean":
         problems.append("blend.how: rank_mean makes ranks, no probabilities, and metric: log_loss is of probabilities.")
+    return problems
+
+
+def _loss_problems(loss: Loss) -> list[str]:
+    """What contradicts the loss."""
+    if loss.name != "distribution_balanced":
+        return []
+    problems = []
+    if loss.pos_weight != "none":
+        problems.append(
+            "loss.pos_weight: distribution_balanced weighs rare labels itself, and takes no positive weights: set "
+            f"loss.pos_weight: none (now {shown(loss.pos_weight, quoted=False)})."
+        )
+    if loss.label_smoothing:
+        problems.append(
+            "loss.label_smoothing: distribution_balanced reads its weights from the labels as they are: remove it."
+        )
     return problems
 
 
@@ -788,15 +834,25 @@ class Recipe(Section):
         problems = _combination_problems(
             *(getattr(self, name) is not None for name in ("backbone", "tfidf", "blend", "quantization", "lora"))
         )
-        problems += _task_problems(self)
-        problems += _metric_problems(self)
+        problems += _task_problems(self) + _metric_problems(self) + _loss_problems(self.loss)
         if self.head.kind == "generate" and (
-            self.loss.name != "bce" or self.loss.label_smoothing or isinstance(self.loss.pos_weight, list)
+            self.loss.name != "bce"
+            or self.loss.label_smoothing
+            or isinstance(self.loss.pos_weight, list)
+            or self.loss.label_weights
         ):
             problems.append(
-                "head.kind: generate learns the answer's tokens by cross-entropy: loss.name, loss.label_smoothing and "
-                "numbers in loss.pos_weight have no meaning for it. Remove them."
+                "head.kind: generate learns the answer's tokens by cross-entropy: loss.name, loss.label_smoothing, "
+                "loss.label_weights and numbers in loss.pos_weight have no meaning for it. Remove them."
             )
+        if self.tfidf is not None:
+            given = {
+                "train.ema_decay": self.train.ema_decay is not None,
+                "train.average_epochs": self.train.average_epochs > 1,
+                "loss.label_weights": bool(self.loss.label_weights),
+                "loss.name: distribution_balanced": self.loss.name == "distribution_balanced",
+            }
+            problems += [f"{name} has no meaning for 'tfidf': remove it." for name, there in given.items() if there]
         if self.head.kind == "generate" and self.backbone and self.backbone.num_hidden_layers is not None:
             problems.append("backbone.num_hidden_layers: head.kind: generate writes with the whole model: remove it.")
         if self.backbone and self.backbone.start_from is not None and self.head.kind in ("generate", "label_tokens"):
@@ -1010,7 +1066,7 @@ def load_recipe(
     >>> load_recipe({"tfidf": {}, "cv": {"n_split": 5}, "loss": {"name": "bec"}})
     Traceback (most recent call last):
     lora_cls.errors.RecipeError: recipe: 2 mistakes
-      loss.name: Input should be 'bce', 'focal' or 'asymmetric'. Got 'bec' instead.
+      loss.name: Input should be 'bce', 'focal', 'asymmetric' or 'distribution_balanced'. Got 'bec' instead.
       cv.n_split: no such field. Did you mean 'n_splits'?
     """
     where = "recipe"
@@ -1140,6 +1196,7 @@ ELSEWHERE = {
     "columns": "data.label_columns",
     "cv": "cv.n_splits",
     "dropout": "lora.lora_dropout",
+    "ema": "train.ema_decay",
     "epoch": "train.num_train_epochs",
     "epochs": "train.num_train_epochs",
     "eval_batch_size": "train.per_device_eval_batch_size",

@@ -321,6 +321,13 @@ def delimited_labels():
 
 def other_losses():
     train("asymmetric", transformer("bert", loss__name="asymmetric", loss__pos_weight="effective_number"))
+    balanced = {"loss__name": "distribution_balanced", "loss__pos_weight": "none", "loss__label_weights": {"joy": 2}}
+    train("distribution-balanced", transformer("bert", **balanced))
+
+
+def averages():
+    train("averages", transformer("bert", train__ema_decay=0.9, train__average_epochs=2))
+    train("averages-inner", transformer("llama", train__ema_decay=0.9, train__select="inner"))
 
 
 def long_text_chunk():
@@ -484,10 +491,10 @@ def errors():
 KINDS = (
     help_texts, shipped_recipes, tfidf_multi_label, tfidf_one_fold_then_the_rest, lora_bf16, lora_another_seed,
     lora_one_fold, lora_top_layers, full_fine_tuning, four_bits, label_tokens, generate, single_label,
-    single_label_generate, binary, delimited_labels, other_losses, long_text_chunk, long_text_head_tail, split_column,
-    extra_rows, weights_and_soft_labels, select_inner, select_cross_fitted, select_scored_fold, refits, blends,
-    blend_of_classes, blend_in_parts, exports, calibrations, predictions, loaded_classifiers, tuned_again, comparisons,
-    pages_with_texts, errors,
+    single_label_generate, binary, delimited_labels, other_losses, averages, long_text_chunk, long_text_head_tail,
+    split_column, extra_rows, weights_and_soft_labels, select_inner, select_cross_fitted, select_scored_fold,
+    refits, blends, blend_of_classes, blend_in_parts, exports, calibrations, predictions, loaded_classifiers,
+    tuned_again, comparisons, pages_with_texts, errors,
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from lora_cls.data.names import LIKELY_DELIMITERS
 from lora_cls.data.submission import Sample, read_sample_submission
 from lora_cls.data.subsample import stratified_subsample
 from lora_cls.data.table import TableLike, read_table
-from lora_cls.errors import RecipeError
+from lora_cls.errors import RecipeError, did_you_mean, shorten, shown
 from lora_cls.recipe import Recipe, load_recipe
 
 SMOKE_ROWS, SMOKE_TEST_ROWS, SMOKE_EXTRA_ROWS = 96, 32, 16
@@ -156,8 +156,14 @@ def _resolved(recipe: Recipe, train: Dataset) -> Recipe:
     Raises
     ------
     RecipeError
-        If the task that the label columns say contradicts other fields.
+        If the task that the label columns say contradicts other fields, or a label that the recipe names is none.
     """
+    for name in recipe.loss.label_weights or ():
+        if name not in train.label_names:
+            raise RecipeError(
+                f"loss.label_weights: no label {shown(name)}.{did_you_mean(name, train.label_names)} The labels are "
+                f"{shorten(train.label_names)}."
+            )
     columns = train.columns
     found: dict[str, str] = {}
     if columns is None:

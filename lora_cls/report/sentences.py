@@ -100,10 +100,13 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
         rate = f"{train.learning_rate:g}, {train.lr_scheduler_type}, warm-up {train.warmup_ratio:.0%}"
         if recipe.head.learning_rate is not None:
             rate += f"; head {recipe.head.learning_rate:g}"
+        kept = train.select if train.average_epochs == 1 else f"mean of the last {train.average_epochs}"
+        if train.ema_decay is not None:
+            kept += f", moving average {train.ema_decay:g}"
         rows += [
             ("loss", recipe.loss.name),
             ("learning rate", rate),
-            ("epochs", f"{train.num_train_epochs}, kept: {train.select}"),
+            ("epochs", f"{train.num_train_epochs}, kept: {kept}"),
             ("batch", f"{batch} texts a step"),
             ("tokens", f"at most {data.max_length}, {data.long_text}"),
         ]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lora_cls.recipe import Train
 from lora_cls.training.checkpoint import Weights, restore, trainable
@@ -20,7 +21,8 @@ def decay_at(step: int, decay: float) -> float:
     """The decay of the moving average at a step, counted from 0: min(decay, (1 + step) / (10 + step)).
 
     The warm-up is that of TensorFlow's `tf.train.ExponentialMovingAverage` (its `num_updates`): without it an average
-    of 0.999 would for the first thousand steps be mostly the weights before training.
+    of 0.999 would for the first thousand steps be mostly the weights before training. With it the average spans at most
+    about a ninth of the steps so far: 0.99 is reached after 890 steps, 0.999 after 8,990.
     """
     return min(decay, (1 + step) / (10 + step))
 
@@ -63,10 +65,8 @@ class WeightAverages:
     def after_step(self, step: int) -> None:
         """Take in the weights after an optimizer step, counted from 0."""
         if self.decay is not None:
-            with torch.no_grad():  # as `torch.optim.swa_utils.get_ema_multi_avg_fn`, in place, with a decay that rises
-                torch._foreach_lerp_(
-                    list(self.kept["moving"].values()), list(self._weights.values()), 1 - decay_at(step, self.decay)
-                )
+            take_in = get_ema_multi_avg_fn(decay_at(step, self.decay))  # in place, all tensors in one call
+            take_in(list(self.kept["moving"].values()), list(self._weights.values()), None)
 
     def after_epoch(self, epoch: int) -> None:
         """Take in the weights that an epoch ends with, counted from 1."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,37 @@ from torch.nn import functional as F
 from lora_cls.errors import RecipeError, shown
 from lora_cls.evaluation import task_of
 from lora_cls.recipe import Loss, TaskName
+
+
+class LabelFacts(NamedTuple):
+    """What a loss knows of each label beside its positive weight, arrays or tensors of shape (n_labels,)."""
+
+    share: Any
+    """Share of the fold's training rows with the label, see `label_shares`."""
+    factor: Any
+    """`loss.label_weights`: factors on all of a label's terms."""
+
+    @classmethod
+    def of(
+        cls, targets: np.ndarray, row_weight: np.ndarray | None, loss: Loss, label_names: Sequence[str]
+    ) -> LabelFacts:
+        """The facts of a fold, from the rows that train; see `pos_weight` for the arrays."""
+        factor = np.array([(loss.label_weights or {}).get(name, 1.0) for name in label_names])
+        return cls(label_shares(targets, row_weight), factor)
+
+    def tensors(self, like: torch.Tensor) -> LabelFacts:
+        """Both in a tensor's precision and on its device."""
+        return LabelFacts(*(torch.as_tensor(values, dtype=like.dtype, device=like.device) for values in self))
+
+
+def label_shares(targets: np.ndarray, row_weight: np.ndarray | None = None) -> np.ndarray:
+    """Share of the rows with each label, ndarray of shape (n_labels,); soft labels and row weights as in `pos_weight`.
+
+    Of n rows it is kept within 1 / (n + 1) and n / (n + 1): a label that no row has, or every row, has finite odds.
+    """
+    n = len(targets)
+    shares = np.average(targets.astype(np.float64), axis=0, weights=row_weight)
+    return np.clip(shares, 1 / (n + 1), n / (n + 1))
 
 
 def pos_weight(
@@ -30,6 +62,9 @@ def pos_weight(
     to a sum of n_classes (Cui et al.'s own form).
 
     Soft labels count by their shares, and rows by their weights (scaled to a mean of 1), as they do in the loss.
+
+    `loss.name: distribution_balanced` weighs rows by itself, and what is given here only corrects probabilities: see
+    `_hidden_weight`.
 
     Parameters
     ----------
@@ -57,6 +92,8 @@ def pos_weight(
     [1.732]
     """
     n_labels = labels.shape[1]
+    if loss.name == "distribution_balanced":
+        return _hidden_weight(labels, loss, row_weight)
     if isinstance(loss.pos_weight, list):
         if len(loss.pos_weight) != n_labels or not all(0 < weight < np.inf for weight in loss.pos_weight):
             raise RecipeError(
@@ -99,6 +136,25 @@ def _class_weight(counts: np.ndarray, loss: Loss) -> np.ndarray:
     return np.where(present, np.clip(weights, 1 / loss.max_pos_weight, loss.max_pos_weight), 1.0)
 
 
+def _hidden_weight(labels: np.ndarray, loss: Loss, row_weight: np.ndarray | None) -> np.ndarray:
+    """The positive weight that `distribution_balanced` comes to, ndarray of shape (n_labels,): its ideal logit is the
+    log-odds plus the log of this.
+
+    Of a label it is the mean rebalanced weight of positives over that of negatives, capped at `loss.max_pos_weight`,
+    times exp(nu), by which the loss moves the logit. Exact for lambda 1 and gamma 0 where rows of like texts have like
+    weights; else an approximation, which is best near an even chance: lambda above 1 draws low log-odds towards 0.
+    """
+    targets, share = torch.as_tensor(labels, dtype=torch.float64), torch.as_tensor(label_shares(labels, row_weight))
+    of_row = torch.ones(len(labels), 1, dtype=torch.float64)
+    if row_weight is not None:
+        of_row = torch.as_tensor(row_weight, dtype=torch.float64)[:, None]
+    weights = _rebalanced(targets, share, loss)
+    positive, negative = of_row * targets, of_row * (1 - targets)
+    ratio = (weights * positive).sum(0) / positive.sum(0) * negative.sum(0) / (weights * negative).sum(0)
+    ratio = ratio.nan_to_num(nan=1.0).clamp(1 / loss.max_pos_weight, loss.max_pos_weight)  # nan: all rows alike
+    return (ratio * torch.exp(-loss.db_kappa * torch.logit(share))).numpy()
+
+
 def training_loss(
     logits: torch.Tensor,
     targets: torch.Tensor,
@@ -106,6 +162,7 @@ def training_loss(
     loss: Loss,
     row_weight: torch.Tensor | None = None,
     task: TaskName | None = None,
+    facts: LabelFacts | None = None,
 ) -> torch.Tensor:
     """The recipe's loss, summed over rows, averaged over labels.
 
@@ -127,6 +184,7 @@ def training_loss(
         For `single_label` the targets of a row add up to 1.
     weight : Tensor of shape (n_labels,), factors on the positives' terms
     row_weight : Tensor of shape (n_rows,), factors on the rows' losses; None for 1
+    facts : of the labels; None where the loss needs none and all labels count alike
     """
     form, exclusive = LOSSES[loss.name], task_of(task).exclusive
     smoothing = loss.label_smoothing
@@ -136,23 +194,32 @@ def training_loss(
         assert form.of_classes is not None  # the recipe refuses it
         of_row = -(weight * targets * form.of_classes(F.log_softmax(logits, dim=1), loss)).sum(1)
     else:
-        of_row = form.of_labels(logits, targets, weight, loss).mean(1)
+        if facts is None:  # shares that nothing reads, and all labels alike
+            facts = LabelFacts(torch.full_like(weight, 0.5), torch.ones_like(weight))
+        facts = facts.tensors(logits)
+        of_row = (form.of_labels(logits, targets, weight, loss, facts.share) * facts.factor).mean(1)
     return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
 
 
-def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+def _cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss, share: torch.Tensor
+) -> torch.Tensor:
     """As `torch.nn.BCEWithLogitsLoss`."""
     return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
 
 
-def _focal(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+def _focal(
+    logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss, share: torch.Tensor
+) -> torch.Tensor:
     """Cross-entropy times (1 - p of the truth)^gamma. Lin et al. 2017, "Focal loss for dense object detection"."""
     p, gamma = torch.sigmoid(logits), loss.focal_gamma
     positive, negative = (1 - p) ** gamma * F.logsigmoid(logits), p**gamma * F.logsigmoid(-logits)
     return -(weight * targets * positive + (1 - targets) * negative)
 
 
-def _asymmetric(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss) -> torch.Tensor:
+def _asymmetric(
+    logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss, share: torch.Tensor
+) -> torch.Tensor:
     """Focal with a gamma each for positives and negatives, and the probability of negatives lowered by a margin.
 
     Ridnik et al. 2021, "Asymmetric loss for multi-label classification".
@@ -164,18 +231,47 @@ def _asymmetric(logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tenso
     return -(weight * targets * positive + (1 - targets) * negative)
 
 
+def _distribution_balanced(
+    logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss, share: torch.Tensor
+) -> torch.Tensor:
+    """Weights that count which labels occur together, and a loss that pushes negatives less far.
+
+    Wu et al. 2020, "Distribution-balanced loss for multi-label classification in long-tailed datasets": the weight
+    r-hat (`_rebalanced`) on both terms, and with x = z - nu, nu = -kappa * b-hat, b-hat = log(share / (1 - share)),
+    log(1 + exp(-x)) of positives and log(1 + exp(lambda x)) / lambda of negatives. Times the focal factor
+    (1 - p of the truth)^gamma, as Huang et al. 2021, "Balancing methods for multi-label text classification with
+    long-tailed class distribution", whose defaults are ours; without their constant factor 1/2. `weight` is not read.
+    """
+    x, scale, gamma = logits + loss.db_kappa * torch.logit(share), loss.db_lambda, loss.focal_gamma
+    positive = torch.sigmoid(-x) ** gamma * F.logsigmoid(x)
+    negative = torch.sigmoid(scale * x) ** gamma * F.logsigmoid(-scale * x) / scale
+    return -_rebalanced(targets, share, loss) * (targets * positive + (1 - targets) * negative)
+
+
+def _rebalanced(targets: torch.Tensor, share: torch.Tensor, loss: Loss) -> torch.Tensor:
+    """r-hat = alpha + sigmoid(beta * (r - mu)) of Wu et al. 2020, Tensor of shape (n_rows, n_labels).
+
+    r is 1 / share of a label over the sum of 1 / share of the row's labels: how often the row would be drawn for this
+    label, of all its draws where every label draws alike often. Of a row without labels it is infinite, and r-hat
+    alpha + 1, as in the authors' code.
+    """
+    drawn = 1 / share
+    return loss.db_alpha + torch.sigmoid(loss.db_beta * (drawn / (targets @ drawn)[:, None] - loss.db_mu))
+
+
 @dataclass(frozen=True)
 class LossForm:
     """What a loss computes.
 
     Attributes
     ----------
-    of_labels : terms of shape (n_rows, n_labels) from logits, smoothed targets, positive weights and the settings
+    of_labels : terms of shape (n_rows, n_labels) from logits, smoothed targets, positive weights, the settings and the
+        labels' shares
     of_classes : what each class's log-probability, of shape (n_rows, n_classes), becomes before it is weighted,
         multiplied by the targets and summed; None for a loss that classes have no form of
     """
 
-    of_labels: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Loss], torch.Tensor]
+    of_labels: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Loss, torch.Tensor], torch.Tensor]
     of_classes: Callable[[torch.Tensor, Loss], torch.Tensor] | None
 
 
@@ -183,12 +279,18 @@ LOSSES = {
     "bce": LossForm(_cross_entropy, lambda log_p, _: log_p),
     "focal": LossForm(_focal, lambda log_p, loss: (1 - log_p.exp()) ** loss.focal_gamma * log_p),
     "asymmetric": LossForm(_asymmetric, None),
+    "distribution_balanced": LossForm(_distribution_balanced, None),
 }
 """By `loss.name`; another one is an entry here, and a name in `lora_cls.recipe.Loss`."""
 
 
 def validation_loss(
-    logits: np.ndarray, targets: np.ndarray, weight: np.ndarray, loss: Loss, task: TaskName | None = None
+    logits: np.ndarray,
+    targets: np.ndarray,
+    weight: np.ndarray,
+    loss: Loss,
+    task: TaskName | None = None,
+    facts: LabelFacts | None = None,
 ) -> float:
     """The recipe's loss as a score of held-out rows: their mean, every row once, without label smoothing.
 
@@ -199,7 +301,8 @@ def validation_loss(
     logits, targets : ndarray of shape (n_rows, n_labels)
     weight : ndarray of shape (n_labels,), as in training
     task : the recipe's
+    facts : of the labels, as in training
     """
     found, truth, factors = (torch.as_tensor(values, dtype=torch.float64) for values in (logits, targets, weight))
     plain = loss.model_copy(update={"label_smoothing": 0.0})
-    return float(training_loss(found, truth, factors, plain, task=task)) / len(logits)
+    return float(training_loss(found, truth, factors, plain, task=task, facts=facts)) / len(logits)

@@ -42,7 +42,7 @@ class Memory:
     ----------
     parameters : number of parameters of the base model (a count, not bytes)
     base : its weights, packed where quantized; in fp32 for full fine-tuning
-    adapters : adapters and head in fp32
+    adapters : adapters and head in fp32, with their averages (`train.ema_decay`, `train.average_epochs`)
     optimizer : gradients of what is trained and AdamW's two moments, in fp32
     activations : what one batch of the longest texts adds, holes in a CPU's heap included
     libraries : what the process holds before any model
@@ -94,6 +94,9 @@ def estimate_memory(
         adapters -= stored  # the head alone
     elif device == "cpu":
         adapters *= 2  # `SequenceClassifier` keeps the values that every fold starts from, in the CPU's memory
+    moving = recipe.train.ema_decay is not None
+    mean = recipe.train.average_epochs > 1 and device == "cpu"  # it always lies in the CPU's memory
+    adapters += (moving + mean) * trained
     _fill(model)
     rows, n_tokens = recipe.train.per_device_train_batch_size, length or recipe.data.max_length
     if recipe.train.gradient_accumulation_steps > 1:

@@ -11,7 +11,7 @@ from torch import nn
 from lora_cls.recipe import Recipe
 from lora_cls.text.answers import LabelAnswers
 from lora_cls.text.tokens import Tokens, pad
-from lora_cls.training.losses import training_loss
+from lora_cls.training.losses import LabelFacts, training_loss
 
 
 class Objective(Protocol):
@@ -40,6 +40,7 @@ class ClassificationObjective:
     targets : ndarray of shape (n_texts, n_labels), 0 to 1
     weight : ndarray of shape (n_labels,), see `lora_cls.training.losses`
     row_weight : ndarray of shape (n_texts,), 0 or more; None counts every text alike
+    facts : what the loss knows of the labels
 
     A text in several pieces counts once: each piece by its share. Weights are scaled to a mean of 1 over the pieces,
     so that they change what counts, and not how fast it is learnt.
@@ -53,11 +54,13 @@ class ClassificationObjective:
         recipe: Recipe,
         pad_id: int,
         row_weight: np.ndarray | None = None,
+        facts: LabelFacts | None = None,
     ) -> None:
         self.tokens, self.recipe, self.pad_id = tokens, recipe, pad_id
         self.lengths = tokens.lengths
         self.targets = torch.as_tensor(targets[tokens.text], dtype=torch.float32)
         self.weight = torch.as_tensor(weight, dtype=torch.float32)
+        self.facts = None if facts is None else facts.tensors(self.weight)
         of_text = np.ones(tokens.n_texts) if row_weight is None else row_weight
         of_piece = (of_text / tokens.n_pieces)[tokens.text]
         self.piece_weight = torch.as_tensor(of_piece / of_piece.mean(), dtype=torch.float32)
@@ -69,7 +72,7 @@ class ClassificationObjective:
         device = logits.device
         targets, of_piece = self.targets[pieces].to(device), self.piece_weight[pieces].to(device)
         weight, recipe = self.weight.to(device), self.recipe
-        return training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task), mask
+        return training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task, self.facts), mask
 
 
 class AnswerObjective:

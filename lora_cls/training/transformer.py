@@ -23,7 +23,7 @@ from lora_cls.text.tokens import refuse_unknown_script, text_notes, unknown_note
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import validation_loss
+from lora_cls.training.losses import LabelFacts, validation_loss
 from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress
 from lora_cls.training.rows import TrainingRows
@@ -140,6 +140,7 @@ class TransformerTrainer:
         self.session.model(self._choose_attention)
         self._fill_prefix_cache()
         model, objective, weight, accelerator = self.begin_fold(fold, train_rows)
+        score = partial(self._score, model, selection_rows, weight, self.head.facts(self.rows.take(train_rows)))
 
         def keep_epoch(epoch: int) -> dict[str, str]:
             kept = folder.epoch(epoch)
@@ -154,7 +155,7 @@ class TransformerTrainer:
         state = train_fold(
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.session.progress,
-            score=partial(self._score, model, selection_rows, weight) if select in ("inner", "scored_fold") else None,
+            score=score if select in ("inner", "scored_fold") else None,
             after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs,
         )  # fmt: skip
         started = time.monotonic()
@@ -201,14 +202,14 @@ class TransformerTrainer:
                 cache.fill(tokens, self.session.progress.say, needed="prefix_cache" in self.session.choices)
                 self.session.seconds["prefix"] += time.monotonic() - started
 
-    def _score(self, model: SequenceClassifier, rows: np.ndarray, weight: np.ndarray) -> Score:
+    def _score(self, model: SequenceClassifier, rows: np.ndarray, weight: np.ndarray, facts: LabelFacts) -> Score:
         """How the model is at an epoch's end, on the rows that epochs are compared on."""
         logits = self.session.answer(model, self.rows.tokens.take(rows), weight).logits
         truth, task, metric = self.rows.labels[rows], self.session.task, None
         decided = task.untuned(logits)
         if self.recipe.train.select_by == "metric":
             metric = task.metric.gain(truth, decided, task.link.probabilities(logits, weight))
-        loss = validation_loss(logits, self.rows.targets[rows], weight, self.recipe.loss, self.recipe.task)
+        loss = validation_loss(logits, self.rows.targets[rows], weight, self.recipe.loss, self.recipe.task, facts)
         return Score(macro_f1(truth, decided), loss, metric)
 
     def _answer(

@@ -6,8 +6,9 @@ import pytest
 
 from lora_cls.data import load_test, load_train, stratified_folds
 from lora_cls.data.names import likely_delimiter
-from lora_cls.errors import DataError
-from lora_cls.recipe import Data
+from lora_cls.data.tables import Tables
+from lora_cls.errors import DataError, RecipeError
+from lora_cls.recipe import Data, load_recipe
 
 N = 24
 GENRES = ["jazz", "rock", "folk"]
@@ -289,3 +290,14 @@ def test_folds_are_all_filled_or_refused():
             assert "stays empty" in str(error) or "cannot fill" in str(error)  # noqa: PT017
         else:
             assert set(fold) == {0, 1, 2, 3}
+
+
+def test_weights_of_labels_that_are_none(emotion_table):
+    """A name in `loss.label_weights` that no label has is refused as the tables are read, with the nearest that is."""
+    recipe = load_recipe({"backbone": {"name_or_path": "x"}, "loss": {"label_weights": {"joy": 2, "angre": 2}}})
+    with pytest.raises(RecipeError, match=r"label_weights: no label 'angre'\. Did you mean 'anger'.* joy, anger, fear"):
+        Tables(recipe, emotion_table(20))
+    assert Tables(load_recipe(recipe, {"loss.label_weights": {"joy": 2}}), emotion_table(20)).recipe.loss.label_weights
+    one = pd.DataFrame({"text": [f"text {i}" for i in range(20)], "kind": ["a", "b"] * 10})
+    with pytest.raises(RecipeError, match=r"loss\.label_weights: a class of task: single_label has one weight"):
+        Tables(load_recipe(recipe, {"loss.label_weights": {"a": 2}, "data.label_columns": ["kind"]}), one)

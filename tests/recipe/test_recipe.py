@@ -277,6 +277,14 @@ def test_marks_stand_for_themselves(mark):
         ({"task": "single_label", "thresholds": {"strategy": "auto"}}, "thresholds.strategy: auto decides labels"),
         ({"task": "single_label", "thresholds": {"strategy": "expected_f1"}}, "strategy: expected_f1 decides labels"),
         ({"task": "single_label", "loss": {"name": "asymmetric"}}, "loss.name: asymmetric is made for labels"),
+        (
+            {"task": "single_label", "loss": {"label_weights": {"joy": 2}}},
+            "loss.label_weights: a class of task",
+        ),
+        (
+            {"task": "binary", "loss": {"name": "distribution_balanced", "pos_weight": "none"}},
+            "loss.name: distribution_balanced weighs the labels of a row against each other",
+        ),
         ({"task": "single_label", "prediction": {"at_least_one": True}}, "prediction.at_least_one: task: single_label"),
         (
             {"task": "single_label", "data": {"label_delimiter": ","}},
@@ -292,6 +300,40 @@ def test_marks_stand_for_themselves(mark):
 def test_fields_that_contradict_the_task(values, expected):
     """A field without meaning for the task is an error that names both."""
     assert expected in message({**BACKBONE, **values})
+
+
+BALANCED = {"name": "distribution_balanced", "pos_weight": "none"}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"train": {"average_epochs": 4}}, "train.average_epochs: there are only 3 epochs"),
+        (
+            {"train": {"average_epochs": 2, "select": "inner"}},
+            "average_epochs: the mean of the last epochs leaves",
+        ),
+        ({"train": {"ema_decay": 1}}, "train.ema_decay"),
+        ({"loss": {"name": "distribution_balanced"}}, "set loss.pos_weight: none (now balanced)"),
+        ({"loss": BALANCED | {"label_smoothing": 0.1}}, "loss.label_smoothing: distribution_balanced"),
+        ({"loss": {"label_weights": {"joy": 0}}}, "loss.label_weights"),
+        ({"head": {"kind": "generate"}, "loss": {"label_weights": {"joy": 2}}}, "loss.label_weights and numbers in"),
+        ({"backbone": None, "tfidf": {}, "train": {"ema_decay": 0.9}}, "train.ema_decay has no meaning for 'tfidf'"),
+        ({"backbone": None, "tfidf": {}, "loss": {"label_weights": {"joy": 2}}}, "loss.label_weights has no meaning"),
+    ],
+)
+def test_averages_and_losses_that_contradict(values, expected):
+    """Averages of epochs that are not there or are chosen among, losses that weigh twice, and what has no loss."""
+    assert expected in message({**BACKBONE, **values})
+
+
+def test_averages_and_losses_that_go_together():
+    """A moving average goes with any choice of epochs, and with a mean of the last; both parts of `loss` together."""
+    for select in ("last", "inner", "cross_fitted", "scored_fold"):
+        assert load_recipe({**BACKBONE, "train": {"ema_decay": 0.999, "select": select}}).train.ema_decay == 0.999
+    both = load_recipe({**BACKBONE, "train": {"ema_decay": 0.9, "average_epochs": 3}}, ["loss.label_weights.joy=2"])
+    assert both.loss.label_weights == {"joy": 2}
+    assert load_recipe({**BACKBONE, "loss": BALANCED | {"label_weights": {"joy": 2}}}).loss.db_lambda == 2
 
 
 def test_contradictions_with_the_task_at_once():

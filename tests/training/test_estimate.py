@@ -66,6 +66,27 @@ def test_measures_the_longest_first():
     assert len(_measure(run, batches, lengths, 8, budget=-1).lengths) == len(first)  # one round, whatever it takes
 
 
+def test_averages_are_measured(tiny_recipe, prepared, monkeypatch):
+    """Where weights are averaged, every timed step takes its weights in, and all averages are written as at the end."""
+    recipe = tiny_recipe("llama", train__ema_decay=0.9, train__average_epochs=2)
+    trainer, fold = prepared(recipe)
+    steps, written, save = [], [], estimate.save_state
+
+    def take_in(self, step):
+        steps.append(step)
+
+    def save_state(*arguments):
+        written.append(arguments[-1])
+        save(*arguments)
+
+    monkeypatch.setattr(estimate, "BUDGET", -1.0)  # one round
+    monkeypatch.setattr(estimate.WeightAverages, "after_step", take_in)
+    monkeypatch.setattr(estimate, "save_state", save_state)
+    found = estimate_run(trainer, fold, [0, 1], load_seconds=0.0)
+    assert len(steps) == found.steps > 0
+    assert [sorted(averages) for averages in written] == [["mean", "moving"]]
+
+
 def test_counts_up_real_batches(tiny_recipe, prepared, monkeypatch):
     """With steps that take a known time, the estimate is that time over the batches of all folds and epochs."""
     recipe = tiny_recipe("llama", cv__n_splits=3, train__num_train_epochs=4, train__gradient_accumulation_steps=2)

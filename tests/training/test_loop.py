@@ -22,7 +22,7 @@ from lora_cls.text.tokens import encode, pad_token_id, shuffled_batches
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.checkpoint import load_state, snapshot, trainable
 from lora_cls.training.loop import epoch_seed, make_accelerator, parameter_groups, predict_logits, schedule, train_fold
-from lora_cls.training.losses import validation_loss
+from lora_cls.training.losses import pos_weight, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score
@@ -403,6 +403,86 @@ def test_snapshots_that_may_still_win_survive_a_kill(setup, killed_in):
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
+class Watched(Progress):
+    """Notes the trained weights before training and after every step."""
+
+    def __init__(self, model):
+        super().__init__(0, show=False)
+        self.model, self.seen = model, [snapshot(model)]
+
+    def step(self, loss=None):
+        self.seen.append(snapshot(self.model))
+
+
+def test_averages_by_hand(setup):
+    """The kept weights are the moving average of every step's, its decay rising to that of the recipe; the mean of the
+    last epochs' ends; and with both the mean of the averages. Training itself is the same with all of them."""
+    plain = setup(name="plain", train__num_train_epochs=3)
+    watch = Watched(plain.model)
+    plain.train(progress=watch)
+    steps, name = watch.seen, next(iter(watch.seen[0]))
+    assert len(steps) == 10  # 3 a epoch
+    moving = [steps[0][name].double()]
+    for i, weights in enumerate(steps[1:]):
+        decay = min(0.3, (1 + i) / (10 + i))
+        moving.append(decay * moving[-1] + (1 - decay) * weights[name].double())
+    expected = {
+        "moving": ({"train__ema_decay": 0.3}, moving[-1]),
+        "mean": ({"train__average_epochs": 2}, (steps[6][name].double() + steps[9][name].double()) / 2),
+        "both": ({"train__ema_decay": 0.3, "train__average_epochs": 3}, (moving[3] + moving[6] + moving[9]) / 3),
+    }
+    for which, (settings, average) in expected.items():
+        run = setup(name=which, train__num_train_epochs=3, **settings)
+        again = Watched(run.model)
+        run.train(progress=again)
+        assert all(torch.equal(one[name], other[name]) for one, other in zip(again.seen, steps, strict=True))
+        kept = snapshot(run.model)[name]
+        torch.testing.assert_close(kept.double(), average, rtol=1e-5, atol=1e-7)
+        assert not torch.equal(kept, steps[-1][name])
+
+
+def test_epochs_are_scored_by_their_average(setup):
+    """What `select: inner` scores, keeps and puts back is the moving average, and training goes on from the raw
+    weights."""
+    run, scored = setup(train__select="inner", train__ema_decay=0.9, train__num_train_epochs=3), []
+    watch = Watched(run.model)
+
+    def score():
+        scored.append(snapshot(run.model))
+        return Score(0.5 if len(scored) == 2 else 0.1, 1.0)
+
+    state = run.train(progress=watch, score=score)
+    plain = setup(name="plain", train__num_train_epochs=3)
+    alone = Watched(plain.model)
+    plain.train(progress=alone)
+    assert state.best_epoch == 2
+    kept = snapshot(run.model)
+    for name in kept:
+        assert torch.equal(kept[name], scored[1][name])
+        assert torch.equal(watch.seen[-1][name], alone.seen[-1][name])
+    assert not all(torch.equal(scored[1][name], watch.seen[6][name]) for name in scored[1])
+
+
+def test_averages_of_a_killed_fold(setup):
+    """A fold killed in any epoch ends with the averages, and the state, of one that never stopped."""
+    settings = {"train__ema_decay": 0.9, "train__average_epochs": 2, "train__num_train_epochs": 3}
+    whole = setup(name="whole", **settings)
+    whole.train()
+    expected, tensors = snapshot(whole.model), load_file(whole.state_file)
+    assert {name.split("/")[1] for name in tensors if name.startswith("average/")} == {"moving", "mean"}
+    for epoch in (1, 2, 3):
+        run = setup(name=f"killed-{epoch}", **settings)
+        with pytest.raises(KilledError):
+            run.train(progress=Kill(epoch, 1))
+        continued = setup(name=f"killed-{epoch}", **settings)
+        continued.train()
+        found = snapshot(continued.model)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        state = load_file(continued.state_file)
+        assert state.keys() == tensors.keys()
+        assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_optimizer_state_returns_to_its_device(setup):
     """A fused AdamW on a GPU keeps its step counters there: after a resume they are where they were."""
@@ -646,6 +726,29 @@ def test_inner_selection_holds_back_no_extra_row(tiny_recipe, emotion_table, tmp
     result = trainer.fit_fold(0, np.concatenate([np.arange(12), extra]), np.arange(12, 20), FoldFolder(tmp_path / "a"))
     assert [len(targets) for targets in seen] == [result.info["train_rows"] * -1 + 12 + len(extra)]
     assert len(seen[0]) <= 12
+
+
+def test_loss_by_the_training_rows_labels(tiny_recipe, emotion_table, tmp_path, monkeypatch):
+    """A loss that counts labels counts those of the rows that train, also where it scores an epoch on held-back ones;
+    what it hides in probabilities is kept as the fold's weight."""
+    import lora_cls.training.transformer as module
+
+    balanced = {"name": "distribution_balanced", "pos_weight": "none", "label_weights": {"joy": 2}}
+    recipe = tiny_recipe("llama", loss=balanced, train__select="scored_fold", train__num_train_epochs=1)
+    data = load_train(recipe.data, emotion_table(30))
+    trainer, seen = TransformerLearner(recipe, data.label_names).prepare(data), []
+
+    def watch(*given):
+        seen.append(given)
+        return validation_loss(*given)
+
+    monkeypatch.setattr(module, "validation_loss", watch)
+    result = trainer.fit_fold(0, np.arange(20), np.arange(20, 30), FoldFolder(tmp_path / "a"))
+    [(logits, targets, weight, loss, _, facts)] = seen
+    assert facts.share == pytest.approx(data.labels[:20].mean(0))
+    assert facts.factor.tolist() == [2, 1, 1]
+    assert result.pos_weight == pytest.approx(pos_weight(data.labels[:20], recipe.loss))
+    assert validation_loss(logits, targets, weight, loss, None, facts) != validation_loss(logits, targets, weight, loss)
 
 
 def test_memory_full_in_training(setup, monkeypatch):

@@ -9,12 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from lora_cls.errors import RecipeError
+from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.text.tokens import Tokens
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import LOSSES, pos_weight, training_loss, validation_loss
+from lora_cls.training.losses import LOSSES, LabelFacts, pos_weight, training_loss, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
@@ -106,14 +107,107 @@ def test_losses_by_hand(loss, positive, negative):
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bce", "focal", "asymmetric"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_extreme_logits(name):
     """A model that is very sure, right or wrong, gives finite losses and gradients."""
     logits = torch.tensor([[60.0, -60.0], [60.0, -60.0]], requires_grad=True)
-    loss = training_loss(logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.ones(2), Loss(name=name))
+    loss = training_loss(
+        logits, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.ones(2), Loss(name=name, pos_weight="none")
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
+
+
+def literal_distribution_balanced(logits, labels, counts, n_train, loss):
+    """Wu et al. 2020's sums, term by term as they are printed, with the focal factor of Huang et al. 2021; a row that
+    no label draws weighs alpha + 1."""
+    n_labels = len(counts)
+    total = 0.0
+    for z_row, y_row in zip(logits.tolist(), labels.tolist(), strict=True):
+        drawn_by_any = sum(1 / (n_labels * n) for n, y in zip(counts, y_row, strict=True) if y)
+        for z, y, n in zip(z_row, y_row, counts, strict=True):
+            smoothed = 1.0
+            if drawn_by_any:
+                ratio = 1 / (n_labels * n) / drawn_by_any
+                smoothed = 1 / (1 + math.exp(-loss.db_beta * (ratio - loss.db_mu)))
+            r_hat = loss.db_alpha + smoothed
+            b_hat = -math.log(n_train / n - 1)
+            nu = -loss.db_kappa * b_hat
+            scale = loss.db_lambda
+            if y:
+                p_truth = 1 / (1 + math.exp(-(z - nu)))
+                term = math.log(1 + math.exp(-(z - nu)))
+            else:
+                p_truth = 1 - 1 / (1 + math.exp(-scale * (z - nu)))
+                term = math.log(1 + math.exp(scale * (z - nu))) / scale
+            total += r_hat * (1 - p_truth) ** loss.focal_gamma * term / n_labels
+    return total
+
+
+DB_SETTINGS = [
+    {},
+    {"focal_gamma": 0},
+    {"db_alpha": 0.3, "db_beta": 4, "db_mu": 0.3, "db_lambda": 5, "db_kappa": 0.2, "focal_gamma": 1},
+]
+
+
+@pytest.mark.parametrize("settings", DB_SETTINGS)
+def test_distribution_balanced_is_the_papers(settings):
+    """Against a literal reimplementation, rows with no label included, in training and on held-out rows; summed over
+    batches; the papers' defaults for text."""
+    loss = Loss(name="distribution_balanced", pos_weight="none", **settings)
+    if not settings:
+        assert (loss.db_alpha, loss.db_beta, loss.db_mu, loss.db_lambda, loss.db_kappa) == (0.1, 10, 0.9, 2, 0.05)
+    rng = np.random.default_rng(0)
+    labels = (rng.random((40, 4)) < [0.6, 0.3, 0.1, 0.05]).astype(np.int8)
+    labels[0], labels[1] = 1, 0
+    logits = rng.normal(0, 2, size=labels.shape)
+    expected = literal_distribution_balanced(logits, labels, labels.sum(0).tolist(), 40, loss)
+    facts = LabelFacts.of(labels, None, loss, "abcd")
+    tensors = torch.as_tensor(logits), torch.as_tensor(labels, dtype=torch.float64)
+    ones = torch.ones(4, dtype=torch.float64)
+    found = [training_loss(*(t[rows] for t in tensors), ones, loss, facts=facts) for rows in (slice(9), slice(9, 40))]
+    assert float(sum(found)) == pytest.approx(expected, rel=1e-9)
+    assert validation_loss(logits, labels, np.ones(4), loss, None, facts) == pytest.approx(expected / 40, rel=1e-9)
+
+
+def test_weight_that_distribution_balanced_hides():
+    """What the loss is least at, of logits that are one number per label, corrects to the labels' shares (lambda 1,
+    gamma 0); a label that no row or every row has stays finite, and row weights count as copies."""
+    loss = Loss(name="distribution_balanced", pos_weight="none", db_lambda=1, focal_gamma=0, db_kappa=0.3)
+    rng = np.random.default_rng(1)
+    labels = (rng.random((200, 3)) < [0.5, 0.2, 0.05]).astype(np.int8)
+    facts, weight = LabelFacts.of(labels, None, loss, "abc"), pos_weight(labels, loss)
+    level = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    targets, ones = torch.as_tensor(labels, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([level], max_iter=200, tolerance_grad=1e-12, tolerance_change=0)
+
+    def closure():
+        optimizer.zero_grad()
+        value = training_loss(level.expand(200, 3), targets, ones, loss, facts=facts)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    np.testing.assert_allclose(corrected_probabilities(level.detach(), weight), labels.mean(0), rtol=1e-5)
+    assert not np.allclose(weight, 1, atol=0.05)
+    extreme = pos_weight(LABELS, loss)
+    assert np.isfinite(extreme).all() and (extreme > 0).all()
+    copies = np.array([2, 0, 1] * 66 + [1, 1])
+    np.testing.assert_allclose(pos_weight(labels, loss, copies * 3.0), pos_weight(np.repeat(labels, copies, 0), loss))
+
+
+def test_label_weights():
+    """The whole term of a label counts so many times, positives and negatives alike, and labels not named once."""
+    torch.manual_seed(0)
+    logits, targets, weight = torch.randn(7, 3), torch.randint(0, 2, (7, 3)).float(), torch.tensor([1.0, 4.0, 0.5])
+    for name in ("bce", "focal", "asymmetric"):
+        plain, loss = Loss(name=name), Loss(name=name, label_weights={"joy": 3, "fear": 0.5})
+        facts = LabelFacts.of(targets.numpy(), None, loss, ["anger", "joy", "fear"])
+        terms = LOSSES[name].of_labels(logits, targets, weight, plain, torch.ones(3))
+        expected = (terms * torch.tensor([1.0, 3.0, 0.5])).sum() / 3
+        torch.testing.assert_close(training_loss(logits, targets, weight, loss, facts=facts), expected)
 
 
 def test_effective_number():

@@ -108,6 +108,20 @@ def test_what_activations_depend_on(tiny_recipe):
     assert estimated(tiny_recipe("llama"), length=64, device="cpu").activations == int(HEAP["cpu"] * small)
 
 
+def test_averages_are_counted(tiny_recipe):
+    """One more copy of what is trained for the moving average, and one for the mean, which never lies on a GPU."""
+    for lora in ({"r": 4}, None):
+        plain = tiny_recipe("bert", lora=lora)
+        trained = estimated(plain).optimizer // 3
+        for device in ("cpu", "cuda"):
+            before = estimated(plain, device=device, length=8).total
+            moving = {"train.ema_decay": 0.9}
+            assert estimated(load_recipe(plain, moving), device=device, length=8).total == before + trained
+            both = load_recipe(plain, moving | {"train.average_epochs": 2})
+            extra = 2 * trained if device == "cpu" else trained
+            assert estimated(both, device=device, length=8).total == before + extra
+
+
 def test_accumulated_gradients(tiny_recipe):
     """Where gradients wait for the next batch they are there beside its activations."""
     recipe = tiny_recipe("bert", lora=None)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # a card asks a head for its snippet: that needs no torch
     from lora_cls.modeling.classifier import SequenceClassifier
     from lora_cls.modeling.source import Source
     from lora_cls.training.batches import EvalBatches
+    from lora_cls.training.losses import LabelFacts
     from lora_cls.training.objective import Objective
 
 
@@ -139,6 +140,12 @@ class ModelHead(ABC):
     @abstractmethod
     def weight(self, rows: TrainingRows) -> np.ndarray:
         """Positive or class weights by a fold's training rows, ndarray of shape (n_labels,)."""
+
+    def facts(self, rows: TrainingRows) -> LabelFacts:
+        """What the loss knows of each label by a fold's training rows, beside its weight."""
+        from lora_cls.training.losses import LabelFacts
+
+        return LabelFacts.of(rows.targets, rows.row_weight, self.recipe.loss, self.label_names)
 
     @abstractmethod
     def objective(self, rows: TrainingRows, weight: np.ndarray) -> Objective:
