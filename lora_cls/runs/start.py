@@ -272,7 +272,13 @@ def _opened(recipe: Recipe, noted: Mapping[str, Any] | None) -> Start | None:
         return None
     path = Path(recipe.backbone.start_from).expanduser()
     one = path.name if ONE_MODEL.fullmatch(path.name) and (path.parent / "recipe.yaml").is_file() else None
-    run = RunFolder(path if one is None else path.parent)
+    place = path if one is None else path.parent
+    if not (place / "recipe.yaml").is_file():
+        raise RunError(
+            f"backbone.start_from: there is no run folder or export at {path.absolute()}. Say where it lies: --set "
+            "backbone.start_from=RUN, by a path from the working directory or a full one."
+        )
+    run = RunFolder(place)
     _refuse_other_kind(run, recipe)
     return Start(run, _models(run, one, noted))
 

@@ -184,7 +184,7 @@ def test_a_run_needs_nothing_of_its_start(begun, recipe, train, test, tmp_path, 
         with pytest.raises(Stopped):
             cross_validate(settings, train, test, tmp_path / "again")
     (tmp_path / "started").rename(tmp_path / "moved")
-    with pytest.raises(RunError, match="started is no run folder"):
+    with pytest.raises(RunError, match=r"there is no run folder or export at .*started\. Say where it lies"):
         cross_validate(settings, train, test, tmp_path / "again", resume=True)
     moved = load_recipe(settings, {"backbone.start_from": str(tmp_path / "moved")})
     again = cross_validate(moved, train, test, tmp_path / "again", resume=True)
@@ -354,7 +354,7 @@ def test_no_start(begun, finished, recipe, small_recipe, train, tmp_path):
         unfinished.fold(number).info_file.unlink()
     lora, full = str(begun("lora").path), str(begun("full").path)
     cases = [
-        (recipe("lora", backbone__start_from=str(tmp_path)), "is no run folder: it has no recipe.yaml"),
+        (recipe("lora", backbone__start_from=str(tmp_path)), "there is no run folder or export at"),
         (recipe("lora", backbone__start_from=str(unfinished.path)), "no fold is finished yet"),
         (recipe("lora", backbone__start_from=f"{unfinished.path}/fold-01"), "fold-01 has no finished model"),
         (recipe("lora", backbone__start_from=f"{finished('llama').path}/refit"), "Train it with: lora-cls refit"),
@@ -449,3 +449,25 @@ def test_command_line(begun, recipe, train, test, tmp_path, monkeypatch, capsys)
     code, told = call("run", *given, "--out", "runs/new")
     assert code in (0, None), told.err
     assert RunFolder("runs/new").info.choices["start_from"]["run"] == "ge"
+
+
+def test_search(begun, recipe, train, other, tmp_path):
+    """A search begins as a run does: it notes the weights, holds out nothing that they saw, and has no fresh folds for
+    models that belong to folds."""
+    from lora_cls.search.plan import Given, make_plan
+
+    start = begun("lora")
+    settings = recipe("lora", backbone__start_from=str(start.path), sweep={"n_folds": 2, "confirm": 1})
+    said = []
+
+    def plan(table, holdout=None):
+        return make_plan("search", settings, Given(table, None, None, None, None), None, holdout, said.append)
+
+    apart = plan(train, 0.3)
+    assert apart.fresh is not None and sorted(apart.info.start_from["models"]) == ["fold-00", "fold-01"]
+    planted = train.copy()
+    planted.loc[planted["id"] == apart.held_out[0], "text"] = other["text"][3]
+    with pytest.raises(RunError, match=f"{apart.held_out[0]}.* Search without --holdout"):
+        plan(planted, 0.3)
+    assert plan(other).fresh is None
+    assert "no trial is scored again" in said[-1]
