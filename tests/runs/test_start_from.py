@@ -66,8 +66,8 @@ def begun(tmp_path_factory, recipe, other):
 def fresh(train):
     """Factory: the model of a fold as it is before training, by a recipe; the head as it is without a start, too."""
 
-    def make(recipe, fold=0):
-        tables = Tables(recipe, train)
+    def make(recipe, fold=0, table=train):
+        tables = Tables(recipe, table)
         folds = make_folds(tables.recipe, tables.train)
         start = find_start(tables.recipe, tables.train, folds, sorted(set(folds.tolist())))
         choices = None if start is None else start.choices
@@ -264,12 +264,16 @@ def test_rows_that_are_only_trained_on_may_meet(begun, recipe, train, other, tmp
     assert "5 of 5 test rows have a text" in " ".join(start.notes(tables.test))
 
 
-def test_same_rows_and_folds(begun, recipe, other, fresh, tmp_path):
+def test_same_rows_and_folds(begun, recipe, train, other, fresh, tmp_path):
     """Then each fold begins with its own: with other folds, or a fold that is not finished, it is refused."""
     start = begun("lora")
     settings = recipe("lora", backbone__start_from=str(start.path))
     found = begin(settings, other)
     assert found.by_fold and [f.path.name for f in found.of_fold(1)] == ["fold-01"] and len(found.of_fold(-1)) == 2
+    for number in (0, 1):
+        now = saved_weights(fresh(settings, number, other))
+        saved = load_file(start.fold(number).adapter / "adapter_model.safetensors")
+        assert all(torch.equal(now[key], value) for key, value in saved.items() if "score" not in key)
     shuffled = other.sample(frac=1, random_state=0)
     assert begin(settings, shuffled, start.files.folds).by_fold
     with pytest.raises(RunError, match=r"give this run the folds of that one, --set data\.folds="):
@@ -283,6 +287,7 @@ def test_same_rows_and_folds(begun, recipe, other, fresh, tmp_path):
     with pytest.raises(RunError, match="whose fold-00 must be finished first"):
         begin(settings, other)
     assert begin(settings, other, folds=[1]).by_fold
+    assert begin(settings, train).models.keys() == {"fold-01"}  # the one that is finished, for all folds
     chained = recipe("lora", backbone__start_from=str(run.path))
     assert begin(chained, other, folds=[1]).by_fold  # the texts of both runs are kept apart by the same folds
 
