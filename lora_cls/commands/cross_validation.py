@@ -164,7 +164,7 @@ def cross_validate(
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)
-            seen = None if start is None else start.seen_by_any
+            seen = None if start is None else start.seen_before(data.texts)
             tested, sample = tables.test, tables.sample
             run = RunFolder.create(path, recipe, data, fold, info, tested, sample, seen, overwrite=overwrite)
         costs = Costs(run, learner, started)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from lora_cls.errors import DataError, RunError, brief, no_fold_finished, shorte
 from lora_cls.recipe import Recipe
 from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.folder import RunFolder
-from lora_cls.runs.io import read_array
+from lora_cls.runs.io import RESTORE, read_array
 from lora_cls.runs.sums import of_values, sums
 from lora_cls.runs.tables import training_data
 
@@ -108,7 +108,7 @@ class Start:
         run, file = self.run, self.run.files.text_hashes
         n_rows = 0 if run.exported else len(run.folds)
         if notes_texts(run):
-            hashes = read_array(file, (-1, HASH_BYTES), run.info.files.get(file.name))
+            hashes = read_array(file, (-1, HASH_BYTES), run.info.files.get(file.name), RESTORE)
             if len(hashes) >= n_rows:
                 return hashes[:n_rows], hashes[n_rows:]
             raise RunError(f"{file} is damaged: it has fewer texts than {run.files.folds} has rows.")
@@ -141,6 +141,11 @@ class Start:
         """The same of all models together, each text once."""
         return np.unique(np.concatenate([self.seen(name) for name in self.models]), axis=0)
 
+    def seen_before(self, texts: Sequence[str]) -> np.ndarray:
+        """Hashes of what any of the models was trained on, but for the `texts` of the run that begins with them: its
+        folds saw these, or were kept from them, whatever they began with."""
+        return self.seen_by_any[~among(self.seen_by_any, text_hashes(texts))]
+
     def kept_apart(self, train: Dataset, fold: np.ndarray, numbers: list[int]) -> Start:
         """The start in which no fold is scored on a text that its model was trained on: as it is, or `by_fold`.
 
@@ -161,14 +166,23 @@ class Start:
             return self
         names = {f"fold-{number:02d}": fold == number for number in sorted(set(fold[fold >= 0].tolist()))}
         lacking = [name for name in names if name not in self.models]
+        same_rows = among(hashes[fold >= 0], self._hashes[0]).all()  # a text or two may lie in the same fold by chance
         clash = any(among(hashes[here], self.seen(name)).any() for name, here in names.items() if name in self.models)
-        if not clash and not {f"fold-{number:02d}" for number in numbers} & set(lacking):
+        if same_rows and not clash and not {f"fold-{number:02d}" for number in numbers} & set(lacking):
             return replace(self, by_fold=True)
-        ids = shorten(train.ids[row] for row in np.flatnonzero(met).tolist())
-        count = int(met.sum())
-        raise RunError(
-            f"{self.run.path} was trained on the texts of {count} row{'s' * (count > 1)} that this run is to be scored "
-            f"on, so that the score would flatter it: {ids}. {self._advice(train, lacking)}"
+        raise self._flattered([train.ids[row] for row in np.flatnonzero(met).tolist()], self._advice(train, lacking))
+
+    def refuse_seen(self, ids: Sequence[str], texts: Sequence[str]) -> None:
+        """Raise RunError if any of the models was trained on texts of rows that a search holds out."""
+        met = [name for name, is_met in zip(ids, among(text_hashes(texts), self.seen_by_any), strict=True) if is_met]
+        if met:
+            raise self._flattered(met, "Search without --holdout, or remove these rows.")
+
+    def _flattered(self, ids: Sequence[str], advice: str) -> RunError:
+        rows = f"{len(ids)} row{'s' * (len(ids) > 1)}"
+        return RunError(
+            f"{self.run.path} was trained on the texts of {rows} to be scored, and a score on them would be too high: "
+            f"{shorten(ids)}. {advice}"
         )
 
     def _advice(self, train: Dataset, lacking: list[str]) -> str:
@@ -258,7 +272,13 @@ def _opened(recipe: Recipe, noted: Mapping[str, Any] | None) -> Start | None:
         return None
     path = Path(recipe.backbone.start_from).expanduser()
     one = path.name if ONE_MODEL.fullmatch(path.name) and (path.parent / "recipe.yaml").is_file() else None
-    run = RunFolder(path if one is None else path.parent)
+    place = path if one is None else path.parent
+    if not (place / "recipe.yaml").is_file():
+        raise RunError(
+            f"backbone.start_from: there is no run folder or export at {path.absolute()}. Say where it lies: --set "
+            "backbone.start_from=RUN, by a path from the working directory or a full one."
+        )
+    run = RunFolder(place)
     _refuse_other_kind(run, recipe)
     return Start(run, _models(run, one, noted))
 

@@ -69,6 +69,8 @@ class SweepInfo(Record):
     train_sha256: str
     holdout: float | None = None
     """The share of rows that no trial sees; their ids stand in `holdout.csv`."""
+    start_from: dict[str, Any] | None = None
+    """Which weights all trials begin with, as in the `choices` of a run."""
 
 
 @dataclass(frozen=True)

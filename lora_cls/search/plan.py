@@ -19,6 +19,7 @@ from lora_cls.files import make_folder, whole_file, write_bytes, write_csv
 from lora_cls.machine import surroundings
 from lora_cls.recipe import LARGEST_SEED, Recipe, flatten, load_recipe
 from lora_cls.runs.folder import recipe_bytes
+from lora_cls.runs.start import find_start
 from lora_cls.search.folder import LOSSES, SweepFiles, SweepFolder, SweepInfo, without
 from lora_cls.search.optuna_files import load_optuna, open_study
 
@@ -91,7 +92,7 @@ class Plan:
             for key in sorted(set(before) | set(now))
             if before.get(key) != now.get(key)
         ]
-        for key in ("train_sha256", "folds", "n_splits", "holdout"):
+        for key in ("train_sha256", "folds", "n_splits", "holdout", "start_from"):
             was, given = getattr(folder.info, key), getattr(self.info, key)
             told += [f"{key}: was {was}, now {given}"] if was != given else []
         if told:
@@ -131,8 +132,10 @@ def make_plan(
     source = given.train if given.train is not None else recipe.data.train
     assert source is not None
     held_out: list[str] = []
+    text_of: dict[str, str] = {}
     if holdout is not None:
         held_out = _held_out(tables, holdout, recipe.sweep.random_state)
+        text_of = dict(zip(tables.train.ids, tables.train.texts, strict=True))
         kept = without(read_table(source), held_out, columns.get("data.id_column"))
         tables = Tables(load_recipe(recipe, columns), kept, extra=given.extra_train)
         say(f"{len(held_out)} rows are held out from the whole search (--holdout {holdout:g})")
@@ -143,11 +146,18 @@ def make_plan(
     numbers = chosen_folds(fold)
     wanted = chosen_folds(fold, folds) if folds is not None else numbers[: recipe.sweep.n_folds]
     check_rows(data, fold)
+    start = find_start(known, data, fold, wanted)
+    if start is not None:
+        start.refuse_seen(held_out, [text_of[name] for name in held_out])
+        for line in start.notes(None):
+            say(line)
     for line in fold_notes(data.labels, fold, data.label_names, data.groups):
         say(line)
     fresh = None
     if recipe.sweep.confirm:
-        if table is not None or data.held_out is not None:
+        if start is not None and start.by_fold:
+            say(f"Fresh folds would have no model of {start.run.path} to begin with: no trial is scored again.")
+        elif table is not None or data.held_out is not None:
             say("The folds were given, so there are no fresh ones: no trial is scored again.")
         else:
             drawn = (recipe.cv.random_state + 1) % (LARGEST_SEED + 1)
@@ -164,6 +174,7 @@ def make_plan(
         rows=int((~data.extra).sum()),
         train_sha256=fingerprint,
         holdout=holdout,
+        **({} if start is None else start.choices),
     )
     return Plan(recipe, info, source, _fold_table(data, fold), fresh, held_out)
 
