@@ -64,6 +64,10 @@ class Backbone(Section):
     num_hidden_layers: int | None = Field(default=None, ge=1, le=10_000)
     """Keep only so many layers, from the lowest (and the final norm): middle layers often classify as well as the
     last. Null keeps all."""
+    bidirectional: bool = False
+    """A decoder without its causal mask: every token sees the whole text, as in an encoder (BehnamGhader et al. 2024,
+    "LLM2Vec"), within the window where a layer has one; `head.pooling: mean` is what goes with it. Refused when the
+    model is loaded where it changes nothing (encoders), or takes no effect."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the frozen base and of the computation; `auto` measures what this device does well."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -698,6 +702,11 @@ class Recipe(Section):
             )
         if self.head.kind == "generate" and self.backbone and self.backbone.num_hidden_layers is not None:
             problems.append("backbone.num_hidden_layers: head.kind: generate writes with the whole model: remove it.")
+        if self.head.kind == "generate" and self.backbone and self.backbone.bidirectional:
+            problems.append(
+                "backbone.bidirectional: head.kind: generate writes token after token, each from those before it: "
+                "remove it."
+            )
         if self.head.kind == "generate" and self.data.soft_labels:
             problems.append(
                 "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."

@@ -133,7 +133,8 @@ def _from_package(package: str) -> Path:
     numbers = [int(chunk.suffix[1:]) for chunk in chunks]
     if numbers != list(range(1, len(chunks) + 1)):
         raise BackboneError(
-            f"package:{package} lacks a piece: it has those numbered {', '.join(map(str, numbers))}. {_reinstall(package)}"
+            f"package:{package} lacks a piece: it has those numbered {', '.join(map(str, numbers))}. "
+            f"{_reinstall(package)}"
         )
     return _converted(chunks, package, _readable_sha256(chunks, package))
 

@@ -236,7 +236,7 @@ def test_zip_with_a_damaged_piece(damage, message, tiny_model, monkeypatch, tmp_
 def test_zip_of_other_weights(tiny_model, monkeypatch, tmp_path, cache):
     """Weights out of a zip are compared with the checksum that is known."""
     fake_package(monkeypatch, tmp_path, in_pieces(zipped(tiny_model("bert"))))
-    with pytest.raises(BackboneError, match="package:all-mpnet-base-v2 are damaged.*--force-reinstall --no-deps all-"):
+    with pytest.raises(BackboneError, match=r"package:all-mpnet-base-v2 are damaged.*--force-reinstall --no-deps all-"):
         find_source("package:all-mpnet-base-v2")
     assert not list(cache.rglob("*.safetensors"))
 
