@@ -190,7 +190,7 @@ RUNS = {
     "LoRA, attention measured": ("gemma3", {"backbone__attn_implementation": "auto", "head__pooling": "mean"}),
     "4-bit": ("llama", {"quantization": {"load_in_4bit": True}}),
     "label_tokens": ("gemma3", {"head__kind": "label_tokens"}),
-    "fewer layers": ("llama", {"backbone__num_hidden_layers": 1}),
+    "fewer layers": ("llama", {"backbone__num_hidden_layers": 1, "head__pooling": "mean"}),
     "full": ("qwen2", {"lora": None, "train__learning_rate": 1e-3, "head__pooling": "mean"}),
 }
 
