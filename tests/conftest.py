@@ -88,7 +88,7 @@ TOKENIZERS = {
     "BertConfig": "bert", "DistilBertConfig": "bert", "SqueezeBertConfig": "bert", "RobertaConfig": "roberta",
     "LongformerConfig": "roberta", "DebertaV2Config": "deberta", "ModernBertConfig": "modernbert",
     "LlamaConfig": "llama3", "Gemma2Config": "gemma3", "Gemma3TextConfig": "gemma3", "Qwen2Config": "qwen2",
-    "Qwen3Config": "qwen2",
+    "Qwen3Config": "qwen2", "MPNetConfig": "roberta",
 }  # fmt: skip
 # What makes a real configuration small; only what it names is replaced
 SMALL = {

@@ -157,23 +157,45 @@ def trainable_head(model: SequenceClassifier) -> nn.Module:
     return head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head
 
 
-def depth_readme(recipe: Recipe, depth: dict[str, Any]) -> str:
-    """README.md of an adapter to a base that was cut: without a word it would open on the whole one, too.
+def base_readme(recipe: Recipe, depth: dict[str, Any]) -> str | None:
+    """README.md of an adapter to a base that was changed: without a word it would open on the one as it is, too.
 
     Parameters
     ----------
     depth : see `lora_cls.modeling.loading.depth_options`
+
+    Returns
+    -------
+    str or None
+        None where the base is as it is.
     """
     assert recipe.backbone is not None
-    name, n_layers = recipe.backbone.name_or_path, depth["num_hidden_layers"]
-    options = ", ".join(f"{key}={value!r}" for key, value in depth.items())
-    return f"""# LoRA adapter for the lowest {n_layers} layers of {name}
+    name, title, made, code = recipe.backbone.name_or_path, recipe.backbone.name_or_path, [], ""
+    if depth:
+        n_layers = depth["num_hidden_layers"]
+        title = f"the lowest {n_layers} layers of {name}"
+        made.append(
+            f"Made with lora_cls by `backbone.num_hidden_layers: {n_layers}`: it belongs to {name} with only its "
+            f"lowest {n_layers}\nlayers, 0 to {n_layers - 1}, and the final norm behind them. On the whole model it "
+            "also opens, and answers wrongly."
+        )
+    if recipe.backbone.bidirectional:
+        title += " without its causal mask"
+        made.append(
+            f"Made with lora_cls by `backbone.bidirectional: true`: it belongs to {name} reading both ways.\nOn the "
+            "causal model it also opens, and answers wrongly."
+        )
+        code = "\nbase.config.get_text_config().is_causal = False"
+    if not made:
+        return None
+    options = "".join(f", {key}={value!r}" for key, value in depth.items())
+    said = "\n\n".join(made)
+    return f"""# LoRA adapter for {title}
 
-Made with lora_cls by `backbone.num_hidden_layers: {n_layers}`: it belongs to {name} with only its lowest {n_layers}
-layers, 0 to {n_layers - 1}, and the final norm behind them. On the whole model it also opens, and answers wrongly.
+{said}
 
 ```python
-base = AutoModel.from_pretrained({name!r}, {options})
+base = AutoModel.from_pretrained({name!r}{options}){code}
 ```
 
 The README.md of the run, two folders up, has the whole code: precision, head, pooling.

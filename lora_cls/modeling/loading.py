@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lora_cls.errors import BackboneError, brief, shorten
-from lora_cls.modeling.probe import check_tokenizer, refuse_without_tokenizer
+from lora_cls.modeling.probe import check_tokenizer, read_both_ways, refuse_without_tokenizer
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Backbone, Quantization
@@ -62,7 +62,7 @@ def load_base(
     Raises
     ------
     BackboneError
-        If it cannot be found or opened; says what to install or set.
+        If it cannot be found or opened, or does not read both ways where it should; says what to install or set.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 
@@ -103,7 +103,10 @@ def load_base(
     else:
         base.to(device)
     base.config.use_cache = False
-    return base.eval().requires_grad_(False)
+    base.eval().requires_grad_(False)
+    if backbone.bidirectional:
+        read_both_ways(base, source, attn_implementation in (None, "auto"))
+    return base
 
 
 def load_config(backbone: Backbone, source: Source) -> Any:

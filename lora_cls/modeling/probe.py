@@ -20,6 +20,7 @@ WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "*.tikto
 VOCABULARIES = (*WHOLE_TOKENIZERS, "*.model", "vocab*", "*.vocab", "merges.txt")
 SHORT, PADDING = 8, 8  # tokens of the text whose answer must not change with padding
 MOST_CHANGE = 0.15  # of the greatest value; approximations of attention (YOSO, Nystromformer) and 8 bits stay below
+LOOKED_AHEAD = 0.01  # of a hidden state, by another token behind it; 8 bits stay below where none is read
 NO_TOKENIZER = "fetch the model's tokenizer again and put its files there, as Tokenizer.save_pretrained writes them."
 
 
@@ -123,15 +124,76 @@ def probe_base(
     return None
 
 
-def sees_what_follows(model: SequenceClassifier, pad_id: int) -> bool:
-    """Whether a text's first token knows of its last one: not in a causal model."""
-    reader = _Reader(model.eval(), pad_id)
-    ids = reader.text(SHORT)
-    others = ids.clone()
-    others[-1] = ids[0]
-    with torch.no_grad(), quiet_transformers():  # one by one: the same sizes give the same last digits
-        first, other = (reader.hidden(text)[0][0, 0].float() for text in (ids, others))
-    return bool((first - other).abs().max() > 1e-4 * first.abs().max())
+def read_both_ways(base: Any, source: Source, any_attention: bool) -> None:
+    """Take the causal mask from a decoder, by the word that transformers reads in its configuration, and try it out.
+
+    transformers (5.23) makes the masks of full and windowed layers by `is_causal` and hands it to the attention. A
+    model with masks of its own may do neither, or only one of the two: it then reads one way, or a text one way alone
+    and both ways beside a longer one.
+
+    Parameters
+    ----------
+    base : as loaded, without adapters
+    any_attention : whether eager and fused attention are both tried, as either may be taken later
+
+    Raises
+    ------
+    BackboneError
+        If the model reads both ways by itself (an encoder), or still reads one way.
+    """
+    config: Any = base.config.get_text_config()
+    inner = getattr(base, "base_model", base)
+    try:
+        if getattr(config, "is_causal", True) and looks_ahead(inner, 0):  # else its own files say it
+            raise BackboneError(
+                f"backbone.bidirectional: {type(base).__name__} ({source.name}) reads both ways by itself, as encoders "
+                "do: remove the field."
+            )
+        config.is_causal = False
+        kept = str(base.config._attn_implementation)
+        others = [kind for kind in ("eager", "sdpa") if any_attention and kept in ("eager", "sdpa") and kind != kept]
+        for attention in (*others, kept):
+            if others and not _attends_by(base, attention):
+                continue
+            one_way = [n_padded for n_padded in (0, PADDING) if not looks_ahead(inner, n_padded)]
+            if one_way:
+                beside = ", beside a longer text" if one_way == [PADDING] else ""
+                raise BackboneError(
+                    f"backbone.bidirectional: {type(base).__name__} ({source.name}) still reads one way without its "
+                    f"causal mask (in {attention} attention{beside}): remove the field, or take another model."
+                )
+    except BackboneError:
+        raise
+    except Exception as error:  # whatever a model of another kind asks for
+        if is_out_of_memory(error):
+            raise
+        raise unreadable(source.name, base, error) from error
+
+
+def _attends_by(base: Any, attention: str) -> bool:
+    """Set the kind of attention; whether the model has it."""
+    try:
+        with quiet_transformers():
+            base.set_attn_implementation(attention)
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
+def looks_ahead(base: Any, n_padded: int) -> bool:
+    """Whether another last token changes what a model says of those before it."""
+    n_embeddings, device = _n_embeddings(base), next(base.parameters()).device
+    ids = (torch.arange(1, SHORT + 1) * 7919 % n_embeddings).repeat(2, 1)
+    ids[1, -1] = (ids[1, -1] + 11) % n_embeddings
+    mask = nn.functional.pad(torch.ones_like(ids), (0, n_padded)).to(device)
+    ids = nn.functional.pad(ids, (0, n_padded)).to(device)
+    with torch.no_grad(), quiet_transformers():
+        # one after the other: in 8 bits the rows of a batch change each other
+        one, other = (
+            base(input_ids=ids[i : i + 1], attention_mask=mask[i : i + 1]).last_hidden_state[0, : SHORT - 1].float()
+            for i in range(2)
+        )
+    return bool(((one - other).norm(dim=-1) > LOOKED_AHEAD * one.norm(dim=-1)).any())
 
 
 class _Reader:

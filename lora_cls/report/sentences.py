@@ -47,7 +47,8 @@ def base_name(recipe: Recipe) -> str:
     if recipe.backbone is None:
         return "TF-IDF and logistic regression"
     depth, name = recipe.backbone.num_hidden_layers, short_name(recipe.backbone.name_or_path)
-    return name if depth is None else f"the lowest {depth} layers of {name}"
+    name = name if depth is None else f"the lowest {depth} layers of {name}"
+    return f"{name}, read both ways" if recipe.backbone.bidirectional else name
 
 
 def short_name(name_or_path: str) -> str:
@@ -72,7 +73,8 @@ def describe(recipe: Recipe) -> str:
     else:
         method = f"QLoRA {'8-bit' if quantization.load_in_8bit else '4-bit'} r={recipe.lora.r}"
     kind = "" if recipe.head.kind == Head().kind else f", {recipe.head.kind}"
-    return f"{short_name(recipe.backbone.name_or_path)}, {method}{kind}"
+    ways = ", bidirectional" if recipe.backbone.bidirectional else ""
+    return f"{short_name(recipe.backbone.name_or_path)}, {method}{kind}{ways}"
 
 
 def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:

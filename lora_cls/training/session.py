@@ -14,7 +14,7 @@ import torch
 from lora_cls.errors import BackboneError, RunError, TrainingError
 from lora_cls.evaluation import task_of
 from lora_cls.machine import cache_folder, physical_cores
-from lora_cls.modeling.adapter import depth_readme, load_model_weights, reset_model, save_model
+from lora_cls.modeling.adapter import base_readme, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.loading import (
     base_fingerprint,
@@ -271,8 +271,7 @@ class Session:
         if self.recipe.lora is None:
             save_model(model, folder.model)
         else:
-            depth = self.choices.get("depth")
-            save_model(model, folder.adapter, None if depth is None else depth_readme(self.recipe, depth))
+            save_model(model, folder.adapter, base_readme(self.recipe, self.choices.get("depth", {})))
 
     # Answers
 

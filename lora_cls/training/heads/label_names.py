@@ -84,10 +84,10 @@ class LabelNamesHead(LinearHead):
     def place(self, model: SequenceClassifier, source: Source) -> SequenceClassifier:
         """See `ModelHead.place`."""
         from lora_cls.modeling.label_names import LabelNamesClassifier
-        from lora_cls.modeling.probe import sees_what_follows
+        from lora_cls.modeling.probe import looks_ahead
 
         assert isinstance(model, LabelNamesClassifier)
-        if not sees_what_follows(model, self.pad_id):
+        if not looks_ahead(model.base, 0):
             raise BackboneError(
                 f"head.kind: label_names: {source.name} reads from left to right, so that the labels' names, which "
                 "stand before the text, would know nothing of it. Take an encoder, or head.kind: linear."
