@@ -155,6 +155,7 @@ def cross_validate(
         base_place = run.base_place() if resumed else None
         learner = make_learner(recipe, data.label_names, choices, base_place, progress)
         trainer = learner.prepare(data, tables.test)
+        trainer.adapt(tables.extra_texts)
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)

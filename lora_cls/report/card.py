@@ -147,6 +147,8 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
     choices, head = info.choices, head_type(recipe.head.kind)
     before, after = head.around(recipe, label_names, choices)
     start = before.rstrip(" ")  # spaces before the text are read with it
+    # a model of which all weights were trained was saved whole
+    adapted = choices["adapted"]["folder"] if recipe.lora and "adapted" in choices else None
     return fill(
         head.snippet_template,
         recipe=recipe,
@@ -154,7 +156,7 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
         choices=choices,
         n_labels=len(label_names),
         folder=folder,
-        path=info.backbone_path or recipe.backbone.name_or_path,
+        path=adapted or info.backbone_path or recipe.backbone.name_or_path,
         before=start,
         lead=before[len(start) :],
         after=after,

@@ -17,6 +17,7 @@ Cells = list[list[str]]
 PHASES = {
     "load": "loading",
     "tokenize": "tokenizing",
+    "adapt": "adapting the base (once)",
     "prefix": "lower layers (once)",
     "train": "training",
     "score": "choosing among epochs",

@@ -109,6 +109,7 @@ class DataInfo(Part):
     lengths: dict[str, Any] | None = None
     train_sha256: str
     extra_train_sha256: str | None = None
+    extra_texts_sha256: str | None = None
     test_sha256: str | None = None
     sample_submission_sha256: str | None = None
 
