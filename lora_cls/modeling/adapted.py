@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from lora_cls.errors import BackboneError, RunError
 from lora_cls.machine import cache_folder
 from lora_cls.modeling.source import Source, find_source
 from lora_cls.recipe import Backbone
+from lora_cls.runs.records import Adaptation
 from lora_cls.runs.sums import check
 
 ABOUT = "adaptation.json"
@@ -23,17 +23,14 @@ def adapted_place(name: str) -> Path:
     return cache_folder() / ADAPTED / name
 
 
-def read_adapted(folder: Path, key: str) -> dict[str, Any] | None:
+def read_adapted(folder: Path, key: str) -> Adaptation | None:
     """What `adaptation.json` says of the base in a folder; None unless it is whole and of this key."""
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if about["key"] != key:
-            return None
-        files = about.pop("files")
-        check(folder, files, "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RunError):
+        about = Adaptation.read(folder / ABOUT)
+        check(folder, about.files, "")
+    except RunError:
         return None
-    return about
+    return about if about.key == key else None
 
 
 def find_adapted(noted: Mapping[str, Any], place: str | None = None) -> Path | None:
@@ -51,13 +48,14 @@ def find_adapted(noted: Mapping[str, Any], place: str | None = None) -> Path | N
     return next((folder for folder in places if read_adapted(folder, noted["key"]) is not None), None)
 
 
-def run_source(backbone: Backbone, choices: Mapping[str, Any], place: str | None) -> Source:
+def run_source(backbone: Backbone, choices: Mapping[str, Any], place: str | None, *, needed: bool = False) -> Source:
     """Where the base of a run lies: the adapted one where there is one and it is found, else the one before.
 
     Parameters
     ----------
     choices : of the run
     place : another place of the base, adapted or before; None for where the recipe and the run say
+    needed : whether an adapted base that is not found is an error
 
     Raises
     ------
@@ -65,8 +63,11 @@ def run_source(backbone: Backbone, choices: Mapping[str, Any], place: str | None
         See `find_source`.
     """
     noted = choices.get(ADAPTED)
-    if noted is not None and (folder := find_adapted(noted, place)) is not None:
-        return adapted_source(backbone, folder)
+    if noted is not None:
+        if (folder := find_adapted(noted, place)) is not None:
+            return adapted_source(backbone, folder)
+        if needed:
+            raise adapted_is_gone(noted)
     return find_source(place or backbone.name_or_path, backbone.revision)
 
 
@@ -75,15 +76,18 @@ def adapted_source(backbone: Backbone, folder: Path) -> Source:
     return Source(f"{backbone.name_or_path}, adapted", str(folder.resolve()))
 
 
-def is_adapted(source: Source) -> bool:
-    """Whether a source is an adapted base."""
-    return source.is_local and (Path(source.path_or_id) / ABOUT).is_file()
+def is_adapted(source: Source, noted: Mapping[str, Any]) -> bool:
+    """Whether a source is the adapted base of a run, by its choice `ADAPTED`."""
+    try:
+        return source.is_local and Adaptation.read(Path(source.path_or_id) / ABOUT).key == noted["key"]
+    except RunError:
+        return False
 
 
 def adapted_is_gone(noted: Mapping[str, Any]) -> BackboneError:
     """What is said where a run's adapted base is not found."""
     return BackboneError(
-        f"The base of this run was adapted to its texts, and is no longer at {noted['folder']}. Say with --backbone "
-        "where a copy of that folder lies, or make it again from the same texts with the command that made the run, "
-        "and --resume."
+        f"The base of this run was adapted to its texts, and is no longer at {noted['folder']}. Make it again from the "
+        "same texts with the command that made the run and --resume, or say with --backbone where a copy of the folder "
+        "lies."
     )

@@ -14,7 +14,7 @@ from lora_cls.recipe import Recipe
 from lora_cls.report.sentences import base_name, score_sentence, settings_rows, share_of_test, short_name
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
-from lora_cls.runs.records import ExportInfo
+from lora_cls.runs.records import Adaptation, ExportInfo
 from lora_cls.training.heads import head_type
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         probabilities=task_of(recipe.task).meaning,
         snippet=None if recipe.backbone is None else snippet(recipe, run.info, run.label_names, fold),
         columns=_several_columns(run.info),
+        adapted=None if (noted := run.info.choices.get("adapted")) is None else Adaptation(**noted).sentence,
     )
 
 

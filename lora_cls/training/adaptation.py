@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from lora_cls.errors import RunError, TrainingError, WriteError, memory_full
-from lora_cls.files import whole_folder, write_json
+from lora_cls.files import whole_folder
 from lora_cls.machine import cache_note
 from lora_cls.modeling.adapted import ABOUT, ADAPTED, adapted_place, adapted_source, is_adapted, read_adapted
 from lora_cls.modeling.adapter import adapt
@@ -38,6 +38,7 @@ from lora_cls.modeling.probe import probe_base
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import Adapt, load_recipe
 from lora_cls.runs.lock import locked
+from lora_cls.runs.records import Adaptation
 from lora_cls.runs.sums import sums
 from lora_cls.text.tokens import Tokens, encode, pad_token_id, refuse_unknown_ids, shuffled_batches, special_frame
 from lora_cls.training.batches import first_line
@@ -49,6 +50,7 @@ FORMAT = 1  # of the way that adapted bases are made: another number where their
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # texts that are not trained on, and on which the loss is noted
 HEAD_RATE, HEAD_STEPS = 1e-3, 300  # of an output layer that starts at random: learning rate; steps it is trained alone
 MAX_GRAD_NORM = 1.0
+TIMED = (0.0, 0.0, 0.25, 0.5, 0.75, 1.0)  # of the batches by length, the longest first: it tells whether all fit
 TITLE = "adapting the base"
 PATIENCE = 24 * 3600.0  # seconds to wait for another process that makes the same base
 
@@ -70,7 +72,7 @@ def adapt_base(session: Session, texts: Sequence[str]) -> None:
         If the cache folder cannot be written.
     """
     settings, noted = session.recipe.adapt, session.choices.get(ADAPTED)
-    if settings is None or (noted is not None and is_adapted(session.source)):
+    if settings is None or (noted is not None and is_adapted(session.source, noted)):
         return
     started = time.monotonic()
     adaptation = _Adaptation.of(session, settings, texts)
@@ -81,8 +83,26 @@ def adapt_base(session: Session, texts: Sequence[str]) -> None:
             "or start a new run with another --out."
         )
     folder, about = adaptation.found_or_made()
-    session.stand_on(adapted_source(session.backbone, folder), {ADAPTED: about | {"folder": str(folder)}})
+    said = about.model_copy(update={"folder": str(folder.absolute())}).model_dump(exclude={"files", "sha256"})
+    session.stand_on(adapted_source(session.backbone, folder), {ADAPTED: said})
     session.seconds["adapt"] = time.monotonic() - started
+
+
+def adaptation_seconds(session: Session, texts: Sequence[str]) -> float | None:
+    """Seconds that `adapt_base` would take, from a few of its steps, timed; None where the cache has the base already.
+
+    Raises
+    ------
+    TrainingError
+        If its longest batch does not fit into the memory.
+    """
+    assert session.recipe.adapt is not None
+    started = time.monotonic()
+    adaptation = _Adaptation.of(session, session.recipe.adapt, texts)
+    if read_adapted(adaptation.folder, adaptation.key) is not None:
+        return None
+    trainer = _Trainer(session, adaptation.settings, adaptation.aim, adaptation.tokens)
+    return time.monotonic() - started + trainer.seconds_to_train()
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,6 @@ class _Adaptation:
     settings: Adapt
     aim: Aim
     tokens: Tokens
-    n_texts: int
     key: str
     base_sha256: str
 
@@ -123,14 +142,19 @@ class _Adaptation:
             "versions": [metadata.version(package) for package in ("torch", "transformers", "peft")],
         }
         key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        return cls(session, settings, aim, tokens, len(own), key, base_sha256)
+        return cls(session, settings, aim, tokens, key, base_sha256)
 
-    def found_or_made(self) -> tuple[Path, dict[str, Any]]:
+    @property
+    def folder(self) -> Path:
+        """Its place in the cache."""
+        name = Path(self.session.backbone.name_or_path).name.replace(":", "-")[:50]
+        return adapted_place(f"{name}-{self.key[:16]}")
+
+    def found_or_made(self) -> tuple[Path, Adaptation]:
         """The folder, and what `adaptation.json` says."""
-        name = f"{Path(self.session.backbone.name_or_path).name.replace(':', '-')[:50]}-{self.key[:16]}"
-        folder, say = adapted_place(name), self.session.progress.say
+        folder, say = self.folder, self.session.progress.say
         if (about := read_adapted(folder, self.key)) is None:
-            work = folder.with_name(f"{name}.work")
+            work = folder.with_name(f"{folder.name}.work")
             try:
                 with locked(work, "the base is adapted", wait=say, patience=PATIENCE):
                     if (about := read_adapted(folder, self.key)) is None:  # else another process made it meanwhile
@@ -140,38 +164,28 @@ class _Adaptation:
                 raise WriteError(f"{cache_note(error)} An adapted base must be kept there.") from error
         else:
             say("The adapted base is in the cache already.")
-        say(adaptation_sentence(about))
+        say(about.sentence)
         return folder, about
 
-    def _make(self, folder: Path, state_file: Path) -> dict[str, Any]:
-        about: dict[str, Any] = {
-            "key": self.key,
-            "base": self.session.backbone.name_or_path,
-            "base_sha256": self.base_sha256,
-            "aim": self.aim,
-            "texts": self.n_texts,
-            "tokens": int(self.tokens.lengths.sum()),
-            "epochs": self.settings.num_train_epochs,
-        }
+    def _make(self, folder: Path, state_file: Path) -> Adaptation:
         trainer = _Trainer(self.session, self.settings, self.aim, self.tokens)
-        about |= trainer.train(state_file)
-        with whole_folder(folder, replace=True) as scratch, quiet_transformers():
-            trainer.trained().save_pretrained(scratch)
+        losses = trainer.train(state_file)
+        with whole_folder(folder, replace=True) as scratch:
+            with quiet_transformers():
+                trainer.trained().save_pretrained(scratch)
             self.session.tokenizer.save_pretrained(scratch)
-            files = sums(scratch, sorted(scratch.iterdir()))
-            write_json(scratch / ABOUT, about | {"files": files})
-        return about
-
-
-def adaptation_sentence(about: dict[str, Any]) -> str:
-    """What the texts made of a base."""
-    what = {"masked": "masked tokens", "next_token": "next tokens"}[about["aim"]]
-    before, after = about["loss_before"], about["loss_after"]
-    rose = " It rose: lower adapt.learning_rate or adapt.num_train_epochs." if after > before else ""
-    return (
-        f"The base was adapted to {about['texts']:,} texts without their labels, {about['epochs']} epochs: loss of "
-        f"{what} on {about['held_out']:,} texts kept aside {before:.3f} before and {after:.3f} after.{rose}"
-    )
+            return Adaptation(
+                key=self.key,
+                base=self.session.backbone.name_or_path,
+                base_sha256=self.base_sha256,
+                aim=self.aim,
+                texts=self.tokens.n_texts,
+                tokens=int(self.tokens.lengths.sum()),
+                epochs=self.settings.num_train_epochs,
+                held_out=len(np.unique(self.tokens.text[trainer.held])),
+                losses=losses,
+                files=sums(scratch, sorted(scratch.iterdir())),
+            ).write(scratch / ABOUT)
 
 
 class Batch(NamedTuple):
@@ -261,7 +275,8 @@ class _Trainer:
             asked = rng.choice(asked, n_masked, replace=False)
             chosen[i, asked] = True
             ids[i, asked] = self._masked(ids[i, asked], rng)
-        return tuple(torch.from_numpy(array).to(self.session.device) for array in (ids, mask, chosen, targets[chosen]))
+        arrays = (ids, mask, chosen, targets[chosen])
+        return Batch(*(torch.from_numpy(array).to(self.session.device) for array in arrays))
 
     def _masked(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """What stands for tokens that are asked for."""
@@ -286,7 +301,7 @@ class _Trainer:
 
     # Training
 
-    def train(self, state_file: Path) -> dict[str, Any]:
+    def train(self, state_file: Path) -> list[float]:
         """Train all epochs, going on after the last finished one; returns the losses on the texts kept aside."""
         settings, model, progress = self.settings, self.model, self.session.progress
         inner, state = self._optimizer(), FoldState()
@@ -319,12 +334,23 @@ class _Trainer:
         losses = [round(record["loss"], 6) for record in state.metrics]
         if not math.isfinite(losses[-1]):
             self._not_finite(settings.num_train_epochs)
-        return {
-            "held_out": len(np.unique(self.tokens.text[self.held])),
-            "loss_before": losses[0],
-            "loss_after": losses[-1],
-            "losses": losses,
-        }
+        return losses
+
+    def seconds_to_train(self) -> float:
+        """About how long `train` would take; the weights stay as they are."""
+        optimizer = self.accelerator.prepare(self._optimizer())
+        lengths, size = self.tokens.lengths[self.rows], self.settings.per_device_train_batch_size
+        batches = shuffled_batches(lengths, size, np.random.default_rng(self.settings.seed))
+        batches.sort(key=lambda part: -int(lengths[part].max()))
+        timed = [batches[round(share * (len(batches) - 1))] for share in TIMED]
+        rng, times = np.random.default_rng(self.settings.seed), []
+        for part in timed:
+            started = time.monotonic()
+            self._step(optimizer, self.batch(self.rows[part], rng), 0.0)
+            times.append(time.monotonic() - started)
+        # the first one prepares kernels; what only trains the output layer goes one way, not three
+        n_steps = len(batches) * (self.settings.num_train_epochs + self.model.fresh * self.output_layer_passes / 3)
+        return n_steps * float(np.mean(times[1:]))
 
     def _optimizer(self, only: Sequence[nn.Parameter] | None = None) -> torch.optim.AdamW:
         """AdamW; an output layer that started at random keeps a learning rate of its own."""
@@ -374,28 +400,33 @@ class _Trainer:
         losses: list[torch.Tensor] = []
         for index, rows in enumerate(batches):
             batch = self.batch(rows, rng)
-            try:
-                loss = model.loss(*batch) / len(batch.targets)
-                self.accelerator.backward(loss)
-                step = (epoch - 1) * len(batches) + index
-                update(optimizer, schedule("linear", step, n_steps, n_warmup), MAX_GRAD_NORM, self.accelerator)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise TrainingError(
-                    memory_full(
-                        f" while the base is adapted ({len(rows)} texts of up to {batch.ids.shape[1]} tokens at a "
-                        f"time: {first_line(error)})",
-                        f"lower adapt.per_device_train_batch_size (now {settings.per_device_train_batch_size}), or set "
-                        "adapt.lora_r=16.",
-                    )
-                ) from error
-            losses.append(loss.detach())
+            factor = schedule("linear", (epoch - 1) * len(batches) + index, n_steps, n_warmup)
+            losses.append(self._step(optimizer, batch, factor))
             look = (index + 1) % CHECK_EVERY == 0 or index + 1 == len(batches)
             if look and not torch.isfinite(torch.stack(losses[-CHECK_EVERY:])).all():
                 self._not_finite(epoch)
             progress.step(float(losses[-1]) if look else None)
         return float(torch.stack(losses).mean())
+
+    def _step(self, optimizer: Any, batch: Batch, factor: float) -> torch.Tensor:
+        """One step at `factor` of the learning rates; returns the mean loss."""
+        try:
+            loss = self.model.loss(*batch) / len(batch.targets)
+            self.accelerator.backward(loss)
+            update(optimizer, factor, MAX_GRAD_NORM, self.accelerator)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            n_rows, n_tokens = batch.ids.shape
+            raise TrainingError(
+                memory_full(
+                    f" while the base is adapted ({n_rows} texts of up to {n_tokens} tokens at a time: "
+                    f"{first_line(error)})",
+                    f"lower adapt.per_device_train_batch_size (now {self.settings.per_device_train_batch_size}), or "
+                    "set adapt.lora_r=16.",
+                )
+            ) from error
+        return loss.detach()
 
     def _not_finite(self, epoch: int) -> NoReturn:
         raise TrainingError(

@@ -195,7 +195,7 @@ class Session:
     def _check_base(self, found: str) -> bool:
         """Refuse a base that has the right shape and other weights; whether it is known to be one that was loaded."""
         noted = self.choices.get(ADAPTED)
-        if noted is not None and not is_adapted(self.source):
+        if noted is not None and not is_adapted(self.source, noted):
             if self.recipe.lora is None and noted["base_sha256"] == found:
                 return True  # every weight is then read from the fold's own files
             raise adapted_is_gone(noted)
