@@ -49,7 +49,9 @@ def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
     data = recipe.data
     prompted = recipe.head.prompt or head_type(recipe.head.kind).continues_prompt
     max_length = data.max_length if prompted else min(64, data.max_length)
+    adapted = {"adapt.num_train_epochs": 1} if recipe.adapt is not None else {}
     return {
+        **adapted,
         "cv.n_splits": 2,
         "train.num_train_epochs": 1,
         "data.max_length": max_length,

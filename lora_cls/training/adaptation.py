@@ -48,7 +48,8 @@ from lora_cls.training.session import Session
 
 FORMAT = 1  # of the way that adapted bases are made: another number where their bytes would be others
 HELD_OUT, MOST_HELD_OUT = 0.05, 1000  # texts that are not trained on, and on which the loss is noted
-HEAD_RATE, HEAD_STEPS = 1e-3, 300  # of an output layer that starts at random: learning rate; steps it is trained alone
+# Of an output layer that starts at random: its learning rate; steps that it is trained alone, and most passes of them
+HEAD_RATE, HEAD_STEPS, HEAD_PASSES = 1e-3, 300, 20
 MAX_GRAD_NORM = 1.0
 TIMED = (0.0, 0.0, 0.25, 0.5, 0.75, 1.0)  # of the batches by length, the longest first: it tells whether all fit
 TITLE = "adapting the base"
@@ -217,7 +218,7 @@ class _Trainer:
                 "few. Remove adapt, or give more with adapt.extra_texts."
             )
         n_batches = math.ceil(len(self.rows) / settings.per_device_train_batch_size)
-        self.output_layer_passes = math.ceil(HEAD_STEPS / n_batches)
+        self.output_layer_passes = min(HEAD_PASSES, math.ceil(HEAD_STEPS / n_batches))
         self.model = self._load(session.dtype if settings.lora_r else torch.float32)
         self.accelerator = make_accelerator(session.dtype, session.device)
 
