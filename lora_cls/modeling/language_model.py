@@ -152,6 +152,8 @@ def load_language_model(
     torch.manual_seed(seed)
     attention = backbone.attn_implementation
     if aim == "next_token":
+        # a decoder that reads both ways would see the very token that it is to foretell
+        backbone = backbone.model_copy(update={"bidirectional": False})
         whole: Any = load_base(backbone, None, dtype, device, source, attention, with_output=True)
         return LanguageModel(getattr(whole, whole.base_model_prefix), whole, aim, False, mixed)
     from transformers import AutoModelForMaskedLM

@@ -203,7 +203,8 @@ class _Trainer:
 
     def __init__(self, session: Session, settings: Adapt, aim: Aim, tokens: Tokens) -> None:
         self.session, self.settings, self.aim, self.tokens = session, settings, aim, tokens
-        tokenizer, size = session.tokenizer, vocabulary_size(session.config) or len(session.tokenizer)
+        tokenizer, config = session.tokenizer, load_config(session.backbone, session.source)
+        size = vocabulary_size(config) or len(tokenizer)
         self.pad_id = pad_token_id(tokenizer, size)
         special = np.isin(np.arange(max(size, len(tokenizer))), [*tokenizer.all_special_ids, self.pad_id])
         self.special, self.ordinary = special, np.flatnonzero(~special[: min(size, len(tokenizer))])

@@ -80,7 +80,7 @@ class Session:
         self.token_cache = tokens if recipe.engine.token_cache else None
         threads = recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
-        self.config = load_config(self.backbone, self.source)
+        self._config = load_config(self.backbone, self.source)
         self.dtype = self._choose_dtype(given.get("dtype"))
         self.choices: dict[str, Any] = {
             "device": self.device.type,
@@ -109,7 +109,7 @@ class Session:
             return torch.float32  # a model trained in fp16 on a GPU answers on a CPU
         if frozen is not None:
             return DTYPES[frozen]
-        return choose_dtype(self.recipe, self.device, self.config.model_type, self.say_once)
+        return choose_dtype(self.recipe, self.device, self._config.model_type, self.say_once)
 
     def stand_on(self, source: Source, choices: Mapping[str, Any]) -> None:
         """Take another base of the same kind, before any is loaded; `choices` say what it is."""
@@ -151,7 +151,7 @@ class Session:
             If one is read as a token that the model has no embedding for.
         """
         tokens = self.head.encode(texts, self.token_cache)
-        refuse_unknown_ids(tokens, self.tokenizer, self.source.name, vocabulary_size(self.config))
+        refuse_unknown_ids(tokens, self.tokenizer, self.source.name, vocabulary_size(self._config))
         return tokens
 
     # The model
