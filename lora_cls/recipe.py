@@ -28,7 +28,7 @@ if not SHIPPED.is_dir():
 
 TaskName = Literal["multi_label", "single_label", "binary"]
 SweepObjective = Literal["macro_f1", "average_precision", "loss"]
-HeadKind = Literal["linear", "label_tokens", "generate"]
+HeadKind = Literal["linear", "label_tokens", "label_names", "generate"]
 # naming the labels before made their scores worse: they are copied
 DEFAULT_PROMPTS: dict[HeadKind, str] = {"label_tokens": "Text: {text}\nLabel:"}
 
@@ -64,6 +64,12 @@ class Backbone(Section):
     num_hidden_layers: int | None = Field(default=None, ge=1, le=10_000)
     """Keep only so many layers, from the lowest (and the final norm): middle layers often classify as well as the
     last. Null keeps all."""
+    start_from: str | None = Field(default=None, min_length=1, max_length=4096)
+    """Another run on the same base, whose weights training begins with, beside a fresh head: a run folder (the mean of
+    its finished folds' models), one model of it (`RUN/refit`, `RUN/fold-00`), or an export. LoRA begins with adapters
+    of the same modules, full fine-tuning with a fully fine-tuned or merged model. Refused where that run was trained on
+    texts that this one is scored on, unless every fold can begin with the same fold's model, which never saw them. Null
+    begins with the base."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Precision of the frozen base and of the computation; `auto` measures what this device does well."""
     attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
@@ -78,6 +84,8 @@ class Backbone(Section):
         problems = []
         if any(unicodedata.category(character) == "Cc" for character in name):
             problems.append("name_or_path: it must not hold control characters.")
+        if any(unicodedata.category(character) == "Cc" for character in self.start_from or ""):
+            problems.append("start_from: it must not hold control characters.")
         if name.startswith("package:") and not PACKAGE.fullmatch(name.removeprefix("package:")):
             problems.append(
                 f"name_or_path: {shown(name.removeprefix('package:'))} is no name of a Python package: letters, "
@@ -124,10 +132,13 @@ class Head(Section):
 
     kind: HeadKind = "linear"
     """`linear`: a fresh linear layer in fp32 over a pooled hidden state. `label_tokens`: the same layer at the end of a
-    prompt, each label's row started from the output embedding of the label's own tokens. `generate`: an
-    instruction-tuned decoder learns to write the labels, and is asked how probable each one was."""
+    prompt, each label's row started from the output embedding of the label's own tokens. `label_names`: an encoder
+    reads the labels' names before the text, and each label is scored where its own name stands (SpanEmo: Alhuzali and
+    Ananiadou 2021). `generate`: an instruction-tuned decoder learns to write the labels, and is asked how probable each
+    one was."""
     pooling: Literal["last_token", "mean", "cls"] = "last_token"
-    """Which positions the head reads, by attention mask: the last token, the mean of all, or the first token."""
+    """Which positions the head reads, by attention mask: the last token, the mean of all, or the first token. Of
+    `label_names` the mean of each name's tokens."""
     learning_rate: float | None = Field(default=None, gt=0)
     """The head's own learning rate; null takes `train.learning_rate`."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -136,8 +147,8 @@ class Head(Section):
     """What the model reads, with `{text}` where the text stands and `{labels}` for the labels' names. Null takes the
     default of the kind: none for `linear`."""
     label_words: dict[str, str] | None = None
-    """Words for labels whose column names are none (`{"tox_sev": "severely toxic"}`); read by `label_tokens` and
-    `generate`. Null takes the column names."""
+    """Words for labels whose column names are none (`{"tox_sev": "severely toxic"}`); read by `label_tokens`,
+    `label_names` and `generate`. Null takes the column names."""
 
     @model_validator(mode="after")
     def _prompted(self) -> Head:
@@ -145,6 +156,15 @@ class Head(Section):
         if self.kind == "label_tokens" and self.pooling != "last_token":
             problems.append(
                 f"label_tokens reads what follows the prompt: pooling must be last_token, not {self.pooling}."
+            )
+        if self.kind == "label_names" and self.pooling != "mean":
+            problems.append(
+                f"label_names reads the mean over each name's tokens: pooling must be mean, not {self.pooling}."
+            )
+        if self.kind == "label_names" and self.prompt is not None:
+            problems.append(
+                "prompt has no meaning for kind: label_names, which puts the labels' names before the text: say what "
+                "they are called in label_words."
             )
         if self.prompt is not None and self.prompt.count("{text}") != 1:
             problems.append("prompt must hold {text} exactly once.")
@@ -437,6 +457,12 @@ class Train(Section):
     """Gradients of all trained weights together are scaled down to this norm where theirs is greater."""
     gradient_checkpointing: bool = False
     """Less memory for about a third more time."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Evaluate and save an exponential moving average of all trained weights, which after every step keeps this share
+    of itself (0.999; less in the first steps). Null: the weights as they are trained."""
+    average_epochs: int = Field(default=1, ge=1, le=100_000)
+    """Save the mean of the weights at the ends of the last so many epochs (with `ema_decay` of their moving averages),
+    which takes `select: last`. 1 saves the last epoch's."""
     seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
     """Draws the start of adapters and head, the order of rows, dropout, and the rows that `select: inner` holds
     back."""
@@ -456,6 +482,23 @@ class Train(Section):
     def _select_by_applies(self) -> Train:
         if self.select_by != "macro_f1" and self.select not in ("inner", "scored_fold"):
             raise ValueError(f"select_by: {self.select_by} has no meaning for select: {self.select}.")
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_to_average(self) -> Train:
+        problems = []
+        if self.average_epochs > self.num_train_epochs:
+            problems.append(
+                f"average_epochs: there are only {self.num_train_epochs} epochs (num_train_epochs). Got "
+                f"{self.average_epochs} instead."
+            )
+        if self.average_epochs > 1 and self.select != "last":
+            problems.append(
+                f"average_epochs: the mean of the last epochs leaves no epoch to choose: set select: last (now "
+                f"{self.select}), or average_epochs: 1; ema_decay goes with any select."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 
@@ -734,6 +777,11 @@ class Recipe(Section):
             )
         if self.head.kind == "generate" and self.backbone and self.backbone.num_hidden_layers is not None:
             problems.append("backbone.num_hidden_layers: head.kind: generate writes with the whole model: remove it.")
+        if self.backbone and self.backbone.start_from is not None and self.head.kind in ("generate", "label_tokens"):
+            problems.append(
+                f"backbone.start_from: another run's weights get a fresh head, and head.kind: {self.head.kind} has "
+                "words of the plain base for one: set head.kind: linear, or remove start_from."
+            )
         if self.head.kind == "generate" and self.data.soft_labels:
             problems.append(
                 "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."
@@ -748,12 +796,13 @@ class Recipe(Section):
 
     def identity(self) -> dict[str, Any]:
         """What a resume must find unchanged: all but `engine`, `sweep`, `tracking`, where the files lie, and whose code
-        may run."""
+        may run. Of a run that was started from, `run.json` holds the weights' SHA-256."""
         values = self.to_dict()
         for name in ("engine", "sweep", "tracking"):
             del values[name]
         if values["backbone"] is not None:
             del values["backbone"]["trust_remote_code"]
+            values["backbone"]["start_from"] = values["backbone"]["start_from"] is not None
         for name in ("train", "test", "sample_submission", "folds", "extra_train"):
             del values["data"][name]
         if values["adapt"] is not None:

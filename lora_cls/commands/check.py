@@ -16,6 +16,7 @@ from lora_cls.data.folds import chosen_folds, make_folds
 from lora_cls.data.tables import Tables
 from lora_cls.machine import peak_memory, reset_peak_memory
 from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.runs.start import Start, find_start
 from lora_cls.text.tokens import Tokens, text_notes
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
@@ -88,11 +89,13 @@ def check(
     fold = make_folds(recipe, data, recipe.data.folds if fold_table is None else fold_table)
     numbers = chosen_folds(fold, folds)
     check_selection(recipe, data, fold)
+    start = find_start(recipe, data, fold, numbers)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
+    notes += start.notes(tables.test) if start is not None else []
     if recipe.backbone is None:
         return Check(recipe, notes, summarize(data, tables.test), {}, {})
     with Progress(0, show) as progress:
-        return _with_backbone(recipe, tables, fold, numbers, notes, measure, started, progress)
+        return _with_backbone(recipe, tables, fold, numbers, start, notes, measure, started, progress)
 
 
 def _with_backbone(
@@ -100,6 +103,7 @@ def _with_backbone(
     tables: Tables,
     fold: np.ndarray,
     numbers: list[int],
+    start: Start | None,
     notes: list[str],
     measure: bool,
     started: float,
@@ -110,7 +114,8 @@ def _with_backbone(
 
     data = tables.train
     progress.say(f"Reading the tokens of {len(data) + len(tables.test or ()):,} texts.")
-    trainer = TransformerLearner(recipe, data.label_names, progress=progress).prepare(data, tables.test)
+    choices = None if start is None else start.choices
+    trainer = TransformerLearner(recipe, data.label_names, choices, progress=progress).prepare(data, tables.test)
     aside = time.monotonic()  # from here on `check` does what a run does not
     tokens: dict[str, dict[str, float]] = {}
     for name, read in (("train", trainer.rows.tokens), ("test", trainer.test_tokens)):

@@ -104,6 +104,7 @@ def _seeds(members: Sequence[AlignedRun], scores: Sequence[float]) -> list[Seeds
         identity["thresholds"] = member.task.settings.model_dump(mode="json")
         identity["prediction"] = member.at_least_one
         identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256]
+        identity["start"] = info.choices.get("start_from")
         groups.setdefault(json.dumps(identity, sort_keys=True), {}).setdefault(seed, i)
     return [
         Seeds(

@@ -28,8 +28,8 @@ from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
 from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
 from lora_cls.runs.records import DataInfo
+from lora_cls.runs.start import find_start, noted_start
 from lora_cls.training.factory import make_learner
-from lora_cls.training.heads import head_type
 from lora_cls.training.learner import FoldResult, Learner
 from lora_cls.training.progress import Listener, Progress, fold_title
 from lora_cls.training.selection import check_selection
@@ -47,7 +47,7 @@ def refuse_blend(recipe: Recipe) -> None:
 def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
     """Overrides that keep a recipe's way and make it short; a prompt keeps the length that it was written for."""
     data = recipe.data
-    prompted = recipe.head.prompt or head_type(recipe.head.kind).continues_prompt
+    prompted = recipe.head.prompt or recipe.head.kind != "linear"
     max_length = data.max_length if prompted else min(64, data.max_length)
     adapted = {"adapt.num_train_epochs": 1} if recipe.adapt is not None else {}
     return {
@@ -147,13 +147,19 @@ def cross_validate(
     numbers = chosen_folds(fold)
     check_selection(recipe, data, fold)
     check_rows(data, fold)
+    if not resumed:
+        start = find_start(recipe, data, fold, wanted)
+    elif not all(run.fold(number).finished for number in wanted):
+        noted_start(recipe, run.info.choices)  # refuses another one before anything is loaded
 
     with Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         if not resumed:
             RunFolder.refuse_existing(path, overwrite)  # before minutes of loading
-        choices = run.info.choices if resumed else None
+            for note in start.notes(tables.test) if start is not None else []:
+                progress.say(note)
+        choices = run.info.choices if resumed else start.choices if start is not None else None
         base_place = run.base_place() if resumed else None
         learner = make_learner(recipe, data.label_names, choices, base_place, progress)
         trainer = learner.prepare(data, tables.test)
@@ -161,7 +167,9 @@ def cross_validate(
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)
-            run = RunFolder.create(path, recipe, data, fold, info, tables.test, tables.sample, overwrite=overwrite)
+            seen = None if start is None else start.seen_by_any
+            tested, sample = tables.test, tables.sample
+            run = RunFolder.create(path, recipe, data, fold, info, tested, sample, seen, overwrite=overwrite)
         costs = Costs(run, learner, started)
         for listener in progress.listeners:
             listener.run_started(run)

@@ -19,7 +19,7 @@ from lora_cls.commands.predict import BASE, Classifier
 from lora_cls.data import Dataset, TableLike
 from lora_cls.errors import RecipeError, RunError, no_fold_finished
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
-from lora_cls.files import whole_folder, write_bytes, writing
+from lora_cls.files import whole_folder, write_array, write_bytes, writing
 from lora_cls.modeling.merging import average_weights, merge_adapters
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.report.card import export_card
@@ -27,6 +27,7 @@ from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
 from lora_cls.runs.folder import recipe_bytes, refuse_foreign
 from lora_cls.runs.records import Compression, ExportInfo, ExportScore
+from lora_cls.runs.start import Start, notes_texts
 from lora_cls.runs.sums import sums
 from lora_cls.training.heads import head_type
 
@@ -194,7 +195,9 @@ def _write(
         pos_weight=weight,
     )
     write_bytes(files.recipe, recipe_bytes(recipe))
-    noted = sums(folder, [files.recipe])
+    if notes_texts(run):
+        write_array(files.text_hashes, Start(run, {fold.path.name: fold for fold in folds}).seen_by_any)
+    noted = sums(folder, [files.recipe, files.text_hashes])
     info.model_copy(update={"choices": choices, "backbone_path": backbone_path, "files": noted}).write(files.info)
     run.labels_info.write(files.labels)
     run.decision().write(files.decision)

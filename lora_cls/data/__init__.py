@@ -5,7 +5,7 @@ Reading order: `table` (files), `labels` (0/1 values), `rows` (weights and split
 """
 
 from lora_cls.data.columns import Columns, resolve_columns
-from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
+from lora_cls.data.dataset import Dataset, load_test, load_train, text_hashes, text_key
 from lora_cls.data.folds import fold_notes, read_folds, stratified_folds
 from lora_cls.data.submission import read_sample_submission, write_submission
 from lora_cls.data.subsample import stratified_subsample
@@ -27,6 +27,7 @@ __all__ = [
     "stratified_subsample",
     "summarize",
     "table_path",
+    "text_hashes",
     "text_key",
     "write_submission",
 ]

@@ -25,6 +25,7 @@ from lora_cls.evaluation import task_of
 from lora_cls.recipe import Data, TaskName
 
 _LINE_END = re.compile(r"\r\n|\r")
+HASH_BYTES = 16  # among a billion texts two have the same by chance in one case of 10^20
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,6 +258,12 @@ def text_key(text: str) -> str:
     """Texts with the same key are the same text: outer white space, the kind of line ends and Unicode composition do
     not count."""
     return unicodedata.normalize("NFC", _LINE_END.sub("\n", text)).strip()
+
+
+def text_hashes(texts: Sequence[str]) -> np.ndarray:
+    """The start of each text key's SHA-256, ndarray of shape (n_texts, `HASH_BYTES`), uint8."""
+    digests = b"".join(hashlib.sha256(text_key(text).encode()).digest()[:HASH_BYTES] for text in texts)
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, HASH_BYTES)
 
 
 def _read_optional(given: TableLike | None, configured: str | None, name: str) -> pd.DataFrame | None:

@@ -221,15 +221,30 @@ def load_model_weights(model: SequenceClassifier, folder: Path) -> None:
     RunError
         If a file is missing or damaged, or if any key is missing, unknown or of another shape: never only a warning.
     """
-    base: Any = model.base
-    if not model.has_adapter:
-        state = _read(folder / "model.safetensors") | (_read(folder / HEAD_FILE) if hasattr(base, HEAD) else {})
-        expected = {k: v for k, v in base.state_dict().items() if k in state or not _is_tied(base, k)}
-    else:
-        from peft import get_peft_model_state_dict
-
+    if model.has_adapter:
         state = _read(folder / "adapter_model.safetensors")
-        expected = get_peft_model_state_dict(model.backbone, save_embedding_layers=False)
+    else:
+        head = _read(folder / HEAD_FILE) if hasattr(model.base, HEAD) else {}
+        state = _read(folder / "model.safetensors") | head
+    put_weights(model, state, folder)
+
+
+def saved_weights(model: SequenceClassifier) -> dict[str, torch.Tensor]:
+    """All that `save_model` writes of a model, by its names there."""
+    if not model.has_adapter:
+        return dict(model.base.state_dict())
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(model.backbone, save_embedding_layers=False))
+
+
+def put_weights(model: SequenceClassifier, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Put weights into a model, as `load_model_weights` reads them. Raises RunError, which names `folder`, if any key
+    is missing, unknown or of another shape."""
+    base: Any = model.base
+    expected = saved_weights(model)
+    if not model.has_adapter:
+        expected = {k: v for k, v in expected.items() if k in state or not _is_tied(base, k)}
     _check_keys(folder, state, expected)
     if not model.has_adapter:
         base.load_state_dict(state, strict=False)

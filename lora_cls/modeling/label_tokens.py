@@ -58,8 +58,8 @@ class LabelTokenHead(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def label_token_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
-    """Token ids of every label as it would follow a prompt: after a space.
+def label_token_ids(tokenizer: Any, words: Sequence[str], kind: str = "label_tokens") -> list[list[int]]:
+    """Token ids of every label as it would stand in a text: after a space. `kind` is the head's, for the error.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def label_token_ids(tokenizer: Any, words: Sequence[str]) -> list[list[int]]:
         problems += [f"'{words[i]}' and '{same[0]}' have the same tokens" for _ in same[:1]]
     if problems:
         raise BackboneError(
-            f"head.kind: label_tokens: {'; '.join(problems)} in this tokenizer. Give other words in head.label_words, "
+            f"head.kind: {kind}: {'; '.join(problems)} in this tokenizer. Give other words in head.label_words, "
             "or use head.kind: linear."
         )
     return ids

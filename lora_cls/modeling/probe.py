@@ -123,6 +123,17 @@ def probe_base(
     return None
 
 
+def sees_what_follows(model: SequenceClassifier, pad_id: int) -> bool:
+    """Whether a text's first token knows of its last one: not in a causal model."""
+    reader = _Reader(model.eval(), pad_id)
+    ids = reader.text(SHORT)
+    others = ids.clone()
+    others[-1] = ids[0]
+    with torch.no_grad(), quiet_transformers():  # one by one: the same sizes give the same last digits
+        first, other = (reader.hidden(text)[0][0, 0].float() for text in (ids, others))
+    return bool((first - other).abs().max() > 1e-4 * first.abs().max())
+
+
 class _Reader:
     """Texts of made-up tokens for a model, and what it makes of them."""
 
@@ -133,12 +144,20 @@ class _Reader:
 
     def pooled(self, n_tokens: int, n_padded: int = 0) -> torch.Tensor:
         """The mean over a text of `n_tokens` tokens with as many of padding behind them as asked for."""
+        return pool(*self.hidden(self.text(n_tokens), n_padded), "mean")
+
+    def text(self, n_tokens: int) -> torch.Tensor:
+        """Token ids, Tensor of shape (n_tokens,)."""
         ids = torch.arange(1, n_tokens + 1) * 7919 % self.n_embeddings
         ids[ids == self.pad_id] = (self.pad_id + 5) % self.n_embeddings  # some models tell padding by its token
+        return ids
+
+    def hidden(self, ids: torch.Tensor, n_padded: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """The base's output for one text, with so many tokens of padding behind it, and the mask."""
+        mask = nn.functional.pad(torch.ones_like(ids), (0, n_padded))
         ids = nn.functional.pad(ids, (0, n_padded), value=self.pad_id)
-        mask = nn.functional.pad(torch.ones(n_tokens, dtype=torch.long), (0, n_padded))
         ids, mask = ids.unsqueeze(0).to(self.device), mask.unsqueeze(0).to(self.device)
-        return pool(self.model.last_hidden_state(ids, mask), mask, "mean")
+        return self.model.last_hidden_state(ids, mask), mask
 
     def fails(self, n_tokens: int) -> bool:
         """Whether the model has no place for so many tokens."""

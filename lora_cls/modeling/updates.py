@@ -68,6 +68,10 @@ class Update:
         root = singular.sqrt()
         return Update(root[..., None] * (vh @ q_a.mT), q_b @ u * root[:, None]), singular
 
+    def squared_norm(self) -> float:
+        """Its squared Frobenius norm; the dense update is not made."""
+        return float(((self.b.mT @ self.b) * (self.a @ self.a.mT)).sum())
+
     def at_rank(self, rank: int) -> Update:
         """The first `rank` ranks, or as many and zeros beyond. A multiple of the number of blocks."""
         n = rank // len(self.a)
@@ -76,14 +80,9 @@ class Update:
         return Update(a, torch.nn.functional.pad(self.b[..., :n], (0, more)))
 
 
-def check_plain(lora: Lora) -> None:
-    """Refuse adapters whose mean is no adapter of the same kind.
-
-    Raises
-    ------
-    RunError
-        Names the fields: DoRA scales every row by a norm, trained biases and tokens lie outside the two matrices.
-    """
+def beyond_updates(lora: Lora) -> str:
+    """Fields, with their values, by which adapters are not (only) products of two matrices; "" where they are: DoRA
+    scales every row by a norm, trained biases and tokens lie outside the two matrices."""
     from dataclasses import fields
 
     from peft import LoraConfig
@@ -94,9 +93,20 @@ def check_plain(lora: Lora) -> None:
         for name, value in (lora.model_extra or {}).items()
         if name not in PLAIN and value and value != usual.get(name)
     ]
-    if others:
+    return ", ".join(others)
+
+
+def check_plain(lora: Lora) -> None:
+    """Refuse adapters whose mean is no adapter of the same kind.
+
+    Raises
+    ------
+    RunError
+        Names the fields, see `beyond_updates`.
+    """
+    if others := beyond_updates(lora):
         raise RunError(
-            f"lora has {', '.join(others)}: such updates are not (only) products of two matrices, and the mean of the "
+            f"lora has {others}: such updates are not (only) products of two matrices, and the mean of the "
             "folds' is not exported. Use the folds together (lora-cls predict), or lora-cls refit."
         )
 
@@ -154,7 +164,7 @@ class Adapters:
                 raise RunError(f"{module}: an adapter holds values that are not finite numbers. Train the fold again.")
             r, n_blocks = len(a), self.n_blocks(key_a, key_b)
             parts_a.append(a.reshape(n_blocks, r // n_blocks, -1))
-            scaled = b.flatten(1) * (_scaling(config, module, r) / len(self._files))
+            scaled = b.flatten(1) * (scaling(config, module, r) / len(self._files))
             parts_b.append(scaled.reshape(n_blocks, -1, r // n_blocks))
         return Update(torch.cat(parts_a, 1), torch.cat(parts_b, 2))
 
@@ -279,6 +289,8 @@ def mean_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
             total = {key: torch.zeros(tensor.shape, dtype=torch.float64) for key, tensor in found.items()}
         if {key: tensor.shape for key, tensor in found.items()} != {key: t.shape for key, t in total.items()}:
             raise RunError(f"{file} has other weights than {files[0]}.")
+        if len(files) == 1:
+            return found
         for key, tensor in found.items():
             total[key] += tensor.double()
     return {key: (tensor / len(files)).to(dtypes[key]) for key, tensor in total.items()}
@@ -292,7 +304,7 @@ def _config(folder: Path) -> dict[str, Any]:
         raise RunError(f"{file} is missing or damaged ({error}). Train the fold again.") from error
 
 
-def _scaling(config: dict[str, Any], module: str, r: int) -> float:
+def scaling(config: dict[str, Any], module: str, r: int) -> float:
     """PEFT's factor on B @ A, with its way of matching patterns to modules."""
     from peft.utils.other import get_pattern_key
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from lora_cls.evaluation import task_of
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
-from lora_cls.report.sentences import base_name, score_sentence, settings_rows, share_of_test, short_name
+from lora_cls.report.sentences import (
+    base_name,
+    score_sentence,
+    settings_rows,
+    share_of_test,
+    short_name,
+    start_sentence,
+)
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import Adaptation, ExportInfo
@@ -100,6 +107,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         note=metrics.note,
         words=recipe.tfidf is not None,
         settings=settings_rows(recipe),
+        start=start_sentence(run.info),
         test=share_of_test(run, metrics),
         fold=fold,
         writes=head_type(recipe.head.kind).with_output_layer,
@@ -155,7 +163,7 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
         recipe=recipe,
         head=head,
         choices=choices,
-        n_labels=len(label_names),
+        label_names=label_names,
         folder=folder,
         path=adapted or info.backbone_path or recipe.backbone.name_or_path,
         before=start,

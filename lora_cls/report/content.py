@@ -30,6 +30,7 @@ from lora_cls.report.sentences import (
     score_sentence,
     settings_rows,
     share_of_test,
+    start_sentence,
 )
 from lora_cls.runs import Decision, FoldFolder, OutOfFold, Results, RunFolder, RunInfo, Scores
 from lora_cls.runs.io import read_bytes
@@ -125,6 +126,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
     shown = shown_rows(run, results, train)
     classes, n_labels = task.exclusive, len(oof.label_names)
     per_label = scores.cross_fitted.per_label
+    start = start_sentence(info)
     shipped = np.array([decision.shipped[name] for name in oof.label_names])
     at_least_one = decision.prediction.at_least_one
     at_shipped = macro_f1(oof.y_true, task.apply(oof.y_score, shipped, at_least_one))
@@ -153,7 +155,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "mistakes": [_mistakes(shown, j) for j in range(n_labels)],
         "pairs": _pairs(shown),
         "doubts": _doubts(shown, task),
-        "settings": settings_rows(recipe),
+        "settings": [*settings_rows(recipe), *([("start", start)] if start is not None else [])],
         "test": share_of_test(run, scores),
         "costs": _costs(info, folds),
         "data": _data(run, lengths),

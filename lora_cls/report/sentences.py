@@ -119,6 +119,21 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows]
 
 
+def start_sentence(info: RunInfo) -> str | None:
+    """Which run's weights training began with; None where it began with the plain base."""
+    start = info.choices.get("start_from")
+    if start is None:
+        return None
+    run, models = start["run"], list(start["models"])
+    if start["by_fold"]:
+        return f"Each fold began with the weights of the same fold of the run {run}, which never saw its rows."
+    of = f"the mean of {len(models)} models" if len(models) > 1 else f"the model {models[0]}"
+    return (
+        f"Training began with the weights of the run {run} ({of}), which was trained on none of the texts that are "
+        "scored here."
+    )
+
+
 def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:
     """What was decided for the test rows, beside the training rows; None for a run without any."""
     if scores.test is None:

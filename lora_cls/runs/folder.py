@@ -4,6 +4,7 @@
 recipe.yaml       resolved                     run.json     versions, device, measured choices, fingerprints, seconds
 labels.json       names, order, task, column   folds.csv    id, fold (-1: only trained on), group
 train_labels.csv  id and 0/1 columns           README.md    model card, and a snippet that loads it without us
+text_hashes.npy   of what was trained on: tells a run that starts from this one which texts its models saw
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
                   answers.csv where a model wrote its labels; state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
@@ -36,13 +37,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lora_cls.data import Dataset
+from lora_cls.data import Dataset, text_hashes
 from lora_cls.data.folds import held_apart
 from lora_cls.data.names import free_name
 from lora_cls.data.submission import spelled_header
 from lora_cls.errors import RunError, no_fold_finished, shorten, visible
 from lora_cls.evaluation import Task, task_of
-from lora_cls.files import remove, sweep, whole_folder, write_bytes, write_csv, writing
+from lora_cls.files import remove, sweep, whole_folder, write_array, write_bytes, write_csv, writing
 from lora_cls.recipe import Recipe, Thresholds, flatten, load_recipe
 from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, read_values, write_values
@@ -61,6 +62,7 @@ class RunFiles:
     def __init__(self, root: Path) -> None:
         self.recipe, self.info, self.labels = root / "recipe.yaml", root / "run.json", root / "labels.json"
         self.folds, self.train_labels = root / "folds.csv", root / "train_labels.csv"
+        self.text_hashes = root / "text_hashes.npy"
         self.test_ids, self.sample_submission = root / "test_ids.csv", root / "sample_submission.csv"
         self.decision, self.scores = root / "thresholds.json", root / "metrics.json"
         self.oof_proba, self.test_proba = root / "oof_proba.csv", root / "test_proba.csv"
@@ -218,17 +220,22 @@ class RunFolder:
         info: RunInfo,
         test: Dataset | None = None,
         sample: pd.DataFrame | None = None,
+        seen: np.ndarray | None = None,
         *,
         overwrite: bool = False,
     ) -> RunFolder:
         """Make a new run folder; `recipe.yaml`, which marks it as one, is written last.
 
         With `overwrite` a folder of ours gives way as soon as the new one is complete.
+
+        Parameters
+        ----------
+        seen : hashes of texts that the weights were trained on before this run, see `text_hashes`
         """
         if overwrite and cls.begun(path):
             refuse_foreign(path)
             with whole_folder(path, replace=True) as new:
-                made = cls.create(new, recipe, train, fold, info, test, sample)
+                made = cls.create(new, recipe, train, fold, info, test, sample, seen)
             return cls(path, trust_remote_code=made.trust_remote_code, outside_runs=True)
         assert train.labels is not None
         with cls._locked(path):
@@ -237,6 +244,8 @@ class RunFolder:
             LabelsInfo(task=recipe.task, labels=train.label_names, column=named).write(files.labels)
             write_csv(files.folds, pd.DataFrame({"id": train.ids, "fold": fold, "group": train.groups}))
             write_values(files.train_labels, train.ids, train.label_names, train.labels)
+            own = text_hashes(train.texts)
+            write_array(files.text_hashes, own if seen is None else np.concatenate([own, seen]))
             if test is not None:
                 write_csv(files.test_ids, pd.DataFrame({"id": test.ids}))
             if sample is not None:
@@ -281,7 +290,8 @@ class RunFolder:
     def _complete(cls, path: Path, recipe: Recipe, info: RunInfo) -> RunFolder:
         files = RunFiles(path)
         written = recipe_bytes(recipe)
-        noted = sums(path, [files.folds, files.train_labels, files.test_ids, files.sample_submission])
+        tables = [files.folds, files.train_labels, files.text_hashes, files.test_ids, files.sample_submission]
+        noted = sums(path, tables)
         noted |= {files.recipe.name: hashlib.sha256(written).hexdigest()}
         info.model_copy(update={"files": noted}).write(files.info)
         write_bytes(files.recipe, written)

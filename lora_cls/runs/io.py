@@ -85,13 +85,13 @@ def read_values(file: Path, ids: Sequence[str], names: Sequence[str], noted: str
 
 
 def read_array(file: Path, shape: tuple[int, ...], noted: str | None = None, remedy: str = "") -> np.ndarray:
-    """Raises RunError if the file is missing, damaged, of another shape, or is not the `noted` one."""
+    """Raises RunError if the file is missing, damaged, of another shape (-1 is any length), or not the `noted` one."""
     content = read_bytes(file, noted, remedy)
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise RunError(f"{file} is damaged ({error}).{remedy}") from None
-    if array.shape != shape:
+    if array.ndim != len(shape) or any(wanted not in (-1, n) for n, wanted in zip(array.shape, shape, strict=True)):
         raise RunError(f"{file} must have the shape {shape}. Got {array.shape} instead.")
     if not np.isfinite(array).all():
         raise RunError(f"{file} is damaged (numbers that are not finite).{remedy}")

@@ -46,7 +46,7 @@ def default_space(recipe: Recipe) -> dict[str, Range]:
     and ranks about the recipe's own, which may be all that fits into the memory."""
     if recipe.tfidf is not None:
         return dict(_TFIDF)
-    decoder = recipe.head.kind != "linear" or recipe.head.pooling == "last_token"
+    decoder = recipe.head.pooling == "last_token"
     space = dict(_FULL if recipe.lora is None else _DECODER_LORA if decoder else _LORA)
     batch = recipe.train.per_device_train_batch_size
     space["train.per_device_train_batch_size"] = Range(choices=sorted({max(1, batch // 2), batch, 2 * batch}))

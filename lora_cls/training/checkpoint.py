@@ -17,6 +17,8 @@ from lora_cls.errors import RunError
 from lora_cls.files import whole_file
 from lora_cls.training.selection import Score
 
+Weights = dict[str, torch.Tensor]  # of all that is trained, by name
+
 
 @dataclass
 class FoldState:
@@ -51,12 +53,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
+def snapshot(model: nn.Module) -> Weights:
     """A copy of the trained parameters, on the CPU."""
     return {name: parameter.detach().to("cpu", copy=True) for name, parameter in trainable(model).items()}
 
 
-def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def restore(model: nn.Module, tensors: Weights) -> None:
     """Put a snapshot back."""
     with torch.no_grad():
         for name, parameter in trainable(model).items():
@@ -68,12 +70,13 @@ def save_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     progress: FoldState,
-    kept: dict[int, dict[str, torch.Tensor]],
+    kept: dict[int, Weights],
+    averages: dict[str, Weights],
 ) -> None:
     """Write parameters, optimizer moments and progress; no pickle, one rename.
 
-    `kept` holds the snapshots of epochs that may still be chosen. Randomness needs no state: it derives from (seed,
-    fold, epoch).
+    `kept` holds the snapshots of epochs that may still be chosen, `averages` those of `WeightAverages`. Randomness
+    needs no state: it derives from (seed, fold, epoch).
     """
     tensors = {f"model/{name}": tensor for name, tensor in snapshot(model).items()}
     for name, parameter in trainable(model).items():
@@ -81,6 +84,8 @@ def save_state(
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).detach().to("cpu", copy=True)
     for epoch, weights in kept.items():
         tensors |= {f"epoch/{epoch}/{name}": tensor for name, tensor in weights.items()}
+    for kind, weights in averages.items():
+        tensors |= {f"average/{kind}/{name}": tensor.cpu() for name, tensor in weights.items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     about = json.dumps(asdict(progress))
     with whole_file(file) as scratch:
@@ -98,8 +103,8 @@ def _sha256(about: str, tensors: dict[str, torch.Tensor]) -> str:
 
 def load_state(
     file: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[FoldState, dict[int, dict[str, torch.Tensor]]]:
-    """Continue from `save_state`'s file.
+) -> tuple[FoldState, dict[int, Weights], dict[str, Weights]]:
+    """Continue from `save_state`'s file; returns its `progress`, `kept` and `averages`.
 
     Raises
     ------
@@ -115,9 +120,12 @@ def load_state(
         progress = FoldState(**json.loads(about["progress"]))
         progress.scores = [Score(*score) for score in progress.scores]
         found = _under(tensors, "model/")
+        kinds = sorted({key.split("/")[1] for key in tensors if key.startswith("average/")})
+        averages = {kind: _under(tensors, f"average/{kind}/") for kind in kinds}
         expected = {name: parameter.shape for name, parameter in trainable(model).items()}
-        if {name: tensor.shape for name, tensor in found.items()} != expected:  # copying would broadcast some shapes
-            raise RuntimeError("its parameters are others")
+        for weights in (found, *averages.values()):
+            if {name: tensor.shape for name, tensor in weights.items()} != expected:  # copying would broadcast some
+                raise RuntimeError("its parameters are others")
         restore(model, found)
         for name, parameter in trainable(model).items():
             moments = {key.split("/")[1]: value for key, value in tensors.items() if _is_moment(key, name)}
@@ -131,12 +139,12 @@ def load_state(
             f"{file} is damaged or belongs to another model ({error}). Remove it to train the fold again."
         ) from error
     epochs = sorted({int(key.split("/")[1]) for key in tensors if key.startswith("epoch/")})
-    return progress, {epoch: _under(tensors, f"epoch/{epoch}/") for epoch in epochs}
+    return progress, {epoch: _under(tensors, f"epoch/{epoch}/") for epoch in epochs}, averages
 
 
 def _is_moment(key: str, name: str) -> bool:
     return key.startswith("optimizer/") and key.split("/", 2)[2] == name
 
 
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+def _under(tensors: Weights, prefix: str) -> Weights:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -15,6 +15,7 @@ import torch
 from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.runs import FoldFolder
 from lora_cls.text.tokens import Tokens, shuffled_batches
+from lora_cls.training.averages import WeightAverages
 from lora_cls.training.batches import training_memory_error
 from lora_cls.training.checkpoint import FoldState, save_state
 from lora_cls.training.loop import accumulated_loss, epoch_seed, make_optimizer, update
@@ -173,6 +174,7 @@ class _Steps:
         self.batches = shuffled_batches(self.objective.lengths, self.train.per_device_train_batch_size, rng)
         self.inner = make_optimizer(self.model, trainer.recipe)
         self.optimizer = self.accelerator.prepare(self.inner)
+        self.averages = WeightAverages(self.model, self.train, self.train.num_train_epochs)
         self.updates: list[float] = []
 
     def training(self) -> _Curve:
@@ -200,6 +202,7 @@ class _Steps:
         accumulated_loss(self.model, self.objective, [rows], self.accelerator)
         between = _now(self.session.device)
         update(self.optimizer, 0.0, self.train.max_grad_norm, self.accelerator)
+        self.averages.after_step(len(self.updates))
         self.updates.append(_now(self.session.device) - between)
         return between - before
 
@@ -222,9 +225,11 @@ class _Steps:
 
     def saving(self) -> tuple[float, float]:
         """Seconds to write the state of an epoch, and what was trained."""
+        self.averages.after_epoch(self.train.num_train_epochs)  # so that all are there that the last epoch writes
         with tempfile.TemporaryDirectory() as folder:
             before = time.monotonic()
-            save_state(Path(folder) / "state.safetensors", self.model, self.inner, FoldState(), {})
+            file = Path(folder) / "state.safetensors"
+            save_state(file, self.model, self.inner, FoldState(), {}, self.averages.kept)
             between = time.monotonic()
             self.session.save(self.model, FoldFolder(Path(folder)))
             return between - before, time.monotonic() - between

@@ -20,8 +20,9 @@ from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.recipe import Recipe
 from lora_cls.runs.sums import check
 from lora_cls.text.tokens import Tokens, shuffled_batches
+from lora_cls.training.averages import WeightAverages
 from lora_cls.training.batches import EvalBatches, training_memory_error
-from lora_cls.training.checkpoint import FoldState, load_state, restore, save_state, snapshot, trainable
+from lora_cls.training.checkpoint import FoldState, Weights, load_state, restore, save_state, snapshot, trainable
 from lora_cls.training.objective import Objective
 from lora_cls.training.progress import Progress, fold_title
 from lora_cls.training.selection import Score, best_epoch, may_win
@@ -106,10 +107,12 @@ def train_fold(
     ----------
     objective : the training rows of this fold, and their loss
     fold : number of the fold, -1 for a model of all rows
-    score : computes the score of the current weights where `train.select` keeps the best epoch (`train.select_by`);
+    score : computes the score of the model's weights where `train.select` keeps the best epoch (`train.select_by`);
         the best is put back
     after_epoch : called with each finished epoch, before its state is saved; returns `FoldState.files` of it
     n_epochs : stop after so many epochs of the recipe's schedule; all of them where None
+
+    Both functions, and whoever reads the model afterwards, see its averaged weights where the recipe asks for them.
 
     Raises
     ------
@@ -119,9 +122,12 @@ def train_fold(
     train, name = recipe.train, fold_title(fold)
     inner = make_optimizer(model, recipe)
     state = FoldState()
-    kept: dict[int, dict[str, torch.Tensor]] = {}
+    kept: dict[int, Weights] = {}
+    last_epoch = n_epochs or train.num_train_epochs
+    averages = WeightAverages(model, train, last_epoch)
     if state_file.is_file():
-        state, kept = load_state(state_file, model, inner)
+        state, kept, found = load_state(state_file, model, inner)
+        averages.resume(found)
         if accelerator.scaler is not None and state.scaler:
             accelerator.scaler.load_state_dict(state.scaler)
         check(state_file.parent, state.files, f" Remove {state_file} to train the fold again.")
@@ -136,7 +142,7 @@ def train_fold(
     n_steps = steps_per_epoch * train.num_train_epochs
     n_warmup = math.ceil(train.warmup_ratio * n_steps)
 
-    for epoch in range(state.epoch + 1, (n_epochs or train.num_train_epochs) + 1):
+    for epoch in range(state.epoch + 1, last_epoch + 1):
         started = time.monotonic()
         seed = epoch_seed(train.seed, fold, epoch)
         torch.manual_seed(seed)
@@ -152,6 +158,7 @@ def train_fold(
             try:
                 total, masks = accumulated_loss(model, objective, group, accelerator)
                 update(optimizer, factor, train.max_grad_norm, accelerator)
+                averages.after_step(step)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -184,29 +191,33 @@ def train_fold(
         }
         if not all(torch.isfinite(parameter).all() for parameter in trainable(model).values()):
             _not_finite("The weights are", f"{name}, epoch {epoch}, step {steps_per_epoch}", recipe)
+        averages.after_epoch(epoch)
         started = time.monotonic()
-        if score is not None:
-            state.scores.append(score())
-            record["selection_macro_f1"], record["selection_loss"] = state.scores[-1]
-            state.best_epoch = best_epoch(state.scores, train)
-            wanted = may_win(state.scores, train)
-            kept = {number: weights for number, weights in kept.items() if number in wanted}
-            if epoch in wanted:
-                kept[epoch] = snapshot(model)
-        if after_epoch is not None:
-            state.files |= after_epoch(epoch)
+        with averages.in_place():
+            if score is not None:
+                state.scores.append(score())
+                record["selection_macro_f1"], record["selection_loss"] = state.scores[-1]
+                state.best_epoch = best_epoch(state.scores, train)
+                wanted = may_win(state.scores, train)
+                kept = {number: weights for number, weights in kept.items() if number in wanted}
+                if epoch in wanted:
+                    kept[epoch] = snapshot(model)
+            if after_epoch is not None:
+                state.files |= after_epoch(epoch)
         state.seconds["score"] += time.monotonic() - started
         state.metrics.append(record)
         append_line(metrics_file, json.dumps(record))
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
         started = time.monotonic()
-        save_state(state_file, model, inner, state, kept)
+        save_state(state_file, model, inner, state, kept, averages.kept)
         state.seconds["save"] += time.monotonic() - started
         progress.epoch_done(fold, train.num_train_epochs, record, len(lengths) / seconds)
     accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
     if state.best_epoch is not None:
         restore(model, kept[state.best_epoch])
+    else:
+        averages.finish()
     return state
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lora_cls.errors import BackboneError, TrainingError
+from lora_cls.errors import BackboneError, RunError, TrainingError
 from lora_cls.evaluation import task_of
 from lora_cls.machine import cache_folder, physical_cores
 from lora_cls.modeling.adapted import ADAPTED, adapted_is_gone, is_adapted, run_source
@@ -28,8 +30,10 @@ from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
 from lora_cls.modeling.source import Source
+from lora_cls.modeling.start import begin_with
 from lora_cls.recipe import Recipe
-from lora_cls.runs import FoldFolder
+from lora_cls.runs import FoldFolder, RunFolder
+from lora_cls.runs.start import Start, noted_start
 from lora_cls.text.token_cache import TokenCache
 from lora_cls.text.tokens import Tokens, refuse_unknown_ids
 from lora_cls.training.batches import EvalBatches
@@ -91,9 +95,12 @@ class Session:
         if depth := depth_options(recipe.backbone, self.source):
             self.choices["depth"] = depth  # for the snippet of the run's README
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
+        if "start_from" in given:
+            self.choices["start_from"] = given["start_from"]
         self.head = head_type(recipe.head.kind)(recipe, label_names, self.tokenizer, given)
         self.choices |= self.head.choices
         self._model: SequenceClassifier | None = None
+        self.start_share: float | None = None  # of what folds begin with, the share that fits into the adapters
         self._pristine = True  # nothing was trained or read into the model yet
         self._prefix_cache: PrefixCache | None = None
         self._no_prefix = False
@@ -190,7 +197,8 @@ class Session:
             if note is not None:
                 self.progress.say(note)
         # an export has nothing to train, and its weights stay in the precision they have
-        return self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
+        model = self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
+        return self.head.place(model, self.source)
 
     def _check_base(self, found: str) -> bool:
         """Refuse a base that has the right shape and other weights; whether it is known to be one that was loaded."""
@@ -217,7 +225,51 @@ class Session:
         model = self.model()
         self._pristine = False
         reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
+        if self.start is not None:
+            self.start_share = begin_with(model, self.recipe, self.start.run.recipe, self._start_weights(fold))
         return model
+
+    @cached_property
+    def start(self) -> Start | None:
+        """The models that folds begin with (`backbone.start_from`); only training asks."""
+        return noted_start(self.recipe, self.choices)
+
+    def _start_weights(self, fold: int) -> list[Path]:
+        assert self.start is not None
+        return [model.weights(self.start.place(model)) for model in self.start.of_fold(fold)]
+
+    def check_start(self) -> None:
+        """Begin as a fold would, so that weights which do not fit are refused before any training.
+
+        Raises
+        ------
+        RunError
+            If they belong to another base, or have other modules or shapes.
+        """
+        if self.start is None:
+            return
+        theirs = self.start.run
+        noted = theirs.info.choices.get("base_sha256")  # none of merged weights, which replace all of the base's
+        if noted is not None and noted != self._fingerprint_as(theirs):
+            raise RunError(
+                f"backbone.start_from: {theirs.path} was trained on another base than {self.source.name}: its weights "
+                "differ. Give backbone.name_or_path and revision as that run has them."
+            )
+        self.fresh_model(-1)
+        if self.start_share is not None and self.start_share < 1 and self.recipe.lora is not None:
+            self.progress.say(
+                f"lora.r {self.recipe.lora.r} keeps {self.start_share:.1%} of the squared norm of what training begins "
+                "with; a higher rank keeps more."
+            )
+
+    def _fingerprint_as(self, theirs: RunFolder) -> str:
+        """Of this recipe's base, in the precision that another run's was noted in."""
+        dtype = theirs.info.choices["dtype"]
+        self.model()
+        if self.recipe.lora is None or dtype == self.choices["dtype"]:
+            return str(self.choices["base_sha256"])
+        base = load_base(self.backbone, self.recipe.quantization, DTYPES[dtype], self.device, self.source)
+        return base_fingerprint(base)
 
     def load(self, folder: FoldFolder) -> SequenceClassifier:
         """The model with the weights saved in `folder`."""

@@ -126,6 +126,7 @@ class TransformerTrainer:
         self.session.model(self._choose_attention)
         self.session.choose_prefix([self.rows.tokens, *([self.test_tokens] if self.test_tokens is not None else [])])
         self.session.choices["tokens"] = self.rows.tokens.summary()
+        self.session.check_start()
         if self.start is not None:
             self.session.choices |= self.start.choices
             self.session.progress.say(self.start.note)

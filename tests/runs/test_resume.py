@@ -359,3 +359,38 @@ def test_two_processes_in_one_run(finished, copy_of):
     errors = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
     assert run.info.i == 399
+
+
+AVERAGED = {
+    "moving": ("save_state", 2, {"train__ema_decay": 0.9}),  # the last epoch of fold 0 was lost
+    "both, full": ("accumulated_loss", 5, {"train__ema_decay": 0.9, "train__average_epochs": 2, "lora": None}),
+    "moving, cross-fitted": ("accumulated_loss", 5, {"train__ema_decay": 0.9, "train__select": "cross_fitted"}),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_stopped_with_averages(small_recipe, train, test, tmp_path, results, monkeypatch, name):
+    """With averaged weights too, a stopped run continues to the same bytes of answers and of saved weights."""
+    import lora_cls.training.loop as loop
+
+    function, call, settings = AVERAGED[name]
+    recipe = small_recipe("bert", **{"train__learning_rate": 2e-3} | settings)
+    whole = cross_validate(recipe, train, test, tmp_path / "whole" / "run")
+    original, count = getattr(loop, function), []
+
+    def stop(*arguments):
+        count.append(1)
+        if len(count) == call:
+            raise Stopped
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, function, stop)
+        with pytest.raises(Stopped):
+            cross_validate(recipe, train, test, tmp_path / "run")
+    run = cross_validate(recipe, train, test, tmp_path / "run", resume=True)
+    assert results(run) == results(whole)
+    weights = sorted(file.relative_to(whole.path) for file in whole.path.rglob("*.safetensors"))
+    assert weights
+    for file in weights:
+        assert (run.path / file).read_bytes() == (whole.path / file).read_bytes()

@@ -15,6 +15,10 @@ def head_type(kind: HeadKind) -> type[ModelHead]:
             from lora_cls.training.heads.label_tokens import LabelTokensHead
 
             return LabelTokensHead
+        case "label_names":
+            from lora_cls.training.heads.label_names import LabelNamesHead
+
+            return LabelNamesHead
         case "generate":
             from lora_cls.training.heads.generate import GenerateHead
 

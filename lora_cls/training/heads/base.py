@@ -109,6 +109,16 @@ class ModelHead(ABC):
         trained : with adapters, or with every weight in fp32; False opens plain weights that only answer
         """
 
+    def place(self, model: SequenceClassifier, source: Source) -> SequenceClassifier:
+        """A model that was just built, told where in the frame it reads; most kinds go by the mask alone.
+
+        Raises
+        ------
+        BackboneError
+            If the base cannot be read there.
+        """
+        return model
+
     @staticmethod
     @abstractmethod
     def around(recipe: Recipe, label_names: Sequence[str], choices: Mapping[str, Any]) -> tuple[str, str]:
