@@ -309,7 +309,7 @@ class _Trainer:
         inner, state = self._optimizer(), FoldState()
         if state_file.is_file():
             try:
-                state, _ = load_state(state_file, model, inner)
+                state, _, _ = load_state(state_file, model, inner)
                 progress.say(f"{TITLE}: continues after epoch {state.epoch}")
             except RunError as error:  # from the start: nothing is lost but time
                 progress.say(str(error))
@@ -331,7 +331,7 @@ class _Trainer:
             if epoch < settings.num_train_epochs:
                 if self.accelerator.scaler is not None:
                     state.scaler = self.accelerator.scaler.state_dict()
-                save_state(state_file, model, inner, state, {})
+                save_state(state_file, model, inner, state, {}, {})
         self.accelerator.free_memory()
         losses = [round(record["loss"], 6) for record in state.metrics]
         if not math.isfinite(losses[-1]):
