@@ -339,6 +339,37 @@ class Blend(Section):
     the runs. Means of log-odds are those of log-probabilities for single_label."""
 
 
+class Adapt(Section):
+    """Training of the base on texts alone, once, before any fold (Gururangan et al. 2020, "Don't stop pretraining"): on
+    those of the training and test tables and of `extra_texts`, never on labels. Encoders learn to fill in masked
+    tokens, decoders to foretell the next one. All folds then stand on that base, which is kept in the cache folder."""
+
+    extra_texts: str | None = None
+    """More texts of the same kind: a table with the text columns of the training table, or a `.txt` file with a text
+    per line. Null: none."""
+    num_train_epochs: int = Field(default=3, ge=1, le=100_000)
+    """How many times the texts are gone through."""
+    per_device_train_batch_size: int = Field(default=32, ge=1, le=1_000_000)
+    """Texts per step; long ones are read to their end, in pieces of at most `data.max_length` tokens."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Learning rate of AdamW at its highest, from which it goes down to 0 in a line."""
+    warmup_ratio: float = Field(default=0.06, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Weight decay of AdamW, for trained matrices; biases and norms have none."""
+    lora_r: int | None = Field(default=None, ge=1, le=100_000)
+    """Train adapters of this rank in all linear layers of the blocks and add them to the base's weights at the end.
+    Null trains every weight: more memory, as the weights are in 32 bits, with AdamW's moments beside them."""
+    mask_probability: float = Field(default=0.15, gt=0, lt=1)
+    """Encoders: share of each text's tokens that are to be filled in, one at least. Decoders do not read it."""
+    mask_with: Literal["mixed", "mask"] = "mixed"
+    """What stands for such a token: the mask for 80 %, another token for 10 %, itself for 10 %, as for BERT (`mixed`);
+    or always the mask. Decoders do not read it."""
+    seed: int = Field(default=42, ge=0, le=LARGEST_SEED)
+    """Draws the order of texts, what is masked, dropout, and the 5 % of the texts that the loss is noted on. Apart from
+    `train.seed`, so that runs with other seeds share the base."""
+
+
 class Data(Section):
     """Where the rows come from and how a row becomes a text."""
 
@@ -814,6 +845,8 @@ class Recipe(Section):
     """Null beside `backbone` or `blend`."""
     blend: Blend | None = None
     """Null beside `backbone` or `tfidf`."""
+    adapt: Adapt | None = None
+    """Null takes the base as it is."""
     data: Data = Data()
     train: Train = Train()
     loss: Loss = Loss()
@@ -839,6 +872,9 @@ class Recipe(Section):
             *(getattr(self, name) is not None for name in ("backbone", "tfidf", "blend", "quantization", "lora"))
         )
         problems += _task_problems(self) + _metric_problems(self) + _loss_problems(self.loss)
+        if self.adapt is not None and self.backbone is None:
+            kind = "tfidf" if self.tfidf is not None else "blend"
+            problems.append(f"adapt: {kind} has no base that could be trained on texts: remove it.")
         if self.head.kind == "generate" and (
             self.loss.name != "bce"
             or self.loss.label_smoothing
@@ -892,6 +928,8 @@ class Recipe(Section):
             values["backbone"]["start_from"] = values["backbone"]["start_from"] is not None
         for name in ("train", "test", "sample_submission", "folds", "extra_train"):
             del values["data"][name]
+        if values["adapt"] is not None:
+            del values["adapt"]["extra_texts"]
         return values
 
 

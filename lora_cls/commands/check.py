@@ -132,7 +132,12 @@ def _with_backbone(
             "Loading the model and timing some of its steps: from half a minute to a few, longer where a single step "
             "takes seconds. --no-measure leaves it out."
         )
+        adapting = None if recipe.adapt is None else trainer.adaptation_seconds(tables.extra_texts)
         estimate = _measured(trainer, fold, numbers, started + time.monotonic() - aside)
+        if adapting is not None:
+            estimate = replace(estimate, seconds={"adapt": adapting} | estimate.seconds)
+        elif recipe.adapt is not None:
+            notes.append("The base that was adapted to these texts is in the cache already.")
     return Check(recipe, notes, summarize(data, tables.test), tokens, memory, estimate)
 
 

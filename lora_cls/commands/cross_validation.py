@@ -49,7 +49,9 @@ def _smoke_settings(recipe: Recipe) -> dict[str, Any]:
     data = recipe.data
     prompted = recipe.head.prompt or recipe.head.kind != "linear"
     max_length = data.max_length if prompted else min(64, data.max_length)
+    adapted = {"adapt.num_train_epochs": 1} if recipe.adapt is not None else {}
     return {
+        **adapted,
         "cv.n_splits": 2,
         "train.num_train_epochs": 1,
         "data.max_length": max_length,
@@ -161,6 +163,7 @@ def cross_validate(
         base_place = run.base_place() if resumed else None
         learner = make_learner(recipe, data.label_names, choices, base_place, progress)
         trainer = learner.prepare(data, tables.test)
+        trainer.adapt(tables.extra_texts)
         if not resumed:
             trainer.measure()
             info = _info(tables, learner)

@@ -6,6 +6,7 @@ file.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from lora_cls.choices import ExportKind, Models
-from lora_cls.commands.predict import Classifier
+from lora_cls.commands.predict import BASE, Classifier
 from lora_cls.data import Dataset, TableLike
 from lora_cls.errors import RecipeError, RunError, no_fold_finished
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
@@ -156,6 +157,7 @@ def _write(
     run: RunFolder, folder: Path, to: ExportKind, rank: int | None, share: float | None, backbone: str | None
 ) -> ExportInfo:
     """All files of an export; returns what `export.json` says."""
+    from lora_cls.modeling.adapted import ADAPTED
     from lora_cls.modeling.updates import mean_adapter
 
     recipe, info, numbers, files = run.recipe, run.info, run.finished_folds, RunFiles(folder)
@@ -167,6 +169,8 @@ def _write(
     compression: Compression | None = None
     if to == "adapter":
         exact, compression = mean_adapter(adapters, folder / "adapter", rank, share)
+        if ADAPTED in choices:  # nobody else has the base that it stands on
+            choices[ADAPTED] = choices[ADAPTED] | {"folder": _copy_base(run, folder / BASE, backbone)}
         chosen = compression.rank if compression else exact
         recipe = _with_rank(recipe, chosen)
     else:
@@ -176,6 +180,7 @@ def _write(
             else merge_adapters(run, folder / "model", backbone, head_type(recipe.head.kind).attach)
         )
         choices.pop("base_sha256", None)  # of the base before
+        choices.pop(ADAPTED, None)
         recipe, backbone_path = load_recipe(recipe, {"lora": None, "quantization": None}), "model"
     weight = np.exp(np.log(run.pos_weights()).mean(axis=0)).tolist()
     about = ExportInfo(
@@ -200,6 +205,16 @@ def _write(
     about.write(files.export)
     write_bytes(files.card, export_card(run, RunFolder(folder), about).encode())
     return about
+
+
+def _copy_base(run: RunFolder, folder: Path, backbone: str | None) -> str:
+    """Copy the run's adapted base; returns its place within the export."""
+    from lora_cls.modeling.adapted import run_source
+
+    assert run.recipe.backbone is not None
+    source = run_source(run.recipe.backbone, run.info.choices, run.base_place(backbone), needed=True)
+    shutil.copytree(source.path_or_id, folder)
+    return folder.name
 
 
 def _with_rank(recipe: Recipe, rank: int) -> Recipe:

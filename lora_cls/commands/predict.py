@@ -28,6 +28,8 @@ from lora_cls.training.progress import Progress
 ROWS_PER_PIECE = 10_000
 PIECES = ".pieces-"  # and what of; within the folder of predictions that are not finished
 
+BASE = "base"  # folder of an export that carries the base which a run adapted to its texts
+
 
 class Classifier:
     """The models of a run folder, ready for texts.
@@ -107,6 +109,8 @@ class Classifier:
             folders = [FoldFolder(run.path)]
             if run.recipe.lora is None:
                 backbone = str(run.path / "model")  # base and tokenizer are in there
+            elif backbone is None and (run.path / BASE).is_dir():
+                backbone = str(run.path / BASE)
         else:
             folders = [run.fold(number) for number in run.finished_folds]
             if not folders:

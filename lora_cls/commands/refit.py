@@ -49,6 +49,7 @@ def refit(
         if n_epochs is not None:
             progress.say(f"Training for {n_epochs} epochs, the median of those that the folds chose.")
         trainer = make_learner(recipe, run.label_names, run.info.choices, run.base_place(), progress).prepare(data)
+        trainer.adapt([])
         rows = np.arange(len(data))  # extra rows too
         complete_fold(run.refit, trainer.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
         progress.fold_done("all rows", "done")

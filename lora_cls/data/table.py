@@ -204,6 +204,16 @@ def _read_bytes(path: Path) -> bytes:
     return data
 
 
+def read_text_file(path: Path) -> str:
+    """A file of plain text, which may be compressed. Raises DataError if it is missing, empty, damaged or not UTF-8."""
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        return decode(_read_bytes(path), path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
 @contextmanager
 def _no_field_size_limit() -> Iterator[None]:
     """The csv module refuses fields above 128 KiB; whole documents may be longer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any, get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from lora_cls.data.names import LIKELY_DELIMITERS
 from lora_cls.data.submission import Sample, read_sample_submission
 from lora_cls.data.subsample import stratified_subsample
 from lora_cls.data.table import TableLike, read_table
+from lora_cls.data.texts import read_texts
 from lora_cls.errors import RecipeError, did_you_mean, shorten, shown
 from lora_cls.recipe import Recipe, load_recipe
 
@@ -54,6 +56,11 @@ class Tables:
         self.recipe = _resolved(recipe, self.train)
         self._sample_note = self._keep_sample(data.max_rows, recipe.cv.random_state)
         self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
+        self.extra_texts: list[str] = []
+        if recipe.adapt is not None and recipe.adapt.extra_texts is not None:
+            self.paths["extra_texts"] = recipe.adapt.extra_texts
+            columns = self.train.columns
+            self.extra_texts = read_texts(data, recipe.adapt.extra_texts, columns.text if columns else [])
         self._submission: Sample | None = None
         if self.test is not None and self.sample is not None:
             columns = self.train.columns
@@ -95,6 +102,10 @@ class Tables:
                 )
             elif self._submission is None or not self._submission.probabilities:
                 found.append(f"metric: {metric}: the submission holds probabilities, no decisions")
+        if self.extra_texts:
+            found.append(
+                f"{len(self.extra_texts)} more texts, without labels, to adapt the base on (adapt.extra_texts)"
+            )
         if self.test is not None and train.extra.any():
             known = {text_key(text) for text in self.test.texts}
             shared = sum(text_key(train.texts[i]) in known for i in np.flatnonzero(train.extra))
@@ -121,12 +132,16 @@ class Tables:
 
     def fingerprints(self) -> dict[str, Any]:
         extra = self.train.extra
-        return {
+        found = {
             "train_sha256": self.train.subset(~extra).fingerprint(),
             "extra_train_sha256": self.train.subset(extra).fingerprint() if extra.any() else None,
             "test_sha256": self.test.fingerprint() if self.test else None,
             "sample_submission_sha256": None if self.sample is None else _fingerprint(self.sample),
         }
+        if self.recipe.adapt is not None:
+            texts = json.dumps(self.extra_texts).encode()
+            found["extra_texts_sha256"] = hashlib.sha256(texts).hexdigest() if self.extra_texts else None
+        return found
 
     def smoke(self) -> None:
         """Keep a few rows, some of every label, and of every part of a split."""
@@ -143,6 +158,7 @@ class Tables:
         rows += rng.permutation(own).tolist()
         extra = np.flatnonzero(self.train.extra)[:SMOKE_EXTRA_ROWS].tolist()
         self.train = self.train.subset([*sorted(list(dict.fromkeys(rows))[:SMOKE_ROWS]), *extra])
+        self.extra_texts = self.extra_texts[:SMOKE_EXTRA_ROWS]
         if self.test is not None:
             self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
         if self.sample is not None and self._submission is not None and self.test is not None:

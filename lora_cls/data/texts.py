@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.data.columns import fill_template, template_fields
-from lora_cls.data.table import is_missing, problem_report, row_name
+from lora_cls.data.encoding import LINE_END
+from lora_cls.data.table import is_missing, problem_report, read_table, read_text_file, row_name, table_path
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.recipe import Data
 
@@ -50,6 +51,40 @@ def table_texts(config: Data, frame: pd.DataFrame, names: Sequence[str]) -> tupl
         # A template that cannot be filled has been reported with the columns.
         texts = [] if incomplete else [fill_template(pieces, row) for row in rows]
     return ["" if blank else text for text, blank in zip(texts, empty, strict=False)], empty, problems
+
+
+def read_texts(config: Data, source: str, names: Sequence[str]) -> list[str]:
+    """Texts without labels, blank ones left out.
+
+    Parameters
+    ----------
+    config : `text_template` and `unescape` of the recipe
+    source : a `.txt` file with a text per line, or a table
+    names : the run's text columns, which a table must have
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, lacks a column, or holds no text.
+    """
+    path = table_path(source)
+    if path.name.lower().endswith((".txt", ".txt.gz")):
+        found = LINE_END.split(read_text_file(path))
+    else:
+        frame = read_table(source)
+        if missing := [name for name in names if name not in frame.columns]:
+            raise DataError(
+                f"{source} has no column '{missing[0]}', which this run's texts are made of."
+                f"{did_you_mean(missing[0], frame.columns)} Columns: {shorten(frame.columns)}. Texts alone may also "
+                "stand in a .txt file, one per line."
+            )
+        found, _, problems = table_texts(config, frame, names)
+        if problems:
+            raise problem_report(source, problems)
+    texts = [text for text in found if text.strip()]
+    if not texts:
+        raise DataError(f"{source} holds no text: every one of its {len(found)} is blank.")
+    return texts
 
 
 def given_texts(config: Data, texts: Texts, names: Sequence[str]) -> list[str]:

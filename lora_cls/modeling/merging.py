@@ -26,16 +26,16 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: C
     import torch
     from peft import PeftModel
 
+    from lora_cls.modeling.adapted import run_source
     from lora_cls.modeling.adapter import save_model
     from lora_cls.modeling.classifier import HEAD, SequenceClassifier
     from lora_cls.modeling.loading import base_fingerprint, load_base, load_tokenizer
     from lora_cls.modeling.precision import DTYPES
-    from lora_cls.modeling.source import find_source
     from lora_cls.modeling.updates import mean_adapter
 
     recipe, choices = run.recipe, run.info.choices
     assert recipe.backbone is not None
-    source = find_source(run.base_place(backbone) or recipe.backbone.name_or_path, recipe.backbone.revision)
+    source = run_source(recipe.backbone, choices, run.base_place(backbone), needed=True)
     base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
     if getattr(base.config, "quantization_config", None) is not None:
         raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
@@ -69,9 +69,9 @@ def average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
     """The mean of fully fine-tuned models, in fp32 as they were trained."""
     from safetensors.torch import save_file
 
+    from lora_cls.modeling.adapted import run_source
     from lora_cls.modeling.adapter import HEAD_FILE
     from lora_cls.modeling.loading import load_tokenizer
-    from lora_cls.modeling.source import find_source
     from lora_cls.modeling.updates import mean_weights
 
     recipe = run.recipe
@@ -81,6 +81,6 @@ def average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:
     shutil.copytree(models[0], folder)
     for name in ("model.safetensors", HEAD_FILE):
         save_file(mean_weights([model / name for model in models]), folder / name, {"format": "pt"})
-    source = find_source(run.base_place(backbone) or recipe.backbone.name_or_path, recipe.backbone.revision)
+    source = run_source(recipe.backbone, run.info.choices, run.base_place(backbone))  # for its tokenizer
     load_tokenizer(recipe.backbone, source).save_pretrained(folder)
     return "float32"

@@ -21,7 +21,7 @@ from lora_cls.report.sentences import (
 )
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
-from lora_cls.runs.records import ExportInfo
+from lora_cls.runs.records import Adaptation, ExportInfo
 from lora_cls.training.heads import head_type
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ def _body(run: RunFolder, metrics: Scores) -> str:
         probabilities=task_of(recipe.task).meaning,
         snippet=None if recipe.backbone is None else snippet(recipe, run.info, run.label_names, fold),
         columns=_several_columns(run.info),
+        adapted=None if (noted := run.info.choices.get("adapted")) is None else Adaptation(**noted).sentence,
     )
 
 
@@ -162,6 +163,8 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
     choices, head = info.choices, head_type(recipe.head.kind)
     before, after = head.around(recipe, label_names, choices)
     start = before.rstrip(" ")  # spaces before the text are read with it
+    # a model of which all weights were trained was saved whole
+    adapted = choices["adapted"]["folder"] if recipe.lora and "adapted" in choices else None
     return fill(
         head.snippet_template,
         recipe=recipe,
@@ -169,7 +172,7 @@ def snippet(recipe: Recipe, info: RunInfo, label_names: Sequence[str], folder: s
         choices=choices,
         label_names=label_names,
         folder=folder,
-        path=info.backbone_path or recipe.backbone.name_or_path,
+        path=adapted or info.backbone_path or recipe.backbone.name_or_path,
         before=start,
         lead=before[len(start) :],
         after=after,

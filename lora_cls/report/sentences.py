@@ -17,6 +17,7 @@ Cells = list[list[str]]
 PHASES = {
     "load": "loading",
     "tokenize": "tokenizing",
+    "adapt": "adapting the base (once)",
     "prefix": "lower layers (once)",
     "train": "training",
     "score": "choosing among epochs",
@@ -87,6 +88,11 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
     if recipe.backbone is not None:
         train, data = recipe.train, recipe.data
         head = recipe.head.kind
+        if recipe.adapt is not None:
+            adapt = recipe.adapt
+            how = "all weights" if adapt.lora_r is None else f"LoRA r={adapt.lora_r}"
+            rate = f"learning rate {adapt.learning_rate:g}"
+            rows.append(("base adapted to the texts", f"{adapt.num_train_epochs} epochs, {rate}, {how}"))
         rows.append(("head", head if head == "generate" else f"{head}, pooled by {recipe.head.pooling}"))
         if recipe.lora is not None:
             lora, targets = recipe.lora, recipe.lora.target_modules

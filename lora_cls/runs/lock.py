@@ -21,7 +21,9 @@ PATIENCE = 600.0  # seconds: writing scores and pages takes some
 
 
 @contextmanager
-def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def locked(
+    folder: Path, what: str, *, wait: Callable[[str], None] | None = None, patience: float = PATIENCE
+) -> Iterator[None]:
     """Hold `folder/.lock` (`filelock`: an flock, which the system releases when a process is killed).
 
     The lock file names its holder, and is removed with the lock. A process may take a lock that it holds again.
@@ -31,23 +33,24 @@ def locked(folder: Path, what: str, *, wait: Callable[[str], None] | None = None
     folder : made if it is not there
     what : what is being done, as "fold 1 is trained"
     wait : told whom it waits for; without it a lock that another process holds is an error
+    patience : for so many seconds
 
     Raises
     ------
     RunError
-        If another process holds the lock, and goes on doing so for ten minutes where it may be waited for; or if the
-        folder cannot be written.
+        If another process holds the lock, and goes on doing so for ten minutes (`patience`) where it may be waited for;
+        or if the folder cannot be written.
     """
     file = folder / LOCK
     make_folder(folder)
     lock = FileLock(file, is_singleton=True)
-    for patience in (GLANCE, PATIENCE):
+    for seconds in (GLANCE, patience):
         try:
-            lock.acquire(timeout=patience)
+            lock.acquire(timeout=seconds)
             break
         except Timeout:
             said = f"{folder}: {what} by {_holder(file)}"
-            if wait is None or patience > GLANCE:
+            if wait is None or seconds > GLANCE:
                 raise RunError(f"{said}. Wait for it, or stop it, and try again.") from None
             wait(f"{said}; waiting for it.")
         except OSError as error:

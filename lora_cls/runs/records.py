@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -109,6 +109,7 @@ class DataInfo(Part):
     lengths: dict[str, Any] | None = None
     train_sha256: str
     extra_train_sha256: str | None = None
+    extra_texts_sha256: str | None = None
     test_sha256: str | None = None
     sample_submission_sha256: str | None = None
 
@@ -141,6 +142,40 @@ class RunInfo(Record):
     train_tokens_per_second: float | None = None
     padding_share: float | None = None
     last_session_seconds: float | None = None
+
+
+class Adaptation(Record):
+    """`adaptation.json` of a base that was trained on texts; the same values stand in the choices of its runs."""
+
+    key: str
+    """A hash of all that its bytes follow from."""
+    base: str
+    """The base before, as the recipe calls it."""
+    base_sha256: str
+    """See `lora_cls.modeling.loading.base_fingerprint`; of the base before, in 32 bits."""
+    aim: Literal["masked", "next_token"]
+    texts: int
+    tokens: int
+    epochs: int
+    held_out: int
+    """Texts that were kept aside, and on which the losses are noted."""
+    losses: list[float]
+    """Before the first epoch, and after each."""
+    files: dict[str, str] = {}
+    """SHA-256 of the base's files, by name."""
+    folder: str | None = None
+    """In a run's choices: where the base lies, by its full path, or in an export."""
+
+    @property
+    def sentence(self) -> str:
+        """What the texts made of the base."""
+        what = {"masked": "masked tokens", "next_token": "next tokens"}[self.aim]
+        before, after = self.losses[0], self.losses[-1]
+        rose = " It rose: lower adapt.learning_rate or adapt.num_train_epochs." if after > before else ""
+        return (
+            f"The base was adapted to {self.texts:,} texts without their labels, in {self.epochs} epochs: the loss of "
+            f"{what} on {self.held_out:,} texts kept aside was {before:.3f} before and {after:.3f} after.{rose}"
+        )
 
 
 class Processed(Part):

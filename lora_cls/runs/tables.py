@@ -33,6 +33,7 @@ def training_data(run: RunFolder, train: TableLike | None = None, extra_train: T
         "data.test": None,
         "data.sample_submission": None,
         "data.extra_train": None,
+        "adapt": None,
     }
     recipe = load_recipe(run.recipe, decided)
     try:

@@ -46,6 +46,11 @@ class Predictor(Protocol):
 class FoldTrainer(Protocol):
     """Trains folds of one table."""
 
+    def adapt(self, extra_texts: Sequence[str]) -> None:
+        """Train the base on the texts of all tables and these, where the recipe says so (`adapt`), before anything
+        else is asked; their labels play no part."""
+        ...
+
     def measure(self) -> None:
         """Load and measure all that does not depend on the fold, so that what cannot work fails before a run folder
         exists; completes `Learner.choices`."""

@@ -14,6 +14,7 @@ import torch
 from lora_cls.errors import BackboneError, RunError, TrainingError
 from lora_cls.evaluation import task_of
 from lora_cls.machine import cache_folder, physical_cores
+from lora_cls.modeling.adapted import ADAPTED, adapted_is_gone, is_adapted, run_source
 from lora_cls.modeling.adapter import base_readme, load_model_weights, reset_model, save_model
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.loading import (
@@ -28,7 +29,7 @@ from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
-from lora_cls.modeling.source import find_source
+from lora_cls.modeling.source import Source
 from lora_cls.modeling.start import begin_with
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder, RunFolder
@@ -75,7 +76,8 @@ class Session:
         self.progress = progress or Progress(0, show=False)
         self.device = default_device()
         self._said: set[str] = set()
-        self.source = find_source(backbone or recipe.backbone.name_or_path, recipe.backbone.revision)
+        self._given = given = choices or {}
+        self.source = run_source(recipe.backbone, given, backbone)
         self.seconds = {"load": 0.0, "tokenize": 0.0, "prefix": 0.0}
         self.batches = EvalBatches(recipe.train.per_device_eval_batch_size, self.progress.say)
         tokens = TokenCache(cache_folder() / "tokens", said=self.say_once)
@@ -83,14 +85,13 @@ class Session:
         threads = recipe.engine.num_threads or physical_cores()
         torch.set_num_threads(threads)
         self._config = load_config(self.backbone, self.source)
-        self._given = given = choices or {}
         self.dtype = self._choose_dtype(given.get("dtype"))
         self.choices: dict[str, Any] = {
             "device": self.device.type,
             "num_threads": threads,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
-        self.choices |= {key: given[key] for key in CHOSEN_WITH_THE_MODEL if key in given}
+        self.choices |= {key: given[key] for key in (*CHOSEN_WITH_THE_MODEL, ADAPTED) if key in given}
         if depth := depth_options(recipe.backbone, self.source):
             self.choices["depth"] = depth  # for the snippet of the run's README
         self.tokenizer = load_tokenizer(recipe.backbone, self.source)
@@ -116,6 +117,12 @@ class Session:
         if frozen is not None:
             return DTYPES[frozen]
         return choose_dtype(self.recipe, self.device, self._config.model_type, self.say_once)
+
+    def stand_on(self, source: Source, choices: Mapping[str, Any]) -> None:
+        """Take another base of the same kind, before any is loaded; `choices` say what it is."""
+        assert self._model is None
+        self.source = source
+        self.choices |= choices
 
     def train_as_frozen(self) -> None:
         """Compute to the last digit as the start of the run did; answering alone needs no such thing.
@@ -195,6 +202,11 @@ class Session:
 
     def _check_base(self, found: str) -> bool:
         """Refuse a base that has the right shape and other weights; whether it is known to be one that was loaded."""
+        noted = self.choices.get(ADAPTED)
+        if noted is not None and not is_adapted(self.source, noted):
+            if self.recipe.lora is None and noted["base_sha256"] == found:
+                return True  # every weight is then read from the fold's own files
+            raise adapted_is_gone(noted)
         # bytes of the base can only be compared in the precision that they were noted in
         same_precision = self._given.get("dtype", self.choices["dtype"]) == self.choices["dtype"]
         known = same_precision and "base_sha256" in self.choices

@@ -73,6 +73,9 @@ class TfidfTrainer:
         self.settings, self.n_labels = learner.settings, learner.n_labels
         self.targets = train.labels if train.targets is None else train.targets
 
+    def adapt(self, extra_texts: Sequence[str]) -> None:
+        """There is no base."""
+
     def measure(self) -> None:
         """See `FoldTrainer.measure`; nothing is to be loaded."""
 

@@ -20,6 +20,7 @@ from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.runs.sums import sums
 from lora_cls.text.tokens import refuse_unknown_script, text_notes, unknown_note
+from lora_cls.training.adaptation import adapt_base, adaptation_seconds
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
@@ -105,6 +106,19 @@ class TransformerTrainer:
         for name, tokens in (("training", self.rows.tokens), ("test", self.test_tokens)):
             for note in text_notes(tokens, self.recipe.data, name) if tokens is not None else []:
                 session.progress.say(note)
+
+    def adapt(self, extra_texts: Sequence[str]) -> None:
+        """See `FoldTrainer.adapt`, and for what is raised `adapt_base`."""
+        if self.recipe.adapt is not None:
+            self.head.weight(self.rows)  # what the loss refuses is told before minutes of work
+            adapt_base(self.session, self._texts(extra_texts))
+
+    def adaptation_seconds(self, extra_texts: Sequence[str]) -> float | None:
+        """See `lora_cls.training.adaptation.adaptation_seconds`."""
+        return adaptation_seconds(self.session, self._texts(extra_texts))
+
+    def _texts(self, extra_texts: Sequence[str]) -> list[str]:
+        return [*self.train.texts, *(self.test.texts if self.test is not None else []), *extra_texts]
 
     def measure(self) -> None:
         """See `FoldTrainer.measure`: loads the model, measures attention, and checks the weights of the loss."""

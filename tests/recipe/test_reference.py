@@ -41,7 +41,12 @@ def test_every_section_has_a_docstring():
 
 def test_no_field_is_missing():
     """What a recipe with every section holds is what the reference names."""
-    sections = {"backbone": {"name_or_path": "org/model"}, "quantization": {"load_in_4bit": True}, "sweep": {}}
+    sections = {
+        "backbone": {"name_or_path": "org/model"},
+        "quantization": {"load_in_4bit": True},
+        "sweep": {},
+        "adapt": {},
+    }
     whole = Recipe(task="multi_label", **sections)
     names = set(flatten(whole.to_dict())) - {"tfidf", "blend"}
     assert names == {name for name in FIELDS if not name.startswith(("tfidf.", "blend."))}
@@ -51,6 +56,7 @@ def test_no_field_is_missing():
 def test_defaults_are_those_of_the_recipe():
     """Every default of the reference, read as YAML and set as an override, changes nothing."""
     bases = {"tfidf": {"tfidf": {}, "lora": None}, "sweep": {"tfidf": {}, "lora": None, "sweep": {}}}
+    bases["adapt"] = {"backbone": {"name_or_path": "org/model"}, "adapt": {}}
     for field in FIELDS.values():
         section = field.name.partition(".")[0]
         if section in ("blend", "quantization") or field.default == "required":
