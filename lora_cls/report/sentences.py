@@ -6,7 +6,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
-from lora_cls.recipe import Head, Recipe
+from lora_cls.recipe import Distill, Head, Recipe
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
@@ -18,6 +18,7 @@ PHASES = {
     "load": "loading",
     "tokenize": "tokenizing",
     "prefix": "lower layers (once)",
+    "teachers": "teachers' answers",
     "train": "training",
     "score": "choosing among epochs",
     "predict": "prediction",
@@ -102,6 +103,7 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
             rate += f"; head {recipe.head.learning_rate:g}"
         rows += [
             ("loss", recipe.loss.name),
+            *([("teachers", teachers_sentence(recipe.distill))] if recipe.distill is not None else []),
             ("learning rate", rate),
             ("epochs", f"{train.num_train_epochs}, kept: {train.select}"),
             ("batch", f"{batch} texts a step"),
@@ -111,6 +113,14 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
         rows.append(("seed", recipe.train.seed))
     rows.append(("folds", recipe.cv.n_splits))
     return [(name, str(value)) for name, value in rows]
+
+
+def teachers_sentence(distill: Distill) -> str:
+    """Whom a run learnt from, and how."""
+    names = ", ".join(short_name(name) for name in distill.teachers)
+    if distill.hard is not None:
+        return f"{names}; labels of probability {distill.hard:g} or more for texts without labels"
+    return f"{names}; weight {distill.weight:g}, temperature {distill.temperature:g}"
 
 
 def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:

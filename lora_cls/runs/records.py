@@ -110,6 +110,8 @@ class DataInfo(Part):
     train_sha256: str
     extra_train_sha256: str | None = None
     test_sha256: str | None = None
+    unlabelled_sha256: str | None = None
+    """Of `distill.unlabelled`."""
     sample_submission_sha256: str | None = None
 
     def columns(self) -> Columns:

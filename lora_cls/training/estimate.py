@@ -159,12 +159,16 @@ class _Steps:
     def __init__(self, trainer: TransformerTrainer, number: int, rows: np.ndarray, reload: bool) -> None:
         self.trainer, self.session, self.train = trainer, trainer.session, trainer.recipe.train
         self.number = number
-        self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows)
+        self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(
+            number, rows, trainer.lesson(rows, None)
+        )
         self.reload_seconds = 0.0
         if trainer.recipe.lora is None and reload:
             del self.model
             before = time.monotonic()
-            self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows)
+            self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(
+                number, rows, trainer.lesson(rows, None)
+            )
             self.reload_seconds = time.monotonic() - before
         tokens, test = trainer.rows.tokens, trainer.test_tokens
         self.pieces = [*tokens.ids, *(test.ids if test is not None else [])]

@@ -103,7 +103,9 @@ class LinearHead(ModelHead):
         """See `ModelHead.objective`."""
         from lora_cls.training.objective import ClassificationObjective
 
-        return ClassificationObjective(rows.tokens, rows.targets, weight, self.recipe, self.pad_id, rows.row_weight)
+        return ClassificationObjective(
+            rows.tokens, rows.targets, weight, self.recipe, self.pad_id, rows.row_weight, rows.taught, rows.n_labelled
+        )
 
     def answer(self, model: SequenceClassifier, tokens: Tokens, batches: EvalBatches) -> Answered:
         """See `ModelHead.answer`."""
