@@ -316,7 +316,8 @@ def _write(file: Path, about: Mapping[str, Any], said: np.ndarray) -> None:
     from safetensors.numpy import save
 
     own = hashlib.sha256(said.tobytes()).hexdigest()
-    write_bytes(file, save({"logits": said}, {"about": json.dumps(about), "sha256": own}))
+    # one entry, as several would stand in another order each time
+    write_bytes(file, save({"logits": said}, {"about": json.dumps({**about, "sha256": own})}))
 
 
 def _read(file: Path, about: Mapping[str, Any], shape: tuple[int, int]) -> np.ndarray | None:
@@ -325,16 +326,18 @@ def _read(file: Path, about: Mapping[str, Any], shape: tuple[int, int]) -> np.nd
 
     if not file.is_file():
         return None
-    remedy = "Remove it, and the teachers are asked again."
     try:
         with safe_open(file, framework="numpy") as opened:
-            known, said = opened.metadata(), np.asarray(opened.get_tensor("logits"))
-            whole = known["sha256"] == hashlib.sha256(said.tobytes()).hexdigest()
-            asked = json.loads(known["about"])
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise RunError(f"{file} is damaged ({brief(error)}). {remedy}") from None
-    if not whole or (said.shape != shape and asked == about):
-        raise RunError(f"{file} is damaged: its SHA-256 is another. {remedy}")
-    if asked != about:
-        raise RunError(f"{file} holds answers of other teachers, or for other texts, than this run learns from.")
+            known, said = json.loads(opened.metadata()["about"]), np.asarray(opened.get_tensor("logits"))
+        if known.pop("sha256") != hashlib.sha256(said.tobytes()).hexdigest():
+            raise ValueError("its SHA-256 is another")
+        if known == about and said.shape != shape:
+            raise ValueError(f"its shape is {said.shape}")
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise RunError(f"{file} is damaged ({brief(error)}). Remove it, and the teachers are asked again.") from None
+    if known != about:
+        raise RunError(
+            f"{file} holds answers of other teachers, or for other texts, than this run learns from. Start a new run "
+            "with another --out."
+        )
     return said

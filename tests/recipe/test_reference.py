@@ -42,6 +42,7 @@ def test_every_section_has_a_docstring():
 def test_no_field_is_missing():
     """What a recipe with every section holds is what the reference names."""
     sections = {"backbone": {"name_or_path": "org/model"}, "quantization": {"load_in_4bit": True}, "sweep": {}}
+    sections["distill"] = {"teachers": ["run"]}
     whole = Recipe(task="multi_label", **sections)
     names = set(flatten(whole.to_dict())) - {"tfidf", "blend"}
     assert names == {name for name in FIELDS if not name.startswith(("tfidf.", "blend."))}
@@ -53,8 +54,8 @@ def test_defaults_are_those_of_the_recipe():
     bases = {"tfidf": {"tfidf": {}, "lora": None}, "sweep": {"tfidf": {}, "lora": None, "sweep": {}}}
     for field in FIELDS.values():
         section = field.name.partition(".")[0]
-        if section in ("blend", "quantization") or field.default == "required":
-            continue  # `blend` has fields that are required, and of `quantization` the defaults alone are refused
+        if section in ("blend", "distill", "quantization") or field.default == "required":
+            continue  # the first two have fields that are required, and of the third the defaults alone are refused
         base = load_recipe(bases.get(section, {"backbone": {"name_or_path": "org/model"}}))
         assert load_recipe(base, {field.name: yaml.safe_load(field.default)}) == base, field
 
