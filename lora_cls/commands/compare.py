@@ -103,7 +103,8 @@ def _seeds(members: Sequence[AlignedRun], scores: Sequence[float]) -> list[Seeds
         # as decided now: a run may have been tuned anew
         identity["thresholds"] = member.task.settings.model_dump(mode="json")
         identity["prediction"] = member.at_least_one
-        identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256]
+        identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256, info.data.unlabelled_sha256]
+        identity["teachers"] = info.choices.get("teachers")
         groups.setdefault(json.dumps(identity, sort_keys=True), {}).setdefault(seed, i)
     return [
         Seeds(

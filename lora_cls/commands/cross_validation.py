@@ -158,6 +158,7 @@ def cross_validate(
         teachers = Teachers(
             recipe, tables, fold, untrained, partial(ask_fold, recipe.engine), run.info.choices if resumed else None
         )
+        teachers.refuse_within(path)
 
     with Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:

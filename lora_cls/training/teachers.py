@@ -86,6 +86,10 @@ class Teacher:
             )
         return cls(name, run, members)
 
+    def places(self) -> list[Path]:
+        """Its folder; of a blend also those of its runs."""
+        return [self.run.path.resolve(), *(place for member in self.members for place in member.places())]
+
     def finished(self) -> set[int]:
         """Folds whose models are there."""
         return set(self.run.finished_folds).intersection(*(member.finished() for member in self.members))
@@ -106,6 +110,11 @@ class Teacher:
                 f"{theirs[row]}, here in {fold[own[row]]}). Train on its folds with --fold-table "
                 f"{run.files.folds}."
             ]
+        for number in run.finished_folds if self.members else []:
+            now = [m.run.fold(number).noted(m.run.fold(number).oof_logits) for m in self.members]
+            for member, noted, found in zip(self.members, run.fold(number).info.blended or now, now, strict=True):
+                if found is not None and found != noted:
+                    return [f"{member.name} is not the run that was blended any more (fold {number}): blend again."]
         return [problem for member in self.members for problem in member.check(data, fold, task, train_sha256)]
 
     def key(self, number: int) -> str:
@@ -189,9 +198,10 @@ class Teachers:
         for teacher in self.all:
             lacking = sorted(set(wanted) - teacher.finished())
             if lacking and not problems:
+                others = f", or train others (--folds {','.join(map(str, sorted(finished)))})" if finished else ""
                 problems.append(
                     f"{teacher.name}: folds that are to be trained here are not finished there ({shorten(lacking)}). "
-                    f"Continue it with --resume, or train others (--folds {','.join(map(str, sorted(finished)))})."
+                    f"Continue it with --resume{others}."
                 )
         if problems:
             raise RunError("Nothing can be learnt from these teachers:\n" + "\n".join(f"  {line}" for line in problems))
@@ -199,6 +209,14 @@ class Teachers:
         self._refuse_changed(noted or {})
         self.choices: dict[str, Any] = {"teachers": {str(number): keys for number, keys in self.keys.items()}}
         self._find_texts(tables)
+
+    def refuse_within(self, out: Path) -> None:
+        """Raise RunError if a teacher lies where the student is to be written."""
+        within = [
+            teacher.name for teacher in self.all for place in teacher.places() if place.is_relative_to(out.resolve())
+        ]
+        if within:
+            raise RunError(f"{out} holds {within[0]}, which is to teach. Choose another folder with --out.")
 
     def _refuse_changed(self, noted: Mapping[str, Any]) -> None:
         for number, before in noted.get("teachers", {}).items():

@@ -209,6 +209,13 @@ class TransformerTrainer:
         tokens = self.taught_tokens or rows.tokens.take([])
         return self.teachers.lesson(rows, tokens, answers[train_rows], answers[len(self.train) :])
 
+    def longest_lesson(self, train_rows: np.ndarray) -> TrainingRows:
+        """As `lesson`, before any teacher was asked: all that they could add is there."""
+        n_taught = self.taught_tokens.n_texts if self.taught_tokens is not None else 0
+        sure = np.full((len(self.train) + n_taught, self.session.n_labels), -30.0, dtype=np.float32)
+        sure[:, 0] = 30.0
+        return self.lesson(train_rows, sure)
+
     def begin_fold(
         self, fold: int, train_rows: np.ndarray, rows: TrainingRows
     ) -> tuple[SequenceClassifier, Objective, np.ndarray, Any]:
