@@ -217,13 +217,13 @@ class TransformerTrainer:
         return self.lesson(train_rows, sure)
 
     def begin_fold(
-        self, fold: int, train_rows: np.ndarray, rows: TrainingRows
+        self, fold: int, train_rows: np.ndarray, rows: TrainingRows | None = None
     ) -> tuple[SequenceClassifier, Objective, np.ndarray, Any]:
         """A fold's fresh model, what it is trained on, its positive or class weights, and its `Accelerator`.
 
-        `rows` are `train_rows` and what is learnt beside them; see `lesson`.
+        `rows` are `train_rows` and what is learnt beside them, see `lesson`; None for these alone.
         """
-        session = self.session
+        session, rows = self.session, self.rows.take(train_rows) if rows is None else rows
         weight = self.head.weight(rows.labelled)
         accelerator = make_accelerator(session.dtype, session.device)  # each fold's own: its scaler remembers
         start = self.start  # before the fold's own adapters are drawn: to read the base resets the model
