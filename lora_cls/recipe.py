@@ -370,6 +370,42 @@ class Adapt(Section):
     `train.seed`, so that runs with other seeds share the base."""
 
 
+class Distill(Section):
+    """Finished runs that are learnt from beside the labels. In every fold only the teachers' models of the same fold
+    are asked: they never saw the rows that it holds out. Hinton et al. 2015, "Distilling the knowledge in a neural
+    network"."""
+
+    teachers: list[str] = Field(min_length=1, max_length=100)
+    """Run folders on the same rows, labels and folds (`--fold-table RUN/folds.csv`); what they say is averaged as the
+    mean of their log-odds. A blend may be one, by `mean_logit` or `mean_proba`."""
+    weight: float = Field(default=0.5, gt=0, le=1)
+    """Share of the loss that is cross-entropy to the teachers' probabilities, on training rows and on those without
+    labels; the rest is the recipe's loss on the labels. With 1 no label is learnt from."""
+    temperature: float = Field(default=1.0, ge=0.1, le=100)
+    """Divides the log-odds of teachers and student: above 1 their probabilities are softer. That part of the loss is
+    multiplied by its square."""
+    unlabelled: str | None = None
+    """A table of further texts to learn from, which needs no labels; those of the test table are learnt from anyway.
+    Texts that stand in the training table are left out. Null: no further texts."""
+    hard: float | None = Field(default=None, gt=0.5, lt=1)
+    """Pseudo-labels in place of soft answers: a row without labels becomes a training row like any other where the
+    teachers give each label, or its opposite, at least this probability (of classes: the greatest one); other such rows
+    are left out. Training rows then keep to their labels alone, and `weight` and `temperature` have no meaning. Null
+    learns from soft answers."""
+
+    @model_validator(mode="after")
+    def _soft_or_hard(self) -> Distill:
+        if self.hard is not None:
+            soft = [name for name in ("weight", "temperature") if getattr(self, name) != _default(Distill, name)]
+            if soft:
+                raise ValueError(f"{' and '.join(soft)}: no meaning beside hard: remove either.")
+        return self
+
+
+def _default(section: type[Section], name: str) -> Any:
+    return section.model_fields[name].default
+
+
 class Data(Section):
     """Where the rows come from and how a row becomes a text."""
 
@@ -850,6 +886,8 @@ class Recipe(Section):
     data: Data = Data()
     train: Train = Train()
     loss: Loss = Loss()
+    distill: Distill | None = None
+    """Null learns from labels alone."""
     cv: CV = CV()
     metric: MetricName = "macro_f1"
     """What a run is judged by, in scikit-learn's names: thresholds, blend weights and searches are tuned for it, and
@@ -905,6 +943,13 @@ class Recipe(Section):
                 "backbone.bidirectional: head.kind: generate writes token after token, each from those before it: "
                 "remove it."
             )
+        if self.distill is not None and self.backbone is None:
+            problems.append("distill: only a 'backbone' learns from teachers: remove it.")
+        if self.distill is not None and self.distill.hard is None and self.head.kind == "generate":
+            problems.append(
+                "distill: head.kind: generate writes labels, and learns from no probabilities: set distill.hard, as "
+                "0.9, for labels that the teachers are sure of."
+            )
         if self.head.kind == "generate" and self.data.soft_labels:
             problems.append(
                 "data.soft_labels: head.kind: generate writes labels or leaves them out, no shares: remove it."
@@ -930,6 +975,8 @@ class Recipe(Section):
             del values["data"][name]
         if values["adapt"] is not None:
             del values["adapt"]["extra_texts"]
+        if values["distill"] is not None:  # of teachers and tables the content is noted
+            del values["distill"]["teachers"], values["distill"]["unlabelled"]
         return values
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +19,10 @@ from lora_cls.machine import peak_memory, reset_peak_memory
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs.start import Start, find_start
 from lora_cls.text.tokens import Tokens, text_notes
+from lora_cls.training.factory import ask_fold
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import check_selection
+from lora_cls.training.teachers import Teachers
 
 if TYPE_CHECKING:
     from lora_cls.training.estimate import Estimate
@@ -92,15 +95,20 @@ def check(
     start = find_start(recipe, data, fold, numbers)
     notes = [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]
     notes += start.notes(tables.test) if start is not None else []
+    teachers = None
+    if recipe.distill is not None:
+        teachers = Teachers(recipe, tables, fold, numbers, partial(ask_fold, recipe.engine))
+        notes += [*teachers.notes, "what the teachers take to answer is not in the estimate"]
     if recipe.backbone is None:
         return Check(recipe, notes, summarize(data, tables.test), {}, {})
     with Progress(0, show) as progress:
-        return _with_backbone(recipe, tables, fold, numbers, start, notes, measure, started, progress)
+        return _with_backbone(recipe, tables, teachers, fold, numbers, start, notes, measure, started, progress)
 
 
 def _with_backbone(
     recipe: Recipe,
     tables: Tables,
+    teachers: Teachers | None,
     fold: np.ndarray,
     numbers: list[int],
     start: Start | None,
@@ -115,7 +123,8 @@ def _with_backbone(
     data = tables.train
     progress.say(f"Reading the tokens of {len(data) + len(tables.test or ()):,} texts.")
     choices = None if start is None else start.choices
-    trainer = TransformerLearner(recipe, data.label_names, choices, progress=progress).prepare(data, tables.test)
+    learner = TransformerLearner(recipe, data.label_names, choices, progress=progress)
+    trainer = learner.prepare(data, tables.test, teachers)
     aside = time.monotonic()  # from here on `check` does what a run does not
     tokens: dict[str, dict[str, float]] = {}
     for name, read in (("train", trainer.rows.tokens), ("test", trainer.test_tokens)):

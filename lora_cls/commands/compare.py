@@ -117,8 +117,9 @@ def _seeds(members: Sequence[AlignedRun], scores: Sequence[float]) -> list[Seeds
         identity["thresholds"] = member.task.settings.model_dump(mode="json")
         identity["metric"], identity["metric_beta"] = member.decision.metric, member.decision.metric_beta
         identity["prediction"] = member.at_least_one
-        identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256]
+        identity["rows"] = [info.data.train_sha256, info.data.extra_train_sha256, info.data.unlabelled_sha256]
         identity["start"] = info.choices.get("start_from")
+        identity["teachers"] = info.choices.get("teachers")
         groups.setdefault(json.dumps(identity, sort_keys=True), {}).setdefault(seed, i)
     return [
         Seeds(

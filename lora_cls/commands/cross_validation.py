@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from lora_cls.report.page import write_reports
 from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
 from lora_cls.runs.records import DataInfo
 from lora_cls.runs.start import find_start, noted_start
-from lora_cls.training.factory import make_learner
+from lora_cls.training.factory import ask_fold, make_learner
 from lora_cls.training.learner import FoldResult, Learner
 from lora_cls.training.progress import Listener, Progress, fold_title
 from lora_cls.training.selection import check_selection
+from lora_cls.training.teachers import Teachers
 from lora_cls.training.tracking import check_tracking, tracked
 
 
@@ -123,6 +125,11 @@ def cross_validate(
     recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
     path = Path(out) if out is not None else Path("runs") / name
     refuse_blend(recipe)
+    if smoke and recipe.distill is not None:
+        raise RecipeError(
+            "--smoke makes folds of its own, which no teacher was trained on. Leave the teachers out of it: --set "
+            "distill=null"
+        )
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
@@ -151,9 +158,18 @@ def cross_validate(
         start = find_start(recipe, data, fold, wanted)
     elif not all(run.fold(number).finished for number in wanted):
         noted_start(recipe, run.info.choices)  # refuses another one before anything is loaded
+    untrained = [number for number in wanted if not (resumed and run.fold(number).finished)]
+    teachers = None
+    if recipe.distill is not None and untrained:  # a finished student needs them no more
+        teachers = Teachers(
+            recipe, tables, fold, untrained, partial(ask_fold, recipe.engine), run.info.choices if resumed else None
+        )
+        teachers.refuse_within(path)
 
     with Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
+            progress.say(note)
+        for note in teachers.notes if teachers is not None else []:
             progress.say(note)
         if not resumed:
             RunFolder.refuse_existing(path, overwrite)  # before minutes of loading
@@ -162,11 +178,11 @@ def cross_validate(
         choices = run.info.choices if resumed else start.choices if start is not None else None
         base_place = run.base_place() if resumed else None
         learner = make_learner(recipe, data.label_names, choices, base_place, progress)
-        trainer = learner.prepare(data, tables.test)
+        trainer = learner.prepare(data, tables.test, teachers)
         trainer.adapt(tables.extra_texts)
         if not resumed:
             trainer.measure()
-            info = _info(tables, learner)
+            info = _info(tables, learner, teachers)
             seen = None if start is None else start.seen_before(data.texts)
             tested, sample = tables.test, tables.sample
             run = RunFolder.create(path, recipe, data, fold, info, tested, sample, seen, overwrite=overwrite)
@@ -219,7 +235,7 @@ def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
     remove(folder.state)
 
 
-def _info(tables: Tables, learner: Learner) -> RunInfo:
+def _info(tables: Tables, learner: Learner, teachers: Teachers | None) -> RunInfo:
     train, columns = tables.train, tables.train.columns
     data = DataInfo(
         paths={name: None if path is None else visible(path) for name, path in tables.paths.items()},
@@ -233,4 +249,5 @@ def _info(tables: Tables, learner: Learner) -> RunInfo:
         lengths=length_summary(train.texts),
         **tables.fingerprints(),
     )
-    return RunInfo(**surroundings(), data=data, choices=learner.choices, backbone_path=learner.backbone_path)
+    choices = learner.choices | (teachers.choices if teachers is not None else {})
+    return RunInfo(**surroundings(), data=data, choices=choices, backbone_path=learner.backbone_path)

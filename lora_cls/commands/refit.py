@@ -39,6 +39,11 @@ def refit(
     if run.exported:
         raise RunError(f"{run.path} is an export: refit the run that it was made from.")
     refuse_blend(run.recipe)
+    if run.recipe.distill is not None:
+        raise RunError(
+            f"{run.path} learnt from teachers, each fold from their models of that fold, and there is no such model of "
+            "all rows: predict with the folds together, or export their mean."
+        )
     recipe, data = run.recipe, training_data(run, train, extra_train)
     with run.refit.training(), Progress(1, show) as progress:
         if run.refit.finished:

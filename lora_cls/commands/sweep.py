@@ -118,6 +118,11 @@ def sweep(
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "sweep"
     recipe = load_recipe(recipe, overrides, trust_remote_code=trust_remote_code or None)
     refuse_blend(recipe)
+    if recipe.distill is not None:
+        raise RecipeError(
+            "A search scores its best trials again on fresh folds, which no teacher was trained on: search without "
+            "teachers (--set distill=null), and give them to the run with the settings that were found."
+        )
     recipe = recipe.model_copy(update={"sweep": resolved(recipe, only)})
     path = Path(out) if out is not None else Path("sweeps") / name
     check_tracking(recipe, path / "trials")

@@ -23,8 +23,8 @@ SMOKE_ROWS, SMOKE_TEST_ROWS, SMOKE_EXTRA_ROWS = 96, 32, 16
 
 
 class Tables:
-    """The data of a run: training rows, test rows where given, and the sample submission; and the recipe with the task
-    that the label columns say."""
+    """The data of a run: training rows, test rows where given, further texts without labels (`distill.unlabelled`), and
+    the sample submission; and the recipe with the task that the label columns say."""
 
     def __init__(
         self,
@@ -61,6 +61,10 @@ class Tables:
             self.paths["extra_texts"] = recipe.adapt.extra_texts
             columns = self.train.columns
             self.extra_texts = read_texts(data, recipe.adapt.extra_texts, columns.text if columns else [])
+        further = None if recipe.distill is None else recipe.distill.unlabelled
+        self.unlabelled: Dataset | None = (
+            None if further is None else load_test(data, further, train_columns=self.train.columns)
+        )
         self._submission: Sample | None = None
         if self.test is not None and self.sample is not None:
             columns = self.train.columns
@@ -136,6 +140,7 @@ class Tables:
             "train_sha256": self.train.subset(~extra).fingerprint(),
             "extra_train_sha256": self.train.subset(extra).fingerprint() if extra.any() else None,
             "test_sha256": self.test.fingerprint() if self.test else None,
+            "unlabelled_sha256": self.unlabelled.fingerprint() if self.unlabelled else None,
             "sample_submission_sha256": None if self.sample is None else _fingerprint(self.sample),
         }
         if self.recipe.adapt is not None:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from lora_cls.evaluation import Interval, task_of
-from lora_cls.recipe import Head, Recipe
+from lora_cls.recipe import Distill, Head, Recipe
 from lora_cls.runs import RunFolder, RunInfo, Scores
 from lora_cls.runs.records import BlendInfo
 
@@ -19,6 +19,7 @@ PHASES = {
     "tokenize": "tokenizing",
     "adapt": "adapting the base (once)",
     "prefix": "lower layers (once)",
+    "teachers": "teachers' answers",
     "train": "training",
     "score": "choosing among epochs",
     "predict": "prediction",
@@ -113,6 +114,7 @@ def settings_rows(recipe: Recipe) -> list[tuple[str, str]]:
             kept += f", moving average {train.ema_decay:g}"
         rows += [
             ("loss", recipe.loss.name),
+            *([("teachers", teachers_sentence(recipe.distill))] if recipe.distill is not None else []),
             ("learning rate", rate),
             ("epochs", f"{train.num_train_epochs}, kept: {kept}"),
             ("batch", f"{batch} texts a step"),
@@ -137,6 +139,14 @@ def start_sentence(info: RunInfo) -> str | None:
         f"Training began with the weights of the run {run} ({of}), which was trained on none of the texts that are "
         "scored here."
     )
+
+
+def teachers_sentence(distill: Distill) -> str:
+    """Whom a run learnt from, and how."""
+    names = ", ".join(short_name(name) for name in distill.teachers)
+    if distill.hard is not None:
+        return f"{names}; labels of probability {distill.hard:g} or more for texts without labels"
+    return f"{names}; weight {distill.weight:g}, temperature {distill.temperature:g}"
 
 
 def share_of_test(run: RunFolder, scores: Scores) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ class FoldFolder:
     model : in its place: a fully fine-tuned model, or the classical baseline's vocabulary and weights
     state : training as far as it is; removed when the fold is finished
     metrics : a line of JSON per epoch
+    teachers : what the teachers said of the fold's training rows and of rows without labels, where there are teachers
     oof_logits, test_logits : arrays of shape (n_rows, n_labels), float32
     epoch_logits : out-of-fold logits of every epoch, where `select: cross_fitted` chose among them
     answers : what a model that writes its labels wrote: columns id, table (train or test), answer, parsed (0 or 1)
@@ -36,6 +37,7 @@ class FoldFolder:
         self.path = path
         self.adapter, self.model = path / "adapter", path / "model"
         self.state, self.metrics = path / "state.safetensors", path / "metrics.jsonl"
+        self.teachers = path / "teachers.safetensors"
         self.oof_logits, self.test_logits = path / "oof_logits.npy", path / "test_logits.npy"
         self.epoch_logits, self.answers = path / "epoch_logits.npy", path / "answers.csv"
         self._arrays = [self.oof_logits, self.test_logits, self.epoch_logits]
@@ -64,8 +66,8 @@ class FoldFolder:
         What training alone writes keeps a sum that it has: damage since then would be taken for what was trained.
         """
         epochs = sorted(self.path.glob("epoch-*"))
-        places = [self.adapter, self.model, self.metrics, *self._arrays, self.answers, *epochs]
-        trained = {self.metrics.name, *(epoch.name for epoch in epochs)}
+        places = [self.adapter, self.model, self.metrics, self.teachers, *self._arrays, self.answers, *epochs]
+        trained = {self.metrics.name, self.teachers.name, *(epoch.name for epoch in epochs)}
         files = sums(self.path, places)
         files |= {name: noted for name, noted in info.files.items() if name.split("/")[0] in trained}
         self._info = info.model_copy(update={"files": files} | self._answer_counts()).write(self.info_file)

@@ -6,7 +6,8 @@ labels.json       names, order, task, column   folds.csv    id, fold (-1: only t
 train_labels.csv  id and 0/1 columns           README.md    model card, and a snippet that loads it without us
 text_hashes.npy   of what was trained on: tells a run that starts from this one which texts its models saw
 fold-00/          adapter/ (or model/), metrics.jsonl, oof_logits.npy, test_logits.npy, fold.json;
-                  answers.csv where a model wrote its labels; state.safetensors while unfinished
+                  answers.csv where a model wrote its labels; teachers.safetensors where it learnt from others;
+                  state.safetensors while unfinished
 test_ids.csv      sample_submission.csv, where given
 blend.json        of a blend: what each way and each run gains; fitted_logits.npy where it learnt from labels
 oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
@@ -546,7 +547,7 @@ class RunFolder:
             if data_before[key] != fingerprints[key]:
                 what = f"was {data_before[key]}, now {fingerprints[key]}"
                 if key == "train_sha256":
-                    what = self._changed_rows(train.subset(~train.extra))
+                    what = self.changed_rows(train.subset(~train.extra))
                 differences.append(f"{key}: {what}")
         if differences:
             raise RunError(
@@ -555,7 +556,7 @@ class RunFolder:
                 + "\nGive the same recipe and data, or start a new run with another --out."
             )
 
-    def _changed_rows(self, train: Dataset) -> str:
+    def changed_rows(self, train: Dataset) -> str:
         """How other training rows differ from the run's."""
         own = len(self.folds) - self.info.data.extra_rows  # extra rows stand behind
         ids = self.folds["id"].tolist()[:own]

@@ -111,6 +111,8 @@ class DataInfo(Part):
     extra_train_sha256: str | None = None
     extra_texts_sha256: str | None = None
     test_sha256: str | None = None
+    unlabelled_sha256: str | None = None
+    """Of `distill.unlabelled`."""
     sample_submission_sha256: str | None = None
 
     def columns(self) -> Columns:

@@ -14,7 +14,7 @@ from lora_cls.recipe import Range, Recipe, Sweep, flatten, load_recipe
 from lora_cls.search.coding import Params, coded
 from lora_cls.search.optuna_files import load_optuna
 
-_FIXED_SECTIONS = ("blend", "cv", "engine", "sweep", "tracking")
+_FIXED_SECTIONS = ("blend", "cv", "distill", "engine", "sweep", "tracking")
 _SEARCHED_DATA = ("chunk_combine", "chunk_stride", "long_text", "max_chunks", "max_length")
 _FIXED = ("task", "backbone.trust_remote_code")
 _MANY = 100_000  # more combinations than a grid goes through

@@ -87,6 +87,15 @@ class Tokens:
             None if self.unknown is None else self.unknown[chosen],
         )
 
+    def and_more(self, other: Tokens) -> Tokens:
+        """These texts, and those of `other` behind them."""
+        return Tokens(
+            [*self.ids, *other.ids],
+            np.concatenate([self.text, other.text + self.n_texts]),
+            np.concatenate([self.truncated, other.truncated]),
+            self.max_length,
+        )
+
     def batch(self, pieces: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """The given pieces, padded on the right to their longest, rounded up to a multiple of 4.
 

@@ -85,7 +85,8 @@ def estimate_run(
     """Time steps of the first fold and count up what all folds take. The trainer is not to be used afterwards.
 
     Training steps have a learning rate of 0, and take as long as any. An untrained model that writes its labels may
-    write more tokens than a trained one: prediction is then estimated too long.
+    write more tokens than a trained one: prediction is then estimated too long. What teachers take to answer is not
+    counted.
 
     Parameters
     ----------
@@ -119,6 +120,7 @@ def estimate_run(
     test_lengths = trainer.test_tokens.lengths if trainer.test_tokens is not None else np.zeros(0, dtype=np.int64)
     test = predicting.sorted(test_lengths)
     epochs = train.num_train_epochs
+    n_taught = len(trainer.taught_tokens.ids) if trainer.taught_tokens is not None else 0
     seconds = {
         "load": load_seconds + steps.reload_seconds * (len(numbers) - 1),
         "tokenize": trainer.session.seconds["tokenize"],
@@ -130,7 +132,7 @@ def estimate_run(
         held = np.concatenate([of_piece[row] for row in np.flatnonzero(fold == number)])
         chosen = np.concatenate([of_piece[row] for row in selection_rows]) if len(selection_rows) else held[:0]
         n_predicted += len(held) + len(test_lengths)
-        seconds["train"] += epochs * per_piece * float(tokens.n_pieces[train_rows].sum())
+        seconds["train"] += epochs * per_piece * float(tokens.n_pieces[train_rows].sum() + n_taught)
         seconds["predict"] += predicting.sorted(held) + test
         every_epoch = test + model_seconds if train.select == "cross_fitted" else 0.0
         seconds["score"] += epochs * (predicting.sorted(chosen) + every_epoch)
@@ -160,16 +162,18 @@ class _Steps:
     def __init__(self, trainer: TransformerTrainer, number: int, rows: np.ndarray, reload: bool) -> None:
         self.trainer, self.session, self.train = trainer, trainer.session, trainer.recipe.train
         self.number = number
-        self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows)
+        learnt = trainer.longest_lesson(rows)
+        self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows, learnt)
         self.reload_seconds = 0.0
         if trainer.recipe.lora is None and reload:
             del self.model
             before = time.monotonic()
-            self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows)
+            self.model, self.objective, self.weight, self.accelerator = trainer.begin_fold(number, rows, learnt)
             self.reload_seconds = time.monotonic() - before
         tokens, test = trainer.rows.tokens, trainer.test_tokens
-        self.pieces = [*tokens.ids, *(test.ids if test is not None else [])]
-        self.cache, self.own = self.session.prefix_cache(tokens), tokens.take(rows).ids
+        taught = trainer.taught_tokens
+        self.pieces = [ids for read in (tokens, test, taught) if read is not None for ids in read.ids]
+        self.cache, self.own = self.session.prefix_cache(tokens), learnt.tokens.ids
         rng = np.random.default_rng(epoch_seed(self.train.seed, number, 1))
         self.batches = shuffled_batches(self.objective.lengths, self.train.per_device_train_batch_size, rng)
         self.inner = make_optimizer(self.model, trainer.recipe)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from lora_cls.errors import RunError
-from lora_cls.recipe import Recipe
+from lora_cls.recipe import Engine, Recipe
 from lora_cls.runs import RunFolder
 from lora_cls.training.learner import Learner, Predictor
 from lora_cls.training.progress import Progress
@@ -59,3 +62,21 @@ def make_predictor(
         )  # fmt: skip
 
     return BlendPredictor(recipe, label_names, of_run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
+
+
+def ask_fold(engine: Engine, run: RunFolder, number: int, texts: Sequence[str], progress: Progress) -> np.ndarray:
+    """Logits of the model of a run's fold, ndarray of shape (n_texts, n_labels), float32. The model is loaded for that,
+    and gone afterwards.
+
+    Parameters
+    ----------
+    engine : of who asks, in place of the run's own
+    """
+    recipe = run.recipe.model_copy(update={"engine": engine})
+    predictor = make_predictor(
+        recipe, run.label_names, run.info.choices, run.base_place(), progress, trust_remote_code=run.trust_remote_code
+    )
+    logits = predictor.predict(run.fold(number), texts)
+    del predictor
+    gc.collect()  # a model and its caches hold each other, and would lie beside that of who asks
+    return logits

@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_cls.data import Dataset
 from lora_cls.runs import FoldFolder
+from lora_cls.training.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,6 @@ class Learner(Predictor, Protocol):
         """What was found in caches on disk instead of being computed, by name and number."""
         ...
 
-    def prepare(self, train: Dataset, test: Dataset | None = None) -> FoldTrainer:
-        """Take in the rows to train on, and those to answer for; no model is loaded for that."""
+    def prepare(self, train: Dataset, test: Dataset | None = None, teachers: Teachers | None = None) -> FoldTrainer:
+        """Take in the rows to train on, those to answer for, and whom to learn from; no model is loaded for that."""
         ...

@@ -201,6 +201,43 @@ def training_loss(
     return of_row.sum() if row_weight is None else (of_row * row_weight).sum()
 
 
+def teachers_loss(
+    logits: torch.Tensor,
+    taught: torch.Tensor,
+    weight: torch.Tensor,
+    loss: Loss,
+    temperature: float,
+    row_weight: torch.Tensor | None = None,
+    task: TaskName | None = None,
+    facts: LabelFacts | None = None,
+) -> torch.Tensor:
+    """Cross-entropy to teachers' probabilities, summed over rows, averaged over labels: Hinton et al. 2015, "Distilling
+    the knowledge in a neural network".
+
+    Log-odds of both are divided by the temperature T, and the loss is multiplied by T^2, so that its gradients keep
+    their size. Of classes this is the Kullback-Leibler divergence, and a constant.
+
+    Teachers' log-odds z are corrected ones, without any weight, and a student that is trained with positive weights w
+    must answer z + log w for its own correction to give z back. Positives count w^(1/T) times here: the loss -w^(1/T) q
+    log s - (1 - q) log(1 - s), with q = sigmoid(z / T) and s = sigmoid(logit / T), is least at logit / T = z / T +
+    (log w) / T, and so for classes. At T = 1 this is the recipe's own weighted cross-entropy, with probabilities in
+    place of labels: its minimum with both is where the student says the mean of label and teachers, corrected.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_rows, n_labels), float32
+    taught : Tensor of the same shape, the teachers' log-odds, or log-probabilities of classes
+    weight, row_weight, facts : see `training_loss`
+    """
+    scaled = taught / temperature
+    targets = F.softmax(scaled, dim=1) if task_of(task).exclusive else torch.sigmoid(scaled)
+    plain = loss.model_copy(update={"name": "bce", "label_smoothing": 0.0})
+    at_temperature = training_loss(
+        logits / temperature, targets, weight ** (1 / temperature), plain, row_weight, task, facts
+    )
+    return at_temperature * temperature**2
+
+
 def _cross_entropy(
     logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, loss: Loss, share: torch.Tensor
 ) -> torch.Tensor:

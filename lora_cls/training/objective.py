@@ -11,7 +11,7 @@ from torch import nn
 from lora_cls.recipe import Recipe
 from lora_cls.text.answers import LabelAnswers
 from lora_cls.text.tokens import Tokens, pad
-from lora_cls.training.losses import LabelFacts, training_loss
+from lora_cls.training.losses import LabelFacts, teachers_loss, training_loss
 
 
 class Objective(Protocol):
@@ -40,10 +40,13 @@ class ClassificationObjective:
     targets : ndarray of shape (n_texts, n_labels), 0 to 1
     weight : ndarray of shape (n_labels,), see `lora_cls.training.losses`
     row_weight : ndarray of shape (n_texts,), 0 or more; None counts every text alike
+    taught : ndarray of shape (n_texts, n_labels), teachers' log-odds to learn beside the labels; None without teachers
+    n_labelled : with `taught`: only so many texts, the first ones, have labels
     facts : what the loss knows of the labels
 
     A text in several pieces counts once: each piece by its share. Weights are scaled to a mean of 1 over the pieces,
-    so that they change what counts, and not how fast it is learnt.
+    so that they change what counts, and not how fast it is learnt. Labels and teachers are scaled so each: however many
+    texts have no labels, `distill.weight` is the teachers' share of the loss.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class ClassificationObjective:
         recipe: Recipe,
         pad_id: int,
         row_weight: np.ndarray | None = None,
+        taught: np.ndarray | None = None,
+        n_labelled: int | None = None,
         facts: LabelFacts | None = None,
     ) -> None:
         self.tokens, self.recipe, self.pad_id = tokens, recipe, pad_id
@@ -63,7 +68,10 @@ class ClassificationObjective:
         self.facts = None if facts is None else facts.tensors(self.weight)
         of_text = np.ones(tokens.n_texts) if row_weight is None else row_weight
         of_piece = (of_text / tokens.n_pieces)[tokens.text]
-        self.piece_weight = torch.as_tensor(of_piece / of_piece.mean(), dtype=torch.float32)
+        labelled = of_piece if n_labelled is None else of_piece * (tokens.text < n_labelled)
+        self.piece_weight = torch.as_tensor(labelled / labelled.mean(), dtype=torch.float32)
+        self.taught_weight = torch.as_tensor(of_piece / of_piece.mean(), dtype=torch.float32)
+        self.taught = None if taught is None else torch.as_tensor(taught[tokens.text], dtype=torch.float32)
 
     def loss(self, model: nn.Module, pieces: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """See `Objective.loss`."""
@@ -72,7 +80,13 @@ class ClassificationObjective:
         device = logits.device
         targets, of_piece = self.targets[pieces].to(device), self.piece_weight[pieces].to(device)
         weight, recipe = self.weight.to(device), self.recipe
-        return training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task, self.facts), mask
+        of_labels = training_loss(logits, targets, weight, recipe.loss, of_piece, recipe.task, self.facts)
+        if self.taught is None or recipe.distill is None:
+            return of_labels, mask
+        taught, of_piece = self.taught[pieces].to(device), self.taught_weight[pieces].to(device)
+        share, temperature = recipe.distill.weight, recipe.distill.temperature
+        of_teachers = teachers_loss(logits, taught, weight, recipe.loss, temperature, of_piece, recipe.task, self.facts)
+        return (1 - share) * of_labels + share * of_teachers, mask
 
 
 class AnswerObjective:

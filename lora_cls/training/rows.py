@@ -20,12 +20,16 @@ class TrainingRows:
     labels : ndarray of shape (n_texts, n_labels), 0 or 1
     targets : ndarray of shape (n_texts, n_labels), what is taught: the labels, or their shares
     row_weight : ndarray of shape (n_texts,), 0 or more; None counts every text alike
+    taught : ndarray of shape (n_texts, n_labels), log-odds (of classes log-probabilities) by teachers; None without
+    n_labelled : with `taught`: so many texts have labels, and those behind them have none
     """
 
     tokens: Tokens
     labels: np.ndarray
     targets: np.ndarray
     row_weight: np.ndarray | None
+    taught: np.ndarray | None = None
+    n_labelled: int | None = None
 
     @classmethod
     def of(cls, data: Dataset, tokens: Tokens) -> TrainingRows:
@@ -33,8 +37,13 @@ class TrainingRows:
         assert data.labels is not None
         return cls(tokens, data.labels, data.labels if data.targets is None else data.targets, data.row_weight)
 
+    @property
+    def labelled(self) -> TrainingRows:
+        """Those with labels."""
+        return self if self.n_labelled is None else self.take(np.arange(self.n_labelled))
+
     def take(self, rows: np.ndarray) -> TrainingRows:
-        """The given rows, in the given order."""
+        """The given rows, in the given order, as rows with labels."""
         weight = None if self.row_weight is None else self.row_weight[rows]
         return TrainingRows(self.tokens.take(rows), self.labels[rows], self.targets[rows], weight)
 

@@ -17,6 +17,7 @@ from lora_cls.files import make_folder, whole_folder, write_json
 from lora_cls.recipe import Recipe, Tfidf
 from lora_cls.runs import FoldFolder
 from lora_cls.training.learner import FoldResult
+from lora_cls.training.teachers import Teachers
 
 PRIOR_LOGIT = 20.0  # for a label that is all 0 or all 1 in a fold: certain, yet finite
 
@@ -42,8 +43,9 @@ class TfidfLearner:
         self.predict_seconds = 0.0
         self.reused: dict[str, int] = {}
 
-    def prepare(self, train: Dataset, test: Dataset | None = None) -> TfidfTrainer:
+    def prepare(self, train: Dataset, test: Dataset | None = None, teachers: Teachers | None = None) -> TfidfTrainer:
         """See `Learner.prepare`."""
+        assert teachers is None  # the recipe refuses them
         return TfidfTrainer(self, train, test)
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:

@@ -19,7 +19,7 @@ from lora_cls.modeling.precision import faster_attention, measured_once
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.runs.sums import sums
-from lora_cls.text.tokens import refuse_unknown_script, text_notes, unknown_note
+from lora_cls.text.tokens import Tokens, refuse_unknown_script, text_notes, unknown_note
 from lora_cls.training.adaptation import adapt_base, adaptation_seconds
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
@@ -30,6 +30,7 @@ from lora_cls.training.progress import Progress
 from lora_cls.training.rows import TrainingRows
 from lora_cls.training.selection import Score, hold_back
 from lora_cls.training.session import Session
+from lora_cls.training.teachers import Teachers
 
 WORTH_KEEPING = 64  # texts to be answered: for fewer, the lower layers' part is not worth a file
 
@@ -56,7 +57,9 @@ class TransformerLearner:
         """See `Learner.reused`."""
         return self.session.reused
 
-    def prepare(self, train: Dataset, test: Dataset | None = None) -> TransformerTrainer:
+    def prepare(
+        self, train: Dataset, test: Dataset | None = None, teachers: Teachers | None = None
+    ) -> TransformerTrainer:
         """See `Learner.prepare`: tokenises.
 
         Raises
@@ -65,7 +68,7 @@ class TransformerLearner:
             If the run was started on another kind of device.
         """
         self.session.train_as_frozen()
-        return TransformerTrainer(self.session, train, test)
+        return TransformerTrainer(self.session, train, test, teachers)
 
     def predict(self, folder: FoldFolder, texts: Sequence[str]) -> np.ndarray:
         """See `Predictor.predict`."""
@@ -93,15 +96,19 @@ class TransformerTrainer:
     ----------
     rows : the training rows, tokenised
     test_tokens : the test rows, or None without any
+    taught_tokens : the texts without labels that are learnt from teachers, or None without any
     """
 
-    def __init__(self, session: Session, train: Dataset, test: Dataset | None) -> None:
-        self.session, self.train, self.test = session, train, test
+    def __init__(
+        self, session: Session, train: Dataset, test: Dataset | None, teachers: Teachers | None = None
+    ) -> None:
+        self.session, self.train, self.test, self.teachers = session, train, test, teachers
         self.recipe, self.head = session.recipe, session.head
         started = time.monotonic()
         self.rows = TrainingRows.of(train, session.encode(train.texts))
         refuse_unknown_script(self.rows.tokens, session.source.name)
         self.test_tokens = session.encode(test.texts) if test else None
+        self.taught_tokens = session.encode(teachers.texts) if teachers is not None and teachers.texts else None
         session.seconds["tokenize"] += time.monotonic() - started
         for name, tokens in (("training", self.rows.tokens), ("test", self.test_tokens)):
             for note in text_notes(tokens, self.recipe.data, name) if tokens is not None else []:
@@ -124,12 +131,16 @@ class TransformerTrainer:
         """See `FoldTrainer.measure`: loads the model, measures attention, and checks the weights of the loss."""
         self.head.weight(self.rows)
         self.session.model(self._choose_attention)
-        self.session.choose_prefix([self.rows.tokens, *([self.test_tokens] if self.test_tokens is not None else [])])
+        self.session.choose_prefix(self._tables())
         self.session.choices["tokens"] = self.rows.tokens.summary()
         self.session.check_start()
         if self.start is not None:
             self.session.choices |= self.start.choices
             self.session.progress.say(self.start.note)
+
+    def _tables(self) -> list[Tokens]:
+        tables = (self.rows.tokens, self.test_tokens, self.taught_tokens)
+        return [tokens for tokens in tables if tokens is not None]
 
     @cached_property
     def start(self) -> FoldStart | None:
@@ -150,10 +161,18 @@ class TransformerTrainer:
         """See `FoldTrainer.fit_fold`."""
         make_folder(folder.path)
         select = "last" if fold < 0 else self.recipe.train.select  # of all rows nothing is held out to choose by
+        seconds = {}
+        answers = None
+        if self.teachers is not None:
+            asking = time.monotonic()
+            answers = self.teachers.answers(fold, train_rows, folder, self.session.progress)
+            torch.set_num_threads(self.session.choices["num_threads"])  # whoever answered set its own
+            seconds["teachers"] = time.monotonic() - asking
         train_rows, selection_rows = self.divide(fold, train_rows, oof_rows)
+        rows = self.lesson(train_rows, answers)
         self.session.model(self._choose_attention)
         self._fill_prefix_cache()
-        model, objective, weight, accelerator = self.begin_fold(fold, train_rows)
+        model, objective, weight, accelerator = self.begin_fold(fold, train_rows, rows)
         score = partial(self._score, model, selection_rows, weight, self.head.facts(self.rows.take(train_rows)))
 
         def keep_epoch(epoch: int) -> dict[str, str]:
@@ -176,12 +195,12 @@ class TransformerTrainer:
         self.session.save(model, folder)
         saved = time.monotonic()
         oof_logits, test_logits = self._answer(model, oof_rows, weight, folder)
-        seconds = state.seconds | {"predict": time.monotonic() - saved}
+        seconds |= state.seconds | {"predict": time.monotonic() - saved}
         seconds["save"] += saved - started
         n_test = len(self.test_tokens.ids) if self.test_tokens is not None else 0
         info = {
             "epoch": state.best_epoch or state.epoch,
-            "train_rows": len(train_rows),
+            "train_rows": rows.tokens.n_texts,
             "train_pieces": len(objective.lengths),  # more where long texts are read in chunks
             "processed": {"rows": state.rows, "tokens": state.tokens, "padded_tokens": state.padded_tokens},
             "predict_pieces": int(self.rows.tokens.n_pieces[oof_rows].sum()) + n_test,
@@ -198,10 +217,30 @@ class TransformerTrainer:
             return hold_back(self.recipe, self.train, train_rows, fold)
         return train_rows, oof_rows
 
-    def begin_fold(self, fold: int, train_rows: np.ndarray) -> tuple[SequenceClassifier, Objective, np.ndarray, Any]:
-        """A fold's fresh model, what it is trained on, its positive or class weights, and its `Accelerator`."""
-        session, rows = self.session, self.rows.take(train_rows)
-        weight = self.head.weight(rows)
+    def lesson(self, train_rows: np.ndarray, answers: np.ndarray | None) -> TrainingRows:
+        """What a fold is trained on: some of the training rows, and what teachers answered (`Teachers.answers`)."""
+        rows = self.rows.take(train_rows)
+        if self.teachers is None or answers is None:
+            return rows
+        tokens = self.taught_tokens or rows.tokens.take([])
+        return self.teachers.lesson(rows, tokens, answers[train_rows], answers[len(self.train) :])
+
+    def longest_lesson(self, train_rows: np.ndarray) -> TrainingRows:
+        """As `lesson`, before any teacher was asked: all that they could add is there."""
+        n_taught = self.taught_tokens.n_texts if self.taught_tokens is not None else 0
+        sure = np.full((len(self.train) + n_taught, self.session.n_labels), -30.0, dtype=np.float32)
+        sure[:, 0] = 30.0
+        return self.lesson(train_rows, sure)
+
+    def begin_fold(
+        self, fold: int, train_rows: np.ndarray, rows: TrainingRows | None = None
+    ) -> tuple[SequenceClassifier, Objective, np.ndarray, Any]:
+        """A fold's fresh model, what it is trained on, its positive or class weights, and its `Accelerator`.
+
+        `rows` are `train_rows` and what is learnt beside them, see `lesson`; None for these alone.
+        """
+        session, rows = self.session, self.rows.take(train_rows) if rows is None else rows
+        weight = self.head.weight(rows.labelled)
         accelerator = make_accelerator(session.dtype, session.device)  # each fold's own: its scaler remembers
         start = self.start  # before the fold's own adapters are drawn: to read the base resets the model
         model = session.fresh_model(fold)
@@ -210,8 +249,8 @@ class TransformerTrainer:
         return model, self.head.objective(rows, weight), weight, accelerator
 
     def _fill_prefix_cache(self) -> None:
-        for tokens in (self.rows.tokens, self.test_tokens):
-            if tokens is not None and (cache := self.session.prefix_cache(tokens)) is not None:
+        for tokens in self._tables():
+            if (cache := self.session.prefix_cache(tokens)) is not None:
                 started = time.monotonic()
                 cache.fill(tokens, self.session.progress.say, needed="prefix_cache" in self.session.choices)
                 self.session.seconds["prefix"] += time.monotonic() - started

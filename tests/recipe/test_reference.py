@@ -46,6 +46,7 @@ def test_no_field_is_missing():
         "quantization": {"load_in_4bit": True},
         "sweep": {},
         "adapt": {},
+        "distill": {"teachers": ["run"]},
     }
     whole = Recipe(task="multi_label", **sections)
     names = set(flatten(whole.to_dict())) - {"tfidf", "blend"}
@@ -59,8 +60,8 @@ def test_defaults_are_those_of_the_recipe():
     bases["adapt"] = {"backbone": {"name_or_path": "org/model"}, "adapt": {}}
     for field in FIELDS.values():
         section = field.name.partition(".")[0]
-        if section in ("blend", "quantization") or field.default == "required":
-            continue  # `blend` has fields that are required, and of `quantization` the defaults alone are refused
+        if section in ("blend", "distill", "quantization") or field.default == "required":
+            continue  # the first two have fields that are required, and of the third the defaults alone are refused
         base = load_recipe(bases.get(section, {"backbone": {"name_or_path": "org/model"}}))
         assert load_recipe(base, {field.name: yaml.safe_load(field.default)}) == base, field
 

@@ -9,13 +9,14 @@ import torch
 from torch.nn import functional as F
 
 from lora_cls.errors import RecipeError
+from lora_cls.evaluation import task_of
 from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model
 from lora_cls.modeling.loading import load_base
 from lora_cls.recipe import Loss, load_recipe
 from lora_cls.text.tokens import Tokens
 from lora_cls.training.loop import make_accelerator, train_fold
-from lora_cls.training.losses import LOSSES, LabelFacts, pos_weight, training_loss, validation_loss
+from lora_cls.training.losses import LOSSES, LabelFacts, pos_weight, teachers_loss, training_loss, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 
@@ -398,3 +399,43 @@ def test_names_are_those_of_the_recipe():
                 load_recipe(values)
         else:
             assert load_recipe(values).loss.name == name
+
+
+@pytest.mark.parametrize("task", ["multi_label", "single_label"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_teachers_loss_is_least_at_the_teachers_probabilities(task, temperature):
+    """Whatever the positive weights and the temperature, the best logits are, corrected, what the teachers said; and
+    the gradient is 0 there."""
+    taught = torch.tensor([[-2.0, 0.3, 1.5], [0.7, -4.0, 2.0]], dtype=torch.float64)
+    if task == "single_label":
+        taught = taught.log_softmax(1)
+    weight = torch.tensor([7.0, 0.4, 2.0], dtype=torch.float64)
+    logits = (taught + weight.log()).requires_grad_()
+    teachers_loss(logits, taught, weight, Loss(label_smoothing=0.1, name="focal"), temperature, task=task).backward()
+    assert logits.grad.abs().max() < 1e-12
+    found = task_of(task).link.probabilities(logits.detach(), weight)
+    np.testing.assert_allclose(found, task_of(task).link.probabilities(taught, np.ones(3)), atol=1e-12)
+    moved = (logits.detach() + torch.tensor([0.5, -0.5, 0.2])).requires_grad_()
+    teachers_loss(moved, taught, weight, Loss(), temperature, task=task).backward()
+    assert moved.grad.abs().max() > 1e-2
+
+
+def test_teachers_loss_by_hand():
+    """Temperature squared times weighted cross-entropy of the softened probabilities."""
+    logits, taught, t = np.array([[1.0, -0.5]]), np.array([[2.0, 0.4]]), 2.0
+    weight = np.array([4.0, 9.0])
+    p, q = 1 / (1 + np.exp(-logits / t)), 1 / (1 + np.exp(-taught / t))
+    expected = t**2 * (-np.sqrt(weight) * q * np.log(p) - (1 - q) * np.log(1 - p)).mean()
+    found = teachers_loss(*map(torch.as_tensor, (logits, taught, weight)), Loss(), t)
+    assert float(found) == pytest.approx(expected, rel=1e-12)
+
+
+def test_teachers_and_labels_together():
+    """At temperature 1 and equal shares, the best student says, corrected, the mean of label and teachers."""
+    weight = torch.tensor([5.0], dtype=torch.float64)
+    taught, label = torch.tensor([[0.4]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64)
+    mean = (1 + torch.sigmoid(taught)) / 2
+    logits = (torch.logit(mean) + weight.log()).requires_grad_()
+    loss = (training_loss(logits, label, weight, Loss()) + teachers_loss(logits, taught, weight, Loss(), 1.0)) / 2
+    loss.backward()
+    assert logits.grad.abs().max() < 1e-12

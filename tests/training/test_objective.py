@@ -88,3 +88,19 @@ def test_repeating_a_text_in_more_chunks_does_not_make_it_louder():
     objective = ClassificationObjective(tokens, np.array([[1, 0], [1, 0]]), WEIGHT, RECIPE, 0)
     objective.loss(model, np.arange(5))[0].backward()
     torch.testing.assert_close(model.table.grad[1], model.table.grad[2])
+
+
+def test_texts_without_labels(tokens):
+    """Labels count on labelled texts only, teachers on all; both are scaled to a mean of 1 over all pieces."""
+    model, n = Model(), 6
+    taught = np.array([[0.5, -1.0], [2.0, 0.0], [-0.3, 0.7]])
+    recipe = load_recipe(RECIPE, {"distill": {"teachers": ["run"], "weight": 0.25}})
+    objective = ClassificationObjective(tokens, TARGETS, WEIGHT, recipe, 0, None, taught, 2)
+    loss, _ = objective.loss(model, np.arange(n))
+    pieces_of = [[0, 1, 2], [3], [4, 5]]
+    labels = np.mean([np.mean([of_piece(model, p, t) for p in pieces_of[t]]) for t in (0, 1)])
+    q = 1 / (1 + np.exp(-taught))
+    p = torch.sigmoid(model.table).detach().numpy().astype(float)
+    soft = (-WEIGHT * q[tokens.text] * np.log(p[:n]) - (1 - q[tokens.text]) * np.log(1 - p[:n])).mean(1)
+    teachers = np.mean([soft[pieces].mean() for pieces in pieces_of])
+    assert float(loss.detach()) / n == pytest.approx(0.75 * labels + 0.25 * teachers, rel=1e-5)

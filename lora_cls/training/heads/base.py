@@ -149,7 +149,7 @@ class ModelHead(ABC):
 
     @abstractmethod
     def objective(self, rows: TrainingRows, weight: np.ndarray) -> Objective:
-        """What a fold is trained on."""
+        """What a fold is trained on; with `rows.taught` also what teachers said."""
 
     def read_base(
         self,

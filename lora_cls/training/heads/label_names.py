@@ -90,7 +90,8 @@ class LabelNamesHead(LinearHead):
         if not looks_ahead(model.base, 0):
             raise BackboneError(
                 f"head.kind: label_names: {source.name} reads from left to right, so that the labels' names, which "
-                "stand before the text, would know nothing of it. Take an encoder, or head.kind: linear."
+                "stand before the text, would know nothing of it. Take an encoder, set "
+                "backbone.bidirectional: true, or take head.kind: linear."
             )
         model.read_at(self.spans)
         return model

@@ -104,7 +104,15 @@ class LinearHead(ModelHead):
         from lora_cls.training.objective import ClassificationObjective
 
         return ClassificationObjective(
-            rows.tokens, rows.targets, weight, self.recipe, self.pad_id, rows.row_weight, self.facts(rows)
+            rows.tokens,
+            rows.targets,
+            weight,
+            self.recipe,
+            self.pad_id,
+            rows.row_weight,
+            rows.taught,
+            rows.n_labelled,
+            self.facts(rows),
         )
 
     def answer(self, model: SequenceClassifier, tokens: Tokens, batches: EvalBatches) -> Answered:
