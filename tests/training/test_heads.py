@@ -32,10 +32,13 @@ def test_a_card_needs_no_torch():
         import sys
         from lora_cls.recipe import load_recipe
         from lora_cls.training.heads import head_type
-        for kind in ("linear", "label_tokens", "generate"):
-            recipe, head = load_recipe({"backbone": {"name_or_path": "x"}, "head": {"kind": kind}}), head_type(kind)
+        for kind in ("linear", "label_tokens", "label_names", "generate"):
+            pooling = "mean" if kind == "label_names" else "last_token"
+            given, head = {"kind": kind, "pooling": pooling}, head_type(kind)
+            recipe = load_recipe({"backbone": {"name_or_path": "x"}, "head": given})
             head.around(recipe, ["a"], {"chat": {"before": "", "after": ""}})
             head.snippet_layer(1), head.snippet_logits(recipe)
+            kind == "label_names" and head.snippet_names(recipe, ["a"])
         print([name for name in ("torch", "transformers", "peft") if name in sys.modules])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)

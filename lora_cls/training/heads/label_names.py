@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.recipe import Recipe
 from lora_cls.text.prompts import label_words
-from lora_cls.text.tokens import Frame, plain_ids, special_frame
-from lora_cls.training.heads.base import ModelHead
+from lora_cls.text.tokens import Frame, plain_ids
 from lora_cls.training.heads.linear import LinearHead
 
 if TYPE_CHECKING:
@@ -41,8 +40,8 @@ class LabelNamesHead(LinearHead):
     def __init__(self, recipe: Recipe, label_names: Sequence[str], tokenizer: Any, given: Mapping[str, Any]) -> None:
         from lora_cls.modeling.label_tokens import label_token_ids
 
-        ModelHead.__init__(self, recipe, label_names, tokenizer, given)
-        special = special_frame(tokenizer)
+        super().__init__(recipe, label_names, tokenizer, given)
+        special = self.frame
         names = label_token_ids(tokenizer, label_words(recipe.head, label_names), recipe.head.kind)
         ends = list(accumulate(map(len, names), initial=len(special.before)))
         self.spans = list(pairwise(ends))
