@@ -77,6 +77,8 @@ class Task(ABC):
     def metric_name(self) -> str:
         """What the metric is called at the start of a sentence."""
         title = self.metric.title
+        if self.metric.name == "accuracy" and self.several:
+            title += " (exact match)"
         return self.headline if self.metric.name == "macro_f1" else title[:1].upper() + title[1:]
 
     @property
