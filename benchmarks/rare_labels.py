@@ -38,7 +38,8 @@ class Decided:
 def decide(run: RunFolder, strategy: LabelStrategy, *, on_test: bool) -> Decided:
     """What the run would decide by that strategy, its other settings kept."""
     decision, rows = run.decision(), run.out_of_fold()
-    task = run.task(decision.settings.model_copy(update={"strategy": strategy}))
+    settings = decision.settings.model_copy(update={"strategy": strategy})
+    task = run.task(decision.model_copy(update={"settings": settings}))
     test = None
     if on_test:
         per_fold = run.test_scores()
