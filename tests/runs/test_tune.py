@@ -77,7 +77,7 @@ def test_expected_f1_on_the_command_line(finished, copy_of, test, tmp_path, monk
     assert all(0 < cut < 1 for cut in written["shipped"].values())
     assert strategy == "auto" or written["shipped"] != before  # whose cuts may fall between the same two rows
     results = RunFolder(run.path).results()
-    decided = results.oof.decide(run.task(results.decision.settings), results.decision)
+    decided = results.oof.decide(run.task(results.decision), results.decision)
     assert macro_f1(results.oof.y_true, decided) == results.scores.cross_fitted.macro_f1
     assert "for expected F1" in (run.path / "README.md").read_text()
     predict_file(run, test, tmp_path / "all", sample_submission=run.sample_submission)
