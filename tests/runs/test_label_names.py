@@ -12,7 +12,7 @@ from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier
 from lora_cls.errors import BackboneError, RecipeError
 from lora_cls.modeling.adapter import reset_model
-from lora_cls.modeling.probe import sees_what_follows
+from lora_cls.modeling.probe import looks_ahead
 from lora_cls.recipe import load_recipe
 from lora_cls.text.tokens import pad
 from lora_cls.training.checkpoint import trainable
@@ -61,7 +61,7 @@ def test_trains_and_pads(kind, lora, tiny_model):
     sizes = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     mpnet = MPNetConfig(**sizes, num_attention_heads=4, max_position_embeddings=130, initializer_range=0.1)
     model = classifier(loaded(mpnet if kind == "mpnet" else tiny_model(kind)), lora)
-    assert sees_what_follows(model, model.base.config.pad_token_id)
+    assert looks_ahead(model.base, 0)
     texts, targets = rows([13, 5, 1]), torch.eye(3)
     optimizer = torch.optim.AdamW([p for n, p in trainable(model).items() if ".score." not in n], lr=1e-2)
     losses = []
