@@ -1,4 +1,4 @@
-"""The choice of epochs follows the recipe's metric: held-back rows by `select_by: metric`, other folds by themselves."""
+"""The choice of epochs follows the recipe's metric: on rows held back, or on other folds."""
 
 import json
 
