@@ -27,12 +27,13 @@ _caller: Caller = "python"
 _OPTIONS = {
     "at-least-one": "at_least_one=True", "backbone": "backbone=", "combine": "combine=", "default": "default=",
     "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=", "holdout": "holdout=",
-    "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=",
-    "metric-beta": "metric_beta=", "min-positives": "min_positives=", "minutes": "minutes=", "models": "models=", "no-measure": "measure=False", "only": "only=", "out": "out=",
-    "outside-runs": "outside_runs=True", "overwrite": "overwrite=True", "rank": "rank=",
-    "resume": "resume=True", "sample-submission": "sample_submission=", "score": "score=", "set": "overrides=",
-    "share": "share=", "smoke": "smoke=True", "strategy": "strategy=", "test": "test=", "to": "to=", "train": "train=",
-    "trials": "trials=", "trust-remote-code": "trust_remote_code=True", "workers": "workers=",
+    "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
+    "min-positives": "min_positives=", "minutes": "minutes=", "models": "models=", "no-measure": "measure=False",
+    "only": "only=", "out": "out=", "outside-runs": "outside_runs=True", "overwrite": "overwrite=True",
+    "rank": "rank=", "resume": "resume=True", "sample-submission": "sample_submission=", "score": "score=",
+    "set": "overrides=", "share": "share=", "smoke": "smoke=True", "strategy": "strategy=", "test": "test=",
+    "to": "to=", "train": "train=", "trials": "trials=", "trust-remote-code": "trust_remote_code=True",
+    "workers": "workers=",
 }  # fmt: skip
 """What Python calls the options of the command line."""
 _VALUED = ("extra-train", "fold-table", "how", "models", "strategy", "test", "to", "train")

@@ -836,6 +836,12 @@ def _metric_problems(recipe: Recipe) -> list[str]:
                 f"metric: {metric} is of several labels; task: binary takes macro_f1 (the F1 of the positive class), "
                 "f_beta, accuracy, mcc, roc_auc, average_precision or log_loss."
             )
+    strategy = recipe.thresholds.strategy
+    if strategy in ("expected_f1", "auto") and metric not in ("macro_f1", *get_args(ScoreMetric)):
+        problems.append(
+            f"thresholds.strategy: {strategy} looks for the greatest F1 of each label, and metric: {metric} is another "
+            "aim: take per_label or global."
+        )
     if metric in get_args(ScoreMetric) and recipe.prediction.combine == "vote":
         problems.append(
             f"prediction.combine: vote counts decisions, and metric: {metric} is of probabilities: take mean_logit or "

@@ -102,6 +102,7 @@ def test_an_undefined_metric_is_said_to_be_so(make_run):
         ({"metric": "f_beta"}, "metric: f_beta needs metric_beta"),
         ({"metric_beta": 2}, "metric_beta: metric: macro_f1 has none"),
         ({"metric": "samples_jaccard", "task": "single_label"}, "take metric: accuracy"),
+        ({"metric": "micro_f1", "thresholds": {"strategy": "auto"}}, "thresholds.strategy: auto looks for"),
         ({"metric": "micro_f1", "task": "single_label"}, "take metric: accuracy"),
         ({"metric": "micro_f1", "task": "binary"}, "task: binary takes macro_f1"),
         ({"metric": "f1"}, "metric: Input should be 'macro_f1'"),
