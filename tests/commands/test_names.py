@@ -48,7 +48,12 @@ def test_card(runs):
     ]
     assert {token.type for token in blocks if not token.type.startswith(("t", "inline"))} <= TEXT
     assert {token.type for token in inline} <= INLINE
-    assert {token.content for token in inline if token.type == "code_inline"} == {"run.json", "recipe.yaml", "fold-*/"}
+    assert {token.content for token in inline if token.type == "code_inline"} == {
+        "run.json",
+        "recipe.yaml",
+        "fold-*/",
+        "text_hashes.npy",
+    }
     assert [token.type for token in inline].count("strong_open") == 1  # ours, of vocabularies
     shown = [token.content for token in blocks if token.type == "inline"]
     rows = 1 + len(NAMES) + 1 + len(settings_rows(runs[0].recipe))  # two tables and their headers

@@ -150,8 +150,8 @@ def test_where_it_takes_no_effect(config, tmp_path):
 @pytest.mark.parametrize("padded_only", [True, False])
 def test_half_an_effect_is_refused(padded_only, tmp_path, monkeypatch):
     """A model that reads both ways in padded batches only, or alone only, would answer by the texts beside a text."""
-    looks = probe._looks_ahead
-    monkeypatch.setattr(probe, "_looks_ahead", lambda base, n: looks(base, n) and (n > 0) == padded_only)
+    looks = probe.looks_ahead
+    monkeypatch.setattr(probe, "looks_ahead", lambda base, n: looks(base, n) and (n > 0) == padded_only)
     with pytest.raises(BackboneError, match="still reads one way"):
         load(saved("Llama", tmp_path))
 
