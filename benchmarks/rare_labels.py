@@ -24,7 +24,7 @@ from lora_cls.choices import LabelStrategy
 from lora_cls.evaluation import Interval, bootstrap_difference, f1_scores
 from lora_cls.runs import RunFolder
 
-STRATEGIES: tuple[LabelStrategy, ...] = ("fixed", "per_label", "expected_f1", "auto")
+STRATEGIES: tuple[LabelStrategy, ...] = ("prevalence", "per_label", "expected_f1", "auto")
 
 
 @dataclass

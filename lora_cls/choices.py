@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-LabelStrategy = Literal["per_label", "global", "fixed", "expected_f1", "auto"]
+LabelStrategy = Literal["per_label", "global", "prevalence", "fixed", "expected_f1", "auto"]
 """Of labels that are decided one by one."""
 ClassStrategy = Literal["argmax", "prior_adjusted"]
 """Of classes, of which a row has exactly one."""

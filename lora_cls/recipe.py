@@ -613,10 +613,11 @@ class Thresholds(Section):
 
     strategy: ThresholdStrategy | None = None
     """How thresholds are set. Null is `per_label` for several labels and for binary, `prior_adjusted` for single_label.
-    One exact threshold per label, one for all, or `default`; `expected_f1`: per label the threshold of the greatest
-    expected F1, by probabilities that all labels calibrate together; `auto`: between that and `per_label`, the nearer
-    to the latter the more positives a label has; single_label: the most probable class, or the most probable after
-    dividing by the class's share to a tuned power (0 is argmax)."""
+    One exact threshold per label, one for all, each label's share of positives (`prevalence`: no cut is chosen; with
+    `loss.pos_weight: balanced` it is where logits change their sign), or `default`; `expected_f1`: per label the
+    threshold of the greatest expected F1, by probabilities that all labels calibrate together; `auto`: between that and
+    `per_label`, the nearer to the latter the more positives a label has; single_label: the most probable class, or the
+    most probable after dividing by the class's share to a tuned power (0 is argmax)."""
     min_positives: int = Field(default=5, ge=1, le=MANY)
     """A label with fewer positives in the rows that tune keeps `default` (with `expected_f1` and `auto` a label without
     any); the share of a class with fewer rows is taken as if it had so many."""
@@ -806,8 +807,8 @@ def _task_problems(recipe: Recipe) -> list[str]:
         )
     if task in ("multi_label", "binary") and strategy in get_args(ClassStrategy):
         problems.append(
-            f"thresholds.strategy: {strategy} chooses one class per row; task: {task} takes per_label, global, fixed, "
-            "expected_f1 or auto."
+            f"thresholds.strategy: {strategy} chooses one class per row; task: {task} takes per_label, global, "
+            "prevalence, fixed, expected_f1 or auto."
         )
     if task in ("single_label", "binary") and recipe.data.label_delimiter is not None:
         problems.append(f"data.label_delimiter: task: {task} has one label per row: remove it, or the task.")

@@ -32,8 +32,8 @@ LEFT_OUT = (
     "Intervals come from resampling groups of identical texts with the trained models held fixed: they leave out the "
     "variance of training."
 )
-UNTUNED = ("argmax", "fixed")
-"""Strategies that take nothing from the rows."""
+UNTUNED = ("argmax", "fixed", "prevalence")
+"""Strategies that choose no threshold by the rows' scores."""
 MANY_MODELS = "The score describes one fold's model; the submission combines all folds."
 ONE_MODEL = "The score and the submission are those of the one model that was trained."
 

@@ -92,10 +92,12 @@ def tune_thresholds(
     y_true : array of 0/1 of shape (n_samples, n_labels)
     y_score : array of float of shape (n_samples, n_labels)
     metric : what they are tuned for; of ranks and probabilities, macro-F1
-    strategy : {"per_label", "global", "fixed", "expected_f1", "auto"}
+    strategy : {"per_label", "global", "prevalence", "fixed", "expected_f1", "auto"}
         "per_label" finds one for every label; for macro-F1 that of `best_f1_threshold`, as its terms are independent
         (see `Metric.cut_each` for what is exact). "global" finds the one threshold that is best over all labels,
-        exactly: it visits every distinct score of every label after one sort. "fixed" gives every label `default`.
+        exactly: it visits every distinct score of every label after one sort. "prevalence" gives each label its share
+        of positives (`default` where all rows are alike), and no row chooses a cut: where positives were weighed by
+        negatives / positives, that is where logits change their sign. "fixed" gives every label `default`.
         "expected_f1" gives each the cut of the greatest expected F1 by calibrated probabilities, "auto" one between it
         and "per_label": the nearer to the latter the more positives the label has; see
         `lora_cls.evaluation.expected_f1`. Both leave `default` to labels without any positive.
@@ -134,6 +136,9 @@ def tune_thresholds(
         return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default)
     if strategy == "auto":
         return expected_f1_cuts(truth, as_probabilities(scores, "y_score", ndim=2), default, SHRINKAGE)
+    if strategy == "prevalence":
+        share = truth.mean(axis=0)
+        return np.where((share > 0) & (share < 1), share, float(default))
     if strategy == "fixed":
         return np.full(n_labels, float(default))
     raise ValueError(

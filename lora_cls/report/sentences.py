@@ -171,6 +171,8 @@ def score_sentence(metrics: Scores) -> str:
         how = "the most probable class"
     elif strategy == "fixed":
         how = "fixed thresholds"
+    elif strategy == "prevalence":
+        how = "each label's share of positives in the other rows for its threshold"
     else:
         how = f"{task.tuned} on the other folds"
         if scores.over == "parts":
@@ -195,8 +197,7 @@ def score_sentence(metrics: Scores) -> str:
         sentence += f" {name} {getattr(scores, key):.4f}, untuned {getattr(metrics.untuned, key):.4f}."
     if metrics.tuning_gain is not None:
         of = f" {metric.for_thresholds.title}" if metric.of_scores else ""
-        instead = "argmax" if task.name == "single_label" else "fixed"
-        sentence += f" {tuning_sentence(metrics.tuning_gain, instead, of)}"
+        sentence += f" {tuning_sentence(metrics.tuning_gain, task.instead, of)}"
     finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -214,7 +215,7 @@ def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
 
     Parameters
     ----------
-    instead : a strategy that does not tune
+    instead : see `Task.instead`
     of : the metric, where it is not the one just told
     """
     sentence = (
@@ -224,7 +225,7 @@ def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
     if gain.low > 0:
         return f"{sentence}."
     shown = "WARNING: tuned decisions are worse" if gain.high < 0 else "these rows show no gain"
-    return f"{sentence}: {shown}; lora-cls tune RUN --strategy {instead} decides without tuning."
+    return f"{sentence}: {shown}; lora-cls tune RUN {instead}."
 
 
 def cost_sentence(info: RunInfo) -> str:

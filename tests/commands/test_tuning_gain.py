@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lora_cls.commands.tune import tune
-from lora_cls.evaluation import Interval, bootstrap_difference
+from lora_cls.evaluation import Interval, bootstrap_difference, task_of, tune_thresholds
+from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.recipe import Thresholds
 from lora_cls.report.sentences import score_sentence, tuning_sentence
 
@@ -27,6 +28,21 @@ def test_gain_is_paired(make_run, problem):
     assert sentence.replace("+", "&#43;") in (run.path / "report.html").read_text().replace("+", "&#43;")
 
 
+def test_the_advice_decides_as_untuned(make_run, problem):
+    """What is advised where tuning gains nothing: with positive weights of negatives / positives it is logit > 0."""
+    y_true, fold, logits = problem(120)
+    raw, decide = logits(1) - 1, task_of("multi_label", Thresholds(strategy="prevalence"))
+    y_score = np.empty_like(raw)
+    for k in np.unique(fold):
+        others = y_true[fold != k]
+        y_score[fold == k] = corrected_probabilities(raw[fold == k], (1 - others).sum(0) / others.sum(0))
+    assert np.array_equal(decide.cross_fit(y_true, y_score, fold).y_pred, raw > 0)
+    scores = tune(make_run("run", raw, y_true, fold), Thresholds(strategy="prevalence"))
+    assert scores.tuning_gain is None
+    assert "share of positives in the other rows" in score_sentence(scores)
+    assert tune_thresholds([[1, 0], [1, 0]], [[0.2, 0.1], [0.3, 0.4]], strategy="prevalence").tolist() == [0.5, 0.5]
+
+
 def test_nothing_is_said_where_nothing_is_tuned(make_run, problem):
     """Fixed thresholds gain nothing from rows."""
     y_true, fold, logits = problem(60)
@@ -45,10 +61,10 @@ def test_nothing_is_said_where_nothing_is_tuned(make_run, problem):
 )
 def test_sentence(ends, said):
     """One sentence; where the interval holds zero or less, it says so and what decides without tuning."""
-    sentence = tuning_sentence(Interval(sum(ends) / 2, *ends, 0.95, 1000, 50), "fixed")
+    sentence = tuning_sentence(Interval(sum(ends) / 2, *ends, 0.95, 1000, 50), task_of("multi_label").instead)
     assert f"{ends[0]:+.4f} to {ends[1]:+.4f}" in sentence
     if said is None:
         assert sentence.endswith(").")
     else:
         assert said in sentence
-        assert "lora-cls tune RUN --strategy fixed" in sentence
+        assert "lora-cls tune RUN --strategy prevalence takes each label's share" in sentence

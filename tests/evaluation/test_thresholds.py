@@ -75,7 +75,7 @@ def test_label_without_negatives_is_always_decided_positive():
     assert best_f1_threshold([1] * 6, [0.9, 0.2, 0.4, 0.2, 0.7, 0.8]) == 0.2
 
 
-@pytest.mark.parametrize("strategy", ["per_label", "global", "fixed"])
+@pytest.mark.parametrize("strategy", ["per_label", "global", "prevalence", "fixed"])
 def test_nan_scores_are_refused_by_name(strategy):
     """A NaN would sort anywhere; the error names the array and the place."""
     with pytest.raises(ValueError, match=r"'y_score'.*NaN.*\(1, 0\)"):
