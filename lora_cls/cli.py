@@ -274,9 +274,9 @@ def tune(
     strategy: Annotated[
         ThresholdStrategy | None,
         typer.Option(
-            help="One threshold per label, one for all, or --default; by expected F1 under calibrated probabilities, "
-            "or between that and one per label (auto); single_label: the most probable class, or after dividing by its "
-            "share to a tuned power."
+            help="One threshold per label, one for all, each label's share of positives, or --default; by expected F1 "
+            "under calibrated probabilities, or between that and one per label (auto); single_label: the most probable "
+            "class, or after dividing by its share to a tuned power."
         ),
     ] = None,
     min_positives: Annotated[int | None, typer.Option(min=1, help="A label with fewer keeps --default.")] = None,

@@ -100,10 +100,12 @@ def score(
 ) -> Results:
     """`tune` but for the card and the page."""
     recipe, oof = run.recipe, run.out_of_fold()
-    if metric is not None:
-        combine = (prediction or recipe.prediction).combine
-        recipe = load_recipe(recipe, {"metric": metric, "metric_beta": metric_beta, "prediction.combine": combine})
     thresholds, prediction = thresholds or recipe.thresholds, prediction or recipe.prediction
+    # together: what fits the recipe alone may contradict the metric
+    given = {f"thresholds.{name}": value for name, value in thresholds.model_dump().items()}
+    given |= {f"prediction.{name}": value for name, value in prediction.model_dump().items()}
+    given |= {} if metric is None else {"metric": metric, "metric_beta": metric_beta}
+    recipe = load_recipe(recipe, given)
     task = task_of(recipe.task, thresholds, recipe.metric, recipe.metric_beta)
     names, finished = oof.label_names, run.finished_folds
     optimistic = recipe.train.select == "scored_fold"

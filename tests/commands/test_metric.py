@@ -118,6 +118,8 @@ def test_what_has_no_meaning_is_refused(values, said):
 def test_tune_refuses_a_metric_that_does_not_fit(run):
     with pytest.raises(RecipeError, match="f_beta needs metric_beta"):
         tune(run, metric="f_beta")
+    with pytest.raises(RecipeError, match="strategy: auto looks for"):
+        tune(run, Thresholds(strategy="auto"), metric="mcc")
 
 
 def test_recipes_of_before_are_read():
