@@ -15,7 +15,7 @@ from lora_cls.commands.tune import tune
 from lora_cls.data import write_submission
 from lora_cls.errors import RecipeError
 from lora_cls.evaluation import Metric
-from lora_cls.recipe import Prediction, load_recipe
+from lora_cls.recipe import Prediction, Thresholds, load_recipe
 from lora_cls.report.comparison import markdown
 from lora_cls.report.content import page_content
 from lora_cls.report.sentences import blend_ways, score_sentence
