@@ -45,7 +45,6 @@ class Task(ABC):
     title, headline : what the task, and its macro-F1, are called
     noun, nouns, count : what a row is given, and what those who have one are
     thresholds_word, tuned, weights_word : what is tuned to decide by probabilities; how it is said of the other folds
-    instead : what decides without tuning, told where tuning gains nothing
     aims : what is added to that, for strategies that tune for something of their own
     roc_auc : what the mean ROC-AUC is called
     in_sentence, beside : fields and names of the scores told in one sentence with the headline, and after it
@@ -67,7 +66,6 @@ class Task(ABC):
     count: ClassVar[str]
     thresholds_word: ClassVar[str]
     tuned: ClassVar[str]
-    instead: ClassVar[str]
     aims: ClassVar[Mapping[str, str]] = {}
     weights_word: ClassVar[str]
     roc_auc: ClassVar[str] = "Mean ROC-AUC of the labels"
@@ -163,7 +161,6 @@ class LabelTask(Task):
     title = "Multi-label"
     noun, nouns, count = "label", "labels", "positives"
     thresholds_word, tuned, weights_word = "thresholds", "thresholds tuned", "thresholds"
-    instead = "--strategy prevalence takes each label's share of positives for its threshold"
     aims: ClassVar[Mapping[str, str]] = {
         "expected_f1": " for expected F1",
         "auto": " for expected F1 where positives are few",
@@ -245,7 +242,6 @@ class ClassTask(Task):
     noun, nouns, count = "class", "classes", "rows"
     thresholds_word, tuned = "class weights", "classes weighted as tuned"
     weights_word = "weights of the classes"
-    instead = "--strategy argmax takes the most probable class"
     in_sentence: ClassVar[Mapping[str, str]] = {"accuracy": "Accuracy"}
     meaning = (
         "probabilities are `softmax(logits - log(pos_weight))` over the classes, and a text's class is the one "

@@ -197,7 +197,7 @@ def score_sentence(metrics: Scores) -> str:
         sentence += f" {name} {getattr(scores, key):.4f}, untuned {getattr(metrics.untuned, key):.4f}."
     if metrics.tuning_gain is not None:
         of = f" {metric.for_thresholds.title}" if metric.of_scores else ""
-        sentence += f" {tuning_sentence(metrics.tuning_gain, task.instead, of)}"
+        sentence += f" {tuning_sentence(metrics.tuning_gain, metrics.untuned_strategy, of)}"
     finished, n_splits = len(metrics.folds_finished), metrics.n_splits
     if finished < n_splits:
         sentence += f" Partial: {finished} of {n_splits} folds."
@@ -210,12 +210,12 @@ def score_sentence(metrics: Scores) -> str:
     return sentence
 
 
-def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
+def tuning_sentence(gain: Interval, untuned: str | None, of: str = "") -> str:
     """What tuning gains over untuned decisions, and what may be done where that is nothing.
 
     Parameters
     ----------
-    instead : see `Task.instead`
+    untuned : the strategy that decides as untuned; None where there is none
     of : the metric, where it is not the one just told
     """
     sentence = (
@@ -225,7 +225,8 @@ def tuning_sentence(gain: Interval, instead: str, of: str = "") -> str:
     if gain.low > 0:
         return f"{sentence}."
     shown = "WARNING: tuned decisions are worse" if gain.high < 0 else "these rows show no gain"
-    return f"{sentence}: {shown}; lora-cls tune RUN {instead}."
+    advice = "" if untuned is None else f"; lora-cls tune RUN --strategy {untuned} decides without tuning"
+    return f"{sentence}: {shown}{advice}."
 
 
 def cost_sentence(info: RunInfo) -> str:

@@ -315,6 +315,8 @@ class Scores(Record):
     tuning_gain: Interval | None = None
     """Cross-fitted minus untuned, paired, of the metric (of macro-F1 where that takes no decisions); None where nothing
     is tuned."""
+    untuned_strategy: str | None = None
+    """Where tuning shows no gain: the strategy that decides as untuned, to 0.5 % of decisions; None if none does."""
     note: str
     answers: int | None = None
     unparsable_answers: int | None = None

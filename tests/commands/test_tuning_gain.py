@@ -37,7 +37,10 @@ def test_the_advice_decides_as_untuned(make_run, problem):
         others = y_true[fold != k]
         y_score[fold == k] = corrected_probabilities(raw[fold == k], (1 - others).sum(0) / others.sum(0))
     assert np.array_equal(decide.cross_fit(y_true, y_score, fold).y_pred, raw > 0)
-    scores = tune(make_run("run", raw, y_true, fold), Thresholds(strategy="prevalence"))
+    run = make_run("run", np.where(y_true, 1, -1) + 0.1 * raw, y_true, fold)  # untuned is right everywhere
+    assert tune(run).untuned_strategy == "fixed"  # no weights: logit > 0 is a probability of 0.5
+    assert "--strategy fixed decides without tuning" in score_sentence(tune(run))
+    scores = tune(run, Thresholds(strategy="prevalence"))
     assert scores.tuning_gain is None
     assert "share of positives in the other rows" in score_sentence(scores)
     assert tune_thresholds([[1, 0], [1, 0]], [[0.2, 0.1], [0.3, 0.4]], strategy="prevalence").tolist() == [0.5, 0.5]
@@ -61,10 +64,11 @@ def test_nothing_is_said_where_nothing_is_tuned(make_run, problem):
 )
 def test_sentence(ends, said):
     """One sentence; where the interval holds zero or less, it says so and what decides without tuning."""
-    sentence = tuning_sentence(Interval(sum(ends) / 2, *ends, 0.95, 1000, 50), task_of("multi_label").instead)
+    sentence = tuning_sentence(Interval(sum(ends) / 2, *ends, 0.95, 1000, 50), "fixed")
     assert f"{ends[0]:+.4f} to {ends[1]:+.4f}" in sentence
     if said is None:
         assert sentence.endswith(").")
     else:
         assert said in sentence
-        assert "lora-cls tune RUN --strategy prevalence takes each label's share" in sentence
+        assert "lora-cls tune RUN --strategy fixed decides without tuning." in sentence
+        assert "lora-cls" not in tuning_sentence(Interval(0, *ends, 0.95, 1000, 50), None)
