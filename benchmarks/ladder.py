@@ -11,7 +11,8 @@ A file of steps is a list; `benchmarks/ladder_brighter.yaml` is one. A step has 
 - `tune`: words for `lora-cls tune`, on a copy of its `base`'s folder.
 
 `base` names the step that it is compared with. In `set`, `{NAME}` stands for the folder of another step, or of a run
-given by `--given`. All steps have the folds of the first. The test table's labels are taken off before anything is
+given by `--given`. All steps have the folds of the first. The test table's
+labels (0/1 columns that the training table has, too) are taken off before anything is
 trained; they score submissions, and choose nothing.
 
 What was stopped continues with the same command: a finished step is not trained again, and a step that failed is tried
@@ -167,7 +168,7 @@ class Ladder:
             "| training minutes |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        decided: dict[str, Decided] = {}
+        decided: dict[str, tuple[Decided, np.ndarray]] = {}
         for step in self.steps.values():
             failure = self.out / f"{step.name}.failed"
             if not self.done(step):
@@ -177,19 +178,21 @@ class Ladder:
                 lines.append(f"| {step.name} | {step.base or ''} | {reason[:200].replace('|', '/')} | | | | | |")
                 continue
             run = RunFolder(self.folder(step.name))
-            of = decided[step.name] = decide(run, self.labels)
-            lines.append(self._row(step, run, of, decided.get(step.base or "")))
+            of = decide(run, self.labels)
+            decided[step.name] = of, of.on_test(run.results().decision.prediction.combine)
+            lines.append(self._row(step, run, *decided[step.name], decided.get(step.base or "")))
         return lines
 
-    def _row(self, step: Step, run: RunFolder, of: Decided, base: Decided | None) -> str:
-        on_test = of.on_test(run.results().decision.prediction.combine)
+    def _row(
+        self, step: Step, run: RunFolder, of: Decided, on_test: np.ndarray, base: tuple[Decided, np.ndarray] | None
+    ) -> str:
         singly = np.arange(len(of.y_test))
         gain = test_gain = ""
         if base is not None:
-            before = base.on_test("mean_logit")
-            test_gain = _cell(bootstrap_difference(of.y_test, on_test, before, singly), "+")
-            if np.array_equal(base.oof.y_true, of.oof.y_true):  # the same rows, in the same order
-                gain = _cell(bootstrap_difference(of.oof.y_true, of.y_pred, base.y_pred, of.oof.groups), "+")
+            before, base_on_test = base
+            test_gain = _cell(bootstrap_difference(of.y_test, on_test, base_on_test, singly), "+")
+            if np.array_equal(before.oof.y_true, of.oof.y_true):  # the same rows, in the same order
+                gain = _cell(bootstrap_difference(of.oof.y_true, of.y_pred, before.y_pred, of.oof.groups), "+")
         own, test = (
             bootstrap_macro_f1(of.oof.y_true, of.y_pred, of.oof.groups),
             bootstrap_macro_f1(of.y_test, on_test, singly),
