@@ -334,3 +334,22 @@ def tiny_recipe(tiny_model):
         )
 
     return make
+
+
+@pytest.fixture
+def losses_of_steps():
+    """Factory `losses_of_steps(logits, targets, parameters)`: the losses of six steps of AdamW at 1e-2 on what `logits`
+    returns, before each."""
+    import torch
+
+    def train(logits, targets, parameters):
+        optimizer, losses = torch.optim.AdamW(parameters, lr=1e-2), []
+        for _ in range(6):
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(logits(), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    return train
