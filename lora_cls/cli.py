@@ -83,6 +83,24 @@ TrustRemoteCode = Annotated[
     ),
 ]
 
+RunWorkers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that work at once, or auto: one for each GPU, or for each core of the CPU that the memory has "
+        "room for. This process alone by default.",
+    ),
+]
+ExecutorName = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="Where they are started: local; ray, the cluster of RAY_ADDRESS or one made here; or ray://HOST:PORT.",
+    ),
+]
+
 
 @app.command(
     **_example(
@@ -104,6 +122,8 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="Continue an existing run folder.")] = False,
     overwrite: Overwrite = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="The whole way on a few rows, in a minute or so.")] = False,
+    workers: RunWorkers = None,
+    executor: ExecutorName = "local",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train the folds of a recipe, score them honestly, and write the submission."""
@@ -112,7 +132,7 @@ def run(
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
         overrides=set_ or (), resume=resume, overwrite=overwrite, smoke=smoke, show=True,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, workers=_workers(workers), executor=executor,
     )  # fmt: skip
     _print_run(finished)
 
@@ -450,6 +470,11 @@ def _numbers(text: str | None) -> list[int] | None:
 
 def _print(text: str) -> None:
     print(visible(text))
+
+
+def _workers(given: str | None) -> Any:
+    """A number where it is one; what is none is refused by who takes it."""
+    return int(given) if given is not None and given.isdecimal() else given
 
 
 def _say(note: str) -> None:

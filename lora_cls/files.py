@@ -67,7 +67,7 @@ def whole_file(file: Path, *, durable: bool = True) -> Iterator[Path]:
     WriteError
         If it cannot be written.
     """
-    with writing(file), _scratch_folder(file.parent) as scratch:
+    with writing(file), scratch_folder(file.parent) as scratch:
         whole = scratch / "whole"
         yield whole
         _settle(whole, scratch, durable)
@@ -90,7 +90,7 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         If it cannot be written, or, without `replace`, if there is a folder with something in it.
     """
     make_folder(folder.parent)
-    with writing(folder), _scratch_folder(folder.parent) as scratch:
+    with writing(folder), scratch_folder(folder.parent) as scratch:
         whole, before = scratch / "whole", scratch / "before"
         whole.mkdir()
         yield whole
@@ -108,7 +108,7 @@ def whole_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _scratch_folder(parent: Path) -> Iterator[Path]:
+def scratch_folder(parent: Path) -> Iterator[Path]:
     """A folder that no other process, and nothing else in this one, writes into. It names the process: see `sweep`."""
     scratch = parent / f".lora_cls-{_HOST}-{os.getpid()}-{next(_numbers)}.tmp"
     sweep(parent)

@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lora_cls"
 ROOMS = (
-    "errors", "choices", "files", "machine", "yaml_text", "recipe", "reference", "evaluation", "data", "text", "runs",
-    "modeling", "training", "search", "report", "commands", "terminal", "cli",
+    "errors", "choices", "files", "machine", "execution", "yaml_text", "recipe", "reference", "evaluation", "data",
+    "text", "runs", "modeling", "training", "search", "report", "commands", "terminal", "cli",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NO_TORCH = (

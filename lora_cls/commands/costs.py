@@ -1,4 +1,4 @@
-"""Where time and memory of a run went: over all its folds, and over all its starts."""
+"""Where time and memory of a run went: over all its folds, its processes, and its starts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,36 @@ class Costs:
     """
 
     def __init__(self, run: RunFolder, learner: Learner, started: float) -> None:
-        self._run, self._learner, self.tune = run, learner, 0.0
+        self._run, self.tune = run, 0.0
         self._before, self._reused = run.info.seconds, run.info.reused
         self._start = time.monotonic() - started - sum(learner.seconds.values())
+        self._learner: Learner | None = learner
+        self._spent: dict[str, tuple[dict[str, float], dict[str, int]]] = {}
+
+    def hand_over(self) -> None:
+        """Let the learner go: from now on other processes train, see `add`."""
+        assert self._learner is not None
+        self._spent["here"] = dict(self._learner.seconds), dict(self._learner.reused)
+        self._learner = None
+
+    def add(self, process: str, seconds: dict[str, float], reused: dict[str, int]) -> None:
+        """What the learner of another process has spent so far."""
+        self._spent[process] = seconds, reused
+
+    def _by_learners(self) -> tuple[dict[str, float], dict[str, int]]:
+        """What all learners of this start spent, and what they found in caches; of several their sum."""
+        spent = [*self._spent.values()]
+        if self._learner is not None:
+            spent.append((self._learner.seconds, self._learner.reused))
+        seconds: dict[str, float] = {}
+        reused: dict[str, int] = {}
+        for one, found in spent:
+            seconds |= {phase: seconds.get(phase, 0.0) + value for phase, value in one.items()}
+            reused |= {name: reused.get(name, 0) + value for name, value in found.items()}
+        return seconds, reused
 
     def _beside_folds(self) -> dict[str, float]:
-        own = dict(self._learner.seconds)
+        own = self._by_learners()[0]
         own["load"] = own.get("load", 0.0) + self._start
         own["tune"] = self.tune
         return {phase: self._before.get(phase, 0.0) + value for phase, value in own.items()}
@@ -34,7 +58,7 @@ class Costs:
         folds = [run.fold(number).info for number in run.finished_folds]
         of_folds = {phase: sum(fold.seconds.get(phase, 0.0) for fold in folds) for f in folds for phase in f.seconds}
         seconds = {phase: round(value, 3) for phase, value in (self._beside_folds() | of_folds).items()}
-        values: dict[str, Any] = {"seconds": seconds, "reused": self._reused | self._learner.reused}
+        values: dict[str, Any] = {"seconds": seconds, "reused": self._reused | self._by_learners()[1]}
         if folds:
             values["peak_memory_bytes"] = max(fold.peak_memory_bytes or 0 for fold in folds) or None
             rows = sum(fold.train_rows or 0 for fold in folds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ import numpy as np
 
 from lora_cls.commands.costs import Costs
 from lora_cls.commands.epochs import choose_epochs
+from lora_cls.commands.fold_training import FoldWork, find_teachers, train_fold
 from lora_cls.commands.tune import score
+from lora_cls.commands.workers import Workers, check_workers, make_executor, threads_of
 from lora_cls.data import (
     TableLike,
     fold_notes,
@@ -22,17 +23,15 @@ from lora_cls.data.folds import check_rows, chosen_folds, make_folds
 from lora_cls.data.summary import length_summary
 from lora_cls.data.tables import Tables, table_name
 from lora_cls.errors import RecipeError, RunError, visible
-from lora_cls.evaluation import macro_f1, task_of
-from lora_cls.files import remove, write_array
-from lora_cls.machine import peak_memory, reset_peak_memory, surroundings
+from lora_cls.machine import reset_peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
-from lora_cls.runs import FoldFolder, FoldInfo, RunFolder, RunInfo
+from lora_cls.runs import RunFolder, RunInfo
 from lora_cls.runs.records import DataInfo
 from lora_cls.runs.start import find_start, noted_start
-from lora_cls.training.factory import ask_fold, make_learner
-from lora_cls.training.learner import FoldResult, Learner
-from lora_cls.training.progress import Listener, Progress, fold_title
+from lora_cls.training.factory import make_learner
+from lora_cls.training.learner import Learner
+from lora_cls.training.progress import Listener, Progress
 from lora_cls.training.selection import check_selection
 from lora_cls.training.teachers import Teachers
 from lora_cls.training.tracking import check_tracking, tracked
@@ -79,6 +78,8 @@ def cross_validate(
     show: bool | None = None,
     listeners: Sequence[Listener] = (),
     trust_remote_code: bool = False,
+    workers: Workers | None = None,
+    executor: str = "local",
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
 
@@ -98,6 +99,9 @@ def cross_validate(
     listeners : told how the run goes on, each a `lora_cls.training.progress.Listener`
     trust_remote_code : let Python code that comes with the base model run; so does the recipe's field of this name,
         unless it is the recipe of a run folder
+    workers : folds that other processes train at once; where None, one after the other in this process. The files are
+        the same where the threads of each are
+    executor : where those processes are started, see `lora_cls.commands.workers.make_executor`
 
     Returns
     -------
@@ -130,6 +134,7 @@ def cross_validate(
             "--smoke makes folds of its own, which no teacher was trained on. Leave the teachers out of it: --set "
             "distill=null"
         )
+    check_workers(workers, executor)
     tables = Tables(recipe, train, test, sample_submission, extra_train)
     recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
@@ -159,12 +164,11 @@ def cross_validate(
     elif not all(run.fold(number).finished for number in wanted):
         noted_start(recipe, run.info.choices)  # refuses another one before anything is loaded
     untrained = [number for number in wanted if not (resumed and run.fold(number).finished)]
-    teachers = None
-    if recipe.distill is not None and untrained:  # a finished student needs them no more
-        teachers = Teachers(
-            recipe, tables, fold, untrained, partial(ask_fold, recipe.engine), run.info.choices if resumed else None
-        )
+    teachers = find_teachers(recipe, tables, fold, untrained, run.info.choices if resumed else None)
+    if teachers is not None:
         teachers.refuse_within(path)
+    processes = None if smoke else make_executor(recipe, workers, executor, len(untrained))
+    recipe = threads_of(processes, recipe)
 
     with Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
@@ -190,21 +194,17 @@ def cross_validate(
         for listener in progress.listeners:
             listener.run_started(run)
         progress.expect(sum(not run.fold(number).finished for number in wanted))
-        for number in wanted:
-            folder = run.fold(number)
-            with folder.training():
-                if folder.finished:
-                    remove(folder.state)  # of a process that was killed as it finished the fold
-                    continue
-                held_out = fold == number
-                result = trainer.fit_fold(number, np.flatnonzero(~held_out), np.flatnonzero(held_out), folder)
-                complete_fold(folder, result)
-            costs.note()
-            f1 = macro_f1(data.labels[held_out], task_of(recipe.task).untuned(result.oof_logits))
-            optimistic = " (OPTIMISTIC)" if recipe.train.select == "scored_fold" else ""
-            progress.fold_done(fold_title(number), f"macro-F1 {f1:.4f} untuned{optimistic}")
-            for listener in progress.listeners:
-                listener.fold_done(run, number, f1)
+        if processes is None or not untrained:
+            for number in wanted:
+                f1 = train_fold(run, trainer, number)
+                if f1 is not None:
+                    costs.note()
+                    progress.fold_scored(run, number, f1)
+        else:
+            del learner, trainer  # whose memory the processes need
+            costs.hand_over()
+            given = {"train": train, "test": test, "sample": sample_submission, "extra": extra_train}
+            FoldWork(run, recipe, given, untrained).spread(processes, progress, costs)
         with run.writing(progress.say):
             run.reread()
             if recipe.train.select == "cross_fitted" and len(run.finished_folds) == len(numbers):
@@ -217,22 +217,6 @@ def cross_validate(
         for listener in progress.listeners:
             listener.run_done(run)
     return run
-
-
-def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
-    """Write a fold's answers; `fold.json`, last, makes it a finished fold."""
-    write_array(folder.oof_logits, result.oof_logits)
-    if result.test_logits is not None:
-        write_array(folder.test_logits, result.test_logits)
-    rate = result.info["predict_pieces"] / max(result.info["seconds"]["predict"], 1e-9)
-    info = FoldInfo(
-        pos_weight=result.pos_weight.tolist(),
-        **result.info,
-        predict_rows_per_second=round(rate, 2),
-        peak_memory_bytes=peak_memory(),
-    )
-    folder.write_info(info)
-    remove(folder.state)
 
 
 def _info(tables: Tables, learner: Learner, teachers: Teachers | None) -> RunInfo:

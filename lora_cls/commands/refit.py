@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lora_cls.commands.cross_validation import complete_fold, refuse_blend
+from lora_cls.commands.cross_validation import refuse_blend
+from lora_cls.commands.fold_training import complete_fold
 from lora_cls.data import TableLike
 from lora_cls.errors import RunError
 from lora_cls.files import remove

@@ -12,6 +12,7 @@ test_ids.csv      sample_submission.csv, where given
 blend.json        of a blend: what each way and each run gains; fitted_logits.npy where it learnt from labels
 oof_proba.csv     thresholds.json  metrics.json  test_proba.csv  submission.csv
 report.html       mistakes.csv  doubts.csv
+logs/             worker-0.log, ... of processes that trained folds
 ```
 
 Files are written under a temporary name and renamed; `fold.json` completes a fold and is written last. `run.json` and
@@ -77,7 +78,7 @@ class RunFiles:
             root / "oof_proba_calibrated.csv",
             root / "test_proba_calibrated.csv",
         )
-        self.predictions = root / "predictions"
+        self.predictions, self.logs = root / "predictions", root / "logs"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from lora_cls.errors import in_callers_words, message_text
 from lora_cls.runs import RunFolder
+from lora_cls.training.task_table import TaskTable
 
 
 def fold_title(fold: int) -> str:
@@ -52,6 +53,27 @@ class Listener:
         """Scores, card and page of the folds that were wanted are written."""
 
 
+class Reporter(Listener):
+    """Tells another process of the folds that this one trains; `Progress.heard` takes it in.
+
+    Parameters
+    ----------
+    n_epochs : of a fold
+    tell : sends a message, values of JSON by name
+    """
+
+    def __init__(self, n_epochs: int, tell: Callable[..., None]) -> None:
+        self.n_epochs, self.tell = n_epochs, tell
+
+    def loss_seen(self, fold: int, step: int, share: float, loss: float, learning_rate: float) -> None:
+        """See `Listener.loss_seen`."""
+        self.tell(step=step, share=share, loss=loss, learning_rate=learning_rate)
+
+    def epoch_done(self, fold: int, record: dict[str, Any]) -> None:
+        """See `Listener.epoch_done`."""
+        self.tell(record=record, n_epochs=self.n_epochs)
+
+
 class Progress:
     """Shows how far a run is. Bars on a terminal; in a notebook or a log file one line per finished epoch.
 
@@ -70,6 +92,7 @@ class Progress:
         self.done = 0
         self.started = time.monotonic()
         self._bars: Any = None
+        self._table: TaskTable | None = None
         if show:  # lines and bars of our own need none of Jupyter's widgets, which libraries below ask for
             warnings.filterwarnings("ignore", message="IProgress not found")
         self._lines = show and not sys.stderr.isatty()
@@ -93,6 +116,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._table:
+            self._table.stop()
         if self._bars:
             self._bars.stop()
 
@@ -130,13 +155,46 @@ class Progress:
 
     def epoch_done(self, fold: int, n_epochs: int, record: dict[str, Any], rows_per_second: float) -> None:
         """`record` is the epoch's line of `metrics.jsonl`."""
-        if self._lines:
-            epoch, loss = record["epoch"], record["loss"]
-            self.say(f"{fold_title(fold)}: epoch {epoch}/{n_epochs}, loss {loss:.4f}, {rows_per_second:.0f} rows/s")
+        self._epoch_line(fold_title(fold), n_epochs, record, rows_per_second)
         for listener in self.listeners:
             listener.epoch_done(fold, record | {"rows_per_second": round(rows_per_second, 2)})
 
+    def _epoch_line(self, name: str, n_epochs: int, record: Mapping[str, Any], rows_per_second: float) -> None:
+        if self._lines:
+            epoch, loss = record["epoch"], record["loss"]
+            self.say(f"{name}: epoch {epoch}/{n_epochs}, loss {loss:.4f}, {rows_per_second:.0f} rows/s")
+
+    def share_out(self, folds: Sequence[int]) -> None:
+        """From now on other processes train these folds, see `heard`: one table shows them all."""
+        if self._bars:
+            self._table = TaskTable([fold_title(fold) for fold in folds], self._bars)
+            self._table.start()
+
+    def heard(self, fold: int, where: str, message: Mapping[str, Any]) -> None:
+        """What a process that trains a fold says of it, as `Reporter` sends it."""
+        if self._table:
+            self._table.heard(fold_title(fold), where, message)
+        if "record" in message:
+            record = message["record"]
+            name = f"{fold_title(fold)} ({where})"
+            self._epoch_line(name, message["n_epochs"], record, record["rows_per_second"])
+            for listener in self.listeners:
+                listener.epoch_done(fold, record)
+        elif "loss" in message:
+            for listener in self.listeners:
+                listener.loss_seen(fold, **message)
+
+    def fold_scored(self, run: RunFolder, fold: int, macro_f1: float) -> None:
+        """A fold's files stand."""
+        optimistic = " (OPTIMISTIC)" if run.recipe.train.select == "scored_fold" else ""
+        if self._table:
+            self._table.done(fold_title(fold), f"macro-F1 {macro_f1:.4f}")
+        self.fold_done(fold_title(fold), f"macro-F1 {macro_f1:.4f} untuned{optimistic}")
+        for listener in self.listeners:
+            listener.fold_done(run, fold, macro_f1)
+
     def fold_done(self, name: str, note: str) -> None:
+        """One of the parts that were expected is done."""
         self.done += 1
         if self._bars:
             self._bars.update(self._folds, advance=1)

@@ -1,0 +1,153 @@
+"""Folds of a run that stands: trained in this process, or shared out to others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lora_cls.commands.costs import Costs
+from lora_cls.data import TableLike
+from lora_cls.data.tables import Tables
+from lora_cls.errors import DataError, brief
+from lora_cls.evaluation import macro_f1, task_of
+from lora_cls.execution.executor import Executor
+from lora_cls.execution.pool import Pool
+from lora_cls.files import remove, scratch_folder, write_array
+from lora_cls.machine import peak_memory
+from lora_cls.recipe import Recipe
+from lora_cls.runs import FoldFolder, FoldInfo, RunFolder
+from lora_cls.training.factory import ask_fold
+from lora_cls.training.learner import FoldResult, FoldTrainer
+from lora_cls.training.progress import Progress, fold_title
+from lora_cls.training.teachers import Teachers
+
+
+def find_teachers(
+    recipe: Recipe, tables: Tables, fold: np.ndarray, untrained: Sequence[int], noted: Mapping[str, Any] | None
+) -> Teachers | None:
+    """Whom the folds that are not trained yet learn from; None where nobody is asked any more.
+
+    Parameters
+    ----------
+    noted : see `Teachers`
+    """
+    if recipe.distill is None or not untrained:
+        return None
+    return Teachers(recipe, tables, fold, untrained, partial(ask_fold, recipe.engine), noted)
+
+
+def train_fold(run: RunFolder, trainer: FoldTrainer, number: int) -> float | None:
+    """Train a fold, or go on with it, and write what it answers.
+
+    Returns
+    -------
+    float or None
+        Its untuned macro-F1; None where it was finished already.
+
+    Raises
+    ------
+    RunError
+        If another process trains it.
+    """
+    folder, fold = run.fold(number), run.folds["fold"].to_numpy(np.int64)
+    with folder.training():
+        if folder.finished:
+            remove(folder.state)  # of a process that was killed as it finished the fold
+            return None
+        held_out = fold == number
+        result = trainer.fit_fold(number, np.flatnonzero(~held_out), np.flatnonzero(held_out), folder)
+        complete_fold(folder, result)
+    return macro_f1(run.y_true[held_out], task_of(run.recipe.task).untuned(result.oof_logits))
+
+
+def complete_fold(folder: FoldFolder, result: FoldResult) -> None:
+    """Write a fold's answers; `fold.json`, last, makes it a finished fold."""
+    write_array(folder.oof_logits, result.oof_logits)
+    if result.test_logits is not None:
+        write_array(folder.test_logits, result.test_logits)
+    rate = result.info["predict_pieces"] / max(result.info["seconds"]["predict"], 1e-9)
+    info = FoldInfo(
+        pos_weight=result.pos_weight.tolist(),
+        **result.info,
+        predict_rows_per_second=round(rate, 2),
+        peak_memory_bytes=peak_memory(),
+    )
+    folder.write_info(info)
+    remove(folder.state)
+
+
+@dataclass(frozen=True)
+class FoldWork:
+    """What processes need to know to train folds of a run.
+
+    Parameters
+    ----------
+    recipe : of this start; where files lie may differ from what the run folder holds
+    given : the tables, by the names of `Tables`' parameters
+    folds : that are to be trained by any of them
+    """
+
+    run: RunFolder
+    recipe: Recipe
+    given: Mapping[str, TableLike | None]
+    folds: Sequence[int]
+
+    def spread(self, executor: Executor, progress: Progress, costs: Costs) -> None:
+        """Have the folds trained by processes; for what is raised see `Pool.run`."""
+        run = self.run
+
+        def done(number: int, macro_f1: float | None) -> None:
+            run.reread()
+            costs.note()
+            if macro_f1 is not None:
+                progress.fold_scored(run, number, macro_f1)
+
+        def heard(number: int, where: str, message: dict[str, Any]) -> None:
+            if "spent" in message:
+                costs.add(where, **message["spent"])
+            else:
+                progress.heard(number, where, message)
+
+        with ExitStack() as stack:
+            job = {
+                "folds": list(self.folds),
+                "recipe": self.recipe.to_dict(),
+                "run": str(run.path.absolute()),
+                "tables": self._as_files(stack),
+                "trust_remote_code": run.trust_remote_code,
+            }
+            progress.share_out(self.folds)
+            Pool(
+                executor, [sys.executable, "-m", "lora_cls.commands.fold_worker"], job, run.files.logs,
+                title=fold_title, heard=heard, done=done, say=progress.say,
+            ).run(self.folds)  # fmt: skip
+
+    def _as_files(self, stack: ExitStack) -> dict[str, str | None]:
+        """Where the tables lie; DataFrames are written down for as long as folds are trained."""
+        places: dict[str, str | None] = {}
+        for name, table in self.given.items():
+            if isinstance(table, pd.DataFrame):
+                scratch = stack.enter_context(scratch_folder(self.run.path))
+                places[name] = str(_written(table, scratch.absolute() / f"{name}.parquet"))
+            else:
+                places[name] = None if table is None else str(table)
+        return places
+
+
+def _written(table: pd.DataFrame, file: Path) -> Path:
+    try:
+        table.to_parquet(file, index=False)
+    except Exception as error:  # of pyarrow, which says what it cannot hold
+        raise DataError(
+            f"The DataFrame cannot be handed to other processes ({brief(error)}). Write it to a file and give its "
+            "path, or train without --workers."
+        ) from None
+    return file
