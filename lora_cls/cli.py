@@ -83,6 +83,11 @@ TrustRemoteCode = Annotated[
     ),
 ]
 
+OutsideRuns = Annotated[
+    bool,
+    typer.Option("--outside-runs", help="Let a blend open runs that lie outside the folder that it lies in."),
+]
+
 
 @app.command(
     **_example(
@@ -203,10 +208,7 @@ def predict(
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
     trust_remote_code: TrustRemoteCode = False,
-    outside_runs: Annotated[
-        bool,
-        typer.Option("--outside-runs", help="Let a blend open runs that lie outside the folder that it lies in."),
-    ] = False,
+    outside_runs: OutsideRuns = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Answer for new texts with the models of a run."""
@@ -217,6 +219,32 @@ def predict(
         show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
     )  # fmt: skip
     _print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
+
+
+@app.command(**_example("score runs/minilm-l6 --input test_labelled.csv"))
+def score(
+    run: RunPath,
+    input: Annotated[Path, typer.Option("--input", metavar="FILE", help="Labelled table that the run never saw.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A new folder; RUN/scores/NAME by default.")
+    ] = None,
+    backbone: BackbonePath = None,
+    models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    trust_remote_code: TrustRemoteCode = False,
+    outside_runs: OutsideRuns = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a run, an export or a blend on labelled rows that it never saw, at the thresholds that it ships.
+
+    Beside the score out of fold; rows whose text the run was trained on are named, and left out of a second score.
+    """
+    from lora_cls.commands.score import score_file, scores_folder
+    from lora_cls.runs import RunFolder
+    from lora_cls.terminal import print_table_scores
+
+    folder = RunFolder(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
+    scores = score_file(folder, input, out, backbone=backbone, models=models, overwrite=overwrite, show=True)
+    print_table_scores(scores, scores_folder(folder, input, models, out))
 
 
 @app.command(**_example("refit runs/minilm-l6"))

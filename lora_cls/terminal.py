@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lora_cls.errors import shorten, visible
-from lora_cls.evaluation import task_of
+from lora_cls.evaluation import Task, task_of
 from lora_cls.evaluation.comparison import COST_NOTE, Comparison
 from lora_cls.report.comparison import (
     COST,
@@ -32,12 +32,14 @@ from lora_cls.report.sentences import (
     gain_sentence,
     lengths_sentence,
     memory_sentence,
+    other_metrics,
     reused_sentence,
     score_sentence,
+    table_score_sentences,
     time_sentence,
 )
 from lora_cls.report.sweep_content import field_text, searched_fields, summarize, sweep_sentences
-from lora_cls.runs import FoldFolder, RunFolder, Scores
+from lora_cls.runs import FoldFolder, RunFolder, Scores, ScoreSet, TableScores
 from lora_cls.runs.records import BlendInfo, CalibrationInfo, ExportInfo
 from lora_cls.search.folder import SweepFolder
 
@@ -64,20 +66,15 @@ def print_run(run: RunFolder) -> None:
     scores, task = metrics.cross_fitted, run.task()
     where = "Out of fold" if metrics.n_splits > 1 else "Held-out rows"
     decided = f"decided by the other {scores.over}' thresholds; shown is the shipped one"
-    rows = []
-    for row in scores.per_label:
-        values = [
-            getattr(row, key) for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")
-        ]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append([row.label, str(row.support), f"{row.prevalence:.1%}", *cells])
     say()
-    columns = (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
-    show(f"{where}, per {task.noun} ({decided})", columns, rows)
+    _show_labels(f"{where}, per {task.noun} ({decided})", task, scores)
     say(score_sentence(metrics))
     beside = {key: name for key, name in task.beside.items() if key != metrics.metric}
     more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in beside.items())
     say(f"{more}. {metrics.note}" if more else metrics.note)
+    for of_table in run.table_scores().values():
+        if of_table.table_sha256 == info.data.test_sha256 and of_table.decision_sha256 == metrics.decision_sha256:
+            say(" ".join(table_score_sentences(of_table)))
     say(cost_sentence(info))
     if info.reused:
         say(reused_sentence(info.reused))
@@ -89,6 +86,31 @@ def print_run(run: RunFolder) -> None:
     for name, label in FILES.items():
         if (run.path / name).is_file():
             say(f"{label:<12} {run.path / name}")
+
+
+def _show_labels(title: str, task: Task, scores: ScoreSet) -> None:
+    """A table of scores per label."""
+    rows = []
+    for row in scores.per_label:
+        values = [
+            getattr(row, key) for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")
+        ]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append([row.label, str(row.support), f"{row.prevalence:.1%}", *cells])
+    show(title, (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP"), rows)
+
+
+def print_table_scores(scores: TableScores, folder: Path) -> None:
+    """The score on a labelled table, a table per label, the other metrics, and the paths of the files."""
+    task = task_of(scores.task, metric=scores.metric, metric_beta=scores.metric_beta)
+    say()
+    _show_labels(f"{scores.table}, per {task.noun}", task, scores.scores)
+    for sentence in table_score_sentences(scores):
+        say(sentence)
+    say(", ".join(f"{name} {value:.4f}" for name, value in other_metrics(scores)) + ".")
+    say()
+    for name in ("scores.json", "labels.csv", "rows.csv"):
+        say(f"{name.partition('.')[0]:<12} {folder / name}")
 
 
 def print_check(check: Check) -> None:
