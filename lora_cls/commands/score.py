@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -106,9 +107,22 @@ def scores_folder(run: RunFolder, table: TableLike, models: Models, out: str | P
 
 
 def score_test(run: RunFolder, results: Results, labelled: Labelled, say: Callable[[str], None]) -> None:
-    """Score a run on its own test rows, whose labels entered nowhere; earlier scores of these rows give way."""
-    name = labelled.name.removesuffix("DataFrame") and table_stem(labelled.name)
-    folder = run.files.table_scores / (name or "test")
+    """Score a run on its own test rows, whose labels entered nowhere; earlier scores of these rows give way.
+
+    Whatever goes wrong here is said, and costs the run nothing: its scores and submission are written already.
+    """
+    try:
+        _score_test(run, results, labelled, say)
+    except Exception as error:
+        say(
+            f"The test rows could not be scored ({type(error).__name__}: {brief(error)}). Scores and submission are "
+            f"complete; lora-cls score {shlex.quote(str(run.path))} --input FILE tries again."
+        )
+
+
+def _score_test(run: RunFolder, results: Results, labelled: Labelled, say: Callable[[str], None]) -> None:
+    path = run.info.data.paths.get("test") or "DataFrame"
+    folder = run.files.table_scores / ("test" if path == "DataFrame" else table_stem(path))
     if folder.exists() and TableScores.read(folder / TABLE_SCORES).table_sha256 != labelled.rows.fingerprint():
         say(f"{folder} holds scores of another table: the test rows are not scored. Score them with: lora-cls score")
         return
@@ -147,7 +161,7 @@ def score_rows(
     notes: list[str] = []
     try:
         seen = [
-            SeenRow(id=labelled.rows.ids[i], place=labelled.places[i], training_row=row)
+            SeenRow(id=labelled.rows.ids[i], place=labelled.places and labelled.places[i], training_row=row)
             for i, row in sorted(texts_met(run, labelled.rows.texts).items())
         ]
         met = {row.id for row in seen}

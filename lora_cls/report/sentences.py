@@ -247,10 +247,10 @@ def table_score_sentences(scores: TableScores) -> list[str]:
     else:
         said = [f"{task.metric_name} {_with_interval(judged)} {where}."]
     if scores.seen:
-        rows = [
-            f"{row.id} ({row.place}{'' if row.training_row is None else f', training row {row.training_row}'})"
-            for row in scores.seen
-        ]
+        rows = []
+        for row in scores.seen:
+            about = [row.place, None if row.training_row is None else f"training row {row.training_row}"]
+            rows.append(f"{row.id} ({', '.join(part for part in about if part) or 'seen before this training'})")
         without = scores.unseen.judged if scores.unseen is not None else None
         rest = "No other rows are left to score" if without is None else f"Without them {_with_interval(without)}"
         said.append(

@@ -21,16 +21,16 @@ class Labelled:
 
     Attributes
     ----------
-    name : the file's; "DataFrame" of one that was no file
+    name : the file's, or what stands for it
     rows : without labels, as `predict` reads them
     y_true : ndarray of shape (n_samples, n_labels), int8
-    places : where each row stands: `line 7` of a text file, `row 5` of others
+    places : where each row stands: `line 7` of a text file, `row 5` of others; None where that is not at hand
     """
 
     name: str
     rows: Dataset
     y_true: np.ndarray
-    places: list[str]
+    places: list[str] | None
 
     @classmethod
     def read(cls, run: RunFolder, table: TableLike) -> Labelled:
@@ -51,6 +51,11 @@ class Labelled:
         if y_true is None:
             raise problem_report(rows.source, problems)
         return cls(Path(rows.source).name, rows, y_true, [row_name(frame, i) for i in range(len(frame))])
+
+    @classmethod
+    def of(cls, rows: Dataset, y_true: np.ndarray) -> Labelled:
+        """Test rows of a run whose labels stood in their table."""
+        return cls(Path(rows.source).name, rows, y_true, None)
 
     @property
     def about(self) -> ScoredTable:

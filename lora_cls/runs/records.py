@@ -435,8 +435,8 @@ class SeenRow(Part):
     """A row of a labelled table whose text a run was trained on."""
 
     id: str
-    place: str
-    """`line 7` of a text file, `row 5` (counted from 0) of others."""
+    place: str | None
+    """`line 7` of a text file, `row 5` (counted from 0) of others; None of a run's own test rows."""
     training_row: str | None
     """Id of the training row of that text; None where only the models that training began with saw it."""
 
