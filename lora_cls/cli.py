@@ -207,6 +207,13 @@ def predict(
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    abstain_below_precision: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Write answers.csv, too, in which labels whose yes or no would be right less often, as 0.9, abstain.",
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     outside_runs: OutsideRuns = False,
     overwrite: Overwrite = False,
@@ -216,9 +223,14 @@ def predict(
 
     folder = predict_file(
         run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, overwrite=overwrite,
-        show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+        abstain_below_precision=abstain_below_precision, show=True, trust_remote_code=trust_remote_code,
+        outside_runs=outside_runs,
     )  # fmt: skip
     _print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
+    if abstain_below_precision is not None:
+        from lora_cls.terminal import print_abstention
+
+        print_abstention(folder)
 
 
 @app.command(**_example("score runs/minilm-l6 --input test_labelled.csv"))

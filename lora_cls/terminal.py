@@ -40,7 +40,7 @@ from lora_cls.report.sentences import (
 )
 from lora_cls.report.sweep_content import field_text, searched_fields, summarize, sweep_sentences
 from lora_cls.runs import FoldFolder, RunFolder, Scores, ScoreSet, TableScores
-from lora_cls.runs.records import BlendInfo, CalibrationInfo, ExportInfo
+from lora_cls.runs.records import AbstentionInfo, BlendInfo, CalibrationInfo, ExportInfo
 from lora_cls.search.folder import SweepFolder
 
 if TYPE_CHECKING:
@@ -111,6 +111,30 @@ def print_table_scores(scores: TableScores, folder: Path) -> None:
     say()
     for name in ("scores.json", "labels.csv", "rows.csv"):
         say(f"{name.partition('.')[0]:<12} {folder / name}")
+
+
+def print_abstention(folder: Path) -> None:
+    """What abstaining came to out of fold, per label and over all, and where the answers are."""
+    about = AbstentionInfo.read(folder / "abstain.json")
+    found = about.out_of_fold
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    sides = ("yes", "no") if about.no is not None else ("yes",)
+    keys = ["coverage", *(f"precision_{side}{end}" for side in sides for end in ("", "_without"))]
+    show(
+        f"Abstaining below precision {about.precision:g}, out of fold on {about.rows} rows: bands of the other "
+        f"{about.over}",
+        ["label", *(key.replace("_", " ").replace("without", "of all") for key in keys)],
+        [[row.label, *(cell(getattr(row, key)) for key in keys)] for row in found.per_label],
+    )
+    what = "rows" if about.no is None else "decisions"
+    say(
+        f"{found.coverage:.1%} of the {what} are answered, {cell(found.right)} of them right (of all "
+        f"{found.right_without:.3f}); {found.rows_answered:.1%} of the rows have every label answered."
+    )
+    say(f"Answers        {folder / 'answers.csv'}")
 
 
 def print_check(check: Check) -> None:

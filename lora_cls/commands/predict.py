@@ -14,11 +14,12 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.choices import Models
+from lora_cls.commands.abstain import ABOUT, ANSWERS, answer_columns, fit_abstention, write_answers
 from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
 from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten
-from lora_cls.files import array_bytes, make_folder, write_bytes, writing
+from lora_cls.files import array_bytes, make_folder, remove, write_bytes, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.io import read_array, write_values
@@ -209,6 +210,7 @@ def predict_file(
     sample_submission: str | Path | pd.DataFrame | None = None,
     backbone: str | None = None,
     models: Models = "folds",
+    abstain_below_precision: float | None = None,
     overwrite: bool = False,
     show: bool | None = None,
     trust_remote_code: bool = False,
@@ -221,6 +223,8 @@ def predict_file(
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
+    abstain_below_precision : as 0.9; write `answers.csv`, too, in which labels whose yes or no would be right less
+        often say `abstain`, and `abstain.json`, what that comes to out of fold (`lora_cls.commands.abstain`)
     overwrite : replace the predictions that `out` holds, once there are new ones
     trust_remote_code, outside_runs : see `Classifier.load`
 
@@ -263,6 +267,7 @@ def predict_file(
             label_column=run.label_column,
         )
     )
+    abstention = None if abstain_below_precision is None else fit_abstention(run, abstain_below_precision)
     make_folder(folder)  # now: a folder that cannot be written should not cost the prediction
     if sample is not None:
         with Progress(0, show) as progress:
@@ -276,6 +281,11 @@ def predict_file(
         label_column=run.label_column, delimiter=delimiter, y_score=y_score,
         probabilities=run.task(run.decision()).metric.of_scores,
     )  # fmt: skip
+    for file in (ANSWERS, ABOUT):  # of an earlier prediction
+        remove(folder / file)
+    if abstention is not None:
+        columns = answer_columns(test.ids, run.label_names, y_score, y_pred, abstention[0])
+        write_answers(folder, columns, abstention[1])
     with writing(folder):
         for left in folder.glob(f"{PIECES}*"):
             shutil.rmtree(left)

@@ -493,6 +493,43 @@ class TableScores(Record):
         return f"<p>{escape(repr(self))}</p>" + self.per_label().to_html(index=False, float_format="{:.3f}".format)
 
 
+class LabelAbstention(Part):
+    """One label, with abstaining and `without`; None where there is no such answer."""
+
+    label: str
+    coverage: float | None
+    precision_yes: float | None
+    precision_yes_without: float | None
+    precision_no: float | None
+    precision_no_without: float | None
+
+
+class AbstentionScores(Part):
+    """How much is answered, and how much of that is right."""
+
+    coverage: float
+    right: float | None
+    right_without: float
+    rows_answered: float
+    per_label: list[LabelAbstention]
+
+
+class AbstentionInfo(Record):
+    """`predictions/NAME/abstain.json`: which scores were left unanswered, and what that comes to out of fold."""
+
+    precision: float
+    """Of each label's yes, and of its no, that was asked for."""
+    decision_sha256: str | None
+    yes: dict[str, float | None]
+    """By label, the least score of a positive answer; None where none is given."""
+    no: dict[str, float | None] | None
+    """By label, the greatest score of a negative answer; None of classes."""
+    rows: int
+    over: Over
+    out_of_fold: AbstentionScores
+    """Cross-fitted: each fold's rows by bands of the others."""
+
+
 class CalibrationScores(Part):
     """Means over the labels."""
 
