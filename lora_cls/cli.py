@@ -259,6 +259,29 @@ def score(
     print_table_scores(scores, scores_folder(folder, input, models, out))
 
 
+@app.command(**_example('explain runs/minilm-l6 "late again, and the box was crushed"'))
+def explain(
+    run: RunPath,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="One text, as it stands in the run's text column.")],
+    words: Annotated[int, typer.Option(metavar="N", min=1, help="Print so many words, those of most weight.")] = 20,
+    backbone: BackbonePath = None,
+    models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    trust_remote_code: TrustRemoteCode = False,
+    outside_runs: OutsideRuns = False,
+) -> None:
+    """Show how much each word of a text speaks for each label: what the answer loses without it.
+
+    One word is taken out at a time: of two of which either suffices, both count for little.
+    """
+    from lora_cls.commands.predict import Classifier
+    from lora_cls.terminal import print_explanation
+
+    classifier = Classifier.load(
+        run, backbone=backbone, models=models, trust_remote_code=trust_remote_code, outside_runs=outside_runs
+    )
+    print_explanation(classifier.explain(text), classifier.run.task(), words)
+
+
 @app.command(**_example("refit runs/minilm-l6"))
 def refit(
     run: RunPath,

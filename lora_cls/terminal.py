@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,8 +46,10 @@ from lora_cls.search.folder import SweepFolder
 
 if TYPE_CHECKING:
     from lora_cls.commands.check import Check
+    from lora_cls.commands.explain import Explanation
     from lora_cls.commands.status import RunStatus, SweepStatus
 
+MOST_LABELS = 8  # columns of an explanation
 FILES = {
     "metrics.json": "scores",
     "thresholds.json": "thresholds",
@@ -135,6 +138,22 @@ def print_abstention(folder: Path) -> None:
         f"{found.right_without:.3f}); {found.rows_answered:.1%} of the rows have every label answered."
     )
     say(f"Answers        {folder / 'answers.csv'}")
+
+
+def print_explanation(found: Explanation, task: Task, n_words: int) -> None:
+    """The labels of a text with their probabilities, and what its weightiest words contribute to each."""
+    order = np.lexsort((-found.y_score, -found.y_pred.astype(np.int64)))[:MOST_LABELS]
+    names = [f"{found.label_names[j]}{'' if not found.y_pred[j] else ' *'}" for j in order]
+    weight = np.abs(found.contributions[:, order]).max(axis=1, initial=0.0)
+    rows = np.sort(np.argsort(-weight, kind="stable")[:n_words])
+    cells = [["probability", *(f"{found.y_score[j]:.3f}" for j in order)]]
+    cells += [[found.words[i], *(f"{value:+.2f}" for value in found.contributions[i, order])] for i in rows]
+    unit = "log-probability" if task.exclusive else "log-odds"
+    show(f"{unit.capitalize()} of each {task.noun} (* decided) less those without the word", ["", *names], cells)
+    left_out = [f"{len(found.words) - len(rows)} of less weight" if len(rows) < len(found.words) else ""]
+    left_out += [f"{len(found.label_names) - len(order)} {task.nouns}" if len(order) < len(found.label_names) else ""]
+    if any(left_out):
+        say(f"Not shown: {', '.join(part for part in left_out if part)}.")
 
 
 def print_check(check: Check) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,10 +17,11 @@ import pandas as pd
 
 from lora_cls.choices import Models
 from lora_cls.commands.abstain import ABOUT, ANSWERS, answer_columns, fit_abstention, write_answers
+from lora_cls.commands.explain import MOST_PARTS, Explanation, explain_text
 from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
 from lora_cls.data.table import table_stem
 from lora_cls.data.texts import Texts, given_texts
-from lora_cls.errors import RunError, no_fold_finished, shorten
+from lora_cls.errors import DataError, RunError, no_fold_finished, shorten
 from lora_cls.files import array_bytes, make_folder, remove, write_bytes, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
@@ -161,6 +164,48 @@ class Classifier:
         """
         named = self.run.task().named(self.answer(texts)[1], self.label_names)
         return named[0] if isinstance(texts, str) else named
+
+    def explain(self, text: Texts, *, most_words: int = MOST_PARTS) -> Explanation:
+        """How much each word of a text speaks for each label: what the answer loses where the word is taken out.
+
+        Works for every kind of run, in batches, and costs as many answers as there are words. What it says is what
+        these models do, one word at a time, and no more: of two words of which either suffices both count for little;
+        a text with a gap is unlike those that were trained on; contributions do not add up to the answer; and in a text
+        that is longer than the models read, taking a word out brings another one in at the end. Where folds vote
+        (`prediction.combine: vote`) it is of their mean log-odds instead.
+
+        Parameters
+        ----------
+        text : one text, as it stands in the run's text column; or a DataFrame of one row with its text columns
+        most_words : in longer texts neighbouring words are taken together
+
+        Raises
+        ------
+        DataError
+            For anything but one text.
+
+        Examples
+        --------
+        >>> found = Classifier.load("runs/tfidf").explain("a lovely day, and I am delighted")
+        >>> found.contributions.shape  # seven words, three labels
+        (7, 3)
+        >>> found.strongest("joy", 2)[0][1] > 0
+        True
+        """
+        columns = self.run.info.data.text_columns or ["text"]
+        texts = given_texts(self.recipe.data, text, columns)
+        if len(texts) != 1:
+            raise DataError(f"One text is explained at a time. Got {len(texts)} instead.")
+        quiet = copy(self)  # the same models, in the same turn
+        quiet._show = False
+        if self.prediction.combine == "vote":
+            quiet.prediction = self.prediction.model_copy(update={"combine": "mean_logit"})
+
+        def ask(given: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            ids = [str(i) for i in range(len(given))]
+            return quiet.answer(Dataset(ids, list(given), None, self.label_names, np.arange(len(given))))
+
+        return explain_text(texts[0], ask, self.run.task(), self.label_names, most_words)
 
     def answer(self, texts: Texts | Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text.
