@@ -110,7 +110,7 @@ def print_table_scores(scores: TableScores, folder: Path) -> None:
     _show_labels(f"{scores.table}, per {task.noun}", task, scores.scores)
     for sentence in table_score_sentences(scores):
         say(sentence)
-    say(", ".join(f"{name} {value:.4f}" for name, value in other_metrics(scores)) + ".")
+    say("Also: " + ", ".join(f"{name} {value:.4f}" for name, value in other_metrics(scores)) + ".")
     say()
     for name in ("scores.json", "labels.csv", "rows.csv"):
         say(f"{name.partition('.')[0]:<12} {folder / name}")

@@ -254,8 +254,8 @@ def table_score_sentences(scores: TableScores) -> list[str]:
         without = scores.unseen.judged if scores.unseen is not None else None
         rest = "No other rows are left to score" if without is None else f"Without them {_with_interval(without)}"
         said.append(
-            f"WARNING: the run was trained on the texts of {len(rows):,} of these rows, which flatters: "
-            f"{shorten(rows)}. {rest}."
+            f"WARNING: the run was trained on the texts of {len(rows):,} of these rows, which may flatter: "
+            f"{shorten(rows)}{' (all in rows.csv)' if len(rows) > 10 else ''}. {rest}."
         )
     elif scores.seen is not None:
         said.append("None of these texts stands in the training rows.")

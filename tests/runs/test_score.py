@@ -14,11 +14,12 @@ from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.export import export
 from lora_cls.commands.predict import predict_file
 from lora_cls.commands.refit import refit
-from lora_cls.commands.score import score_file
+from lora_cls.commands.score import _read_without_labels, score_file
 from lora_cls.commands.tune import tune
 from lora_cls.data.tables import Tables
 from lora_cls.errors import DataError, RunError
 from lora_cls.recipe import Thresholds, load_recipe
+from lora_cls.runs import Labelled, RunFolder
 
 LABELS = ["joy", "anger", "fear"]
 
@@ -198,6 +199,49 @@ def test_a_score_that_fails_costs_a_run_nothing(tfidf_recipe, train, labelled, t
     monkeypatch.setattr("lora_cls.commands.score.score_rows", lambda *given: 1 / 0)
     run = cross_validate(tfidf_recipe(data__label_columns=LABELS), train, labelled, tmp_path / "run")
     assert run.files.submission.is_file() and run.files.page.is_file() and not run.table_scores()
+
+
+def test_a_run_of_before_texts_were_noted(finished, copy_of, labelled, unsummed):
+    """Whose training table is gone: the score is stated, and that seen rows cannot be told."""
+    run = copy_of(finished("tfidf"))
+    unsummed(run.path)
+    run.files.text_hashes.unlink()
+    values = json.loads(run.files.info.read_text())
+    values["data"]["paths"]["train"] = "DataFrame"
+    run.files.info.write_text(json.dumps(values))
+    scores = score_file(RunFolder(run.path), labelled)
+    assert scores.seen is None and scores.unseen is None
+    assert scores.minus_out_of_fold is not None
+    assert "trained on cannot be told" in scores.notes[0]
+
+
+def test_user_names_are_inert(tfidf_recipe, emotion_table, tmp_path):
+    """Names of labels, ids and files that mean something in HTML, in a spreadsheet, or to us."""
+    hostile = "<img src=x onerror=alert(1)>"
+    names = {"joy": hostile, "anger": "id", "fear": "=1+1"}
+    train, new = emotion_table(45).rename(columns=names), emotion_table(12, seed=9).rename(columns=names)
+    recipe = tfidf_recipe(data__label_columns=list(names.values()), data__id_column="row")
+    train, new = (table.set_axis(["row", *table.columns[1:]], axis=1) for table in (train, new))
+    run = cross_validate(recipe, train, out=tmp_path / "run")
+    new.loc[0, "row"] = f"+{hostile}"
+    new.loc[0, "text"] = train["text"][3]
+    new.to_csv(tmp_path / "<b>new.csv", index=False)
+    score_file(run, tmp_path / "<b>new.csv")
+    page = (run.path / "report.html").read_text()
+    assert "<img" not in page and "<b>new" not in page
+    rows = pd.read_csv(run.path / "scores" / "<b>new" / "rows.csv", keep_default_na=False)
+    assert rows.columns.tolist() == ["id_", "true", "decided", "training_row", hostile, "id", "'=1+1"]
+    assert rows["id_"][0] == f"'+{hostile}"
+
+
+def test_texts_that_were_read_without_labels(tfidf_recipe, train, labelled, tmp_path):
+    """A student that read the rows with its teachers' answers may have gained by that: it is said."""
+    recipe = tfidf_recipe(data__label_columns=LABELS)
+    run = cross_validate(recipe, train, labelled, tmp_path / "run")
+    assert not next(iter(run.table_scores().values())).notes
+    recipe = run.recipe.model_copy(update={"distill": "teachers"})  # all that is asked of it
+    run.__dict__["recipe"] = recipe
+    assert "had read these texts, without their labels" in _read_without_labels(run, Labelled.read(run, labelled))[0]
 
 
 def test_command(finished, copy_of, labelled, tmp_path, monkeypatch, capsys):
