@@ -225,7 +225,10 @@ def texts_met(run: RunFolder, texts: Sequence[str]) -> dict[int, str | None]:
         for path in run.recipe.blend.runs:
             member = (run.path / path).resolve()
             if not run.outside_runs and run.path.resolve().parent not in member.parents:
-                raise RunError(f"{run.path} is a blend of runs that lie outside the folder that it lies in.")
+                raise RunError(
+                    f"{run.path} is a blend of runs that lie outside the folder that it lies in. If you trust who made "
+                    "it, give --outside-runs."
+                )
             found = texts_met(RunFolder(member, outside_runs=run.outside_runs), texts) | found
         return found
     own, before = Start(run, {})._hashes
