@@ -41,6 +41,7 @@ from lora_cls.report.sentences import (
 )
 from lora_cls.report.sweep_content import field_text, searched_fields, summarize, sweep_sentences
 from lora_cls.runs import FoldFolder, RunFolder, Scores, ScoreSet, TableScores
+from lora_cls.runs.folder import ABSTENTION, ANSWERS, TABLE_LABELS, TABLE_ROWS, TABLE_SCORES
 from lora_cls.runs.records import AbstentionInfo, BlendInfo, CalibrationInfo, ExportInfo
 from lora_cls.search.folder import SweepFolder
 
@@ -112,13 +113,13 @@ def print_table_scores(scores: TableScores, folder: Path) -> None:
         say(sentence)
     say("Also: " + ", ".join(f"{name} {value:.4f}" for name, value in other_metrics(scores)) + ".")
     say()
-    for name in ("scores.json", "labels.csv", "rows.csv"):
+    for name in (TABLE_SCORES, TABLE_LABELS, TABLE_ROWS):
         say(f"{name.partition('.')[0]:<12} {folder / name}")
 
 
 def print_abstention(folder: Path) -> None:
     """What abstaining came to out of fold, per label and over all, and where the answers are."""
-    about = AbstentionInfo.read(folder / "abstain.json")
+    about = AbstentionInfo.read(folder / ABSTENTION)
     found = about.out_of_fold
 
     def cell(value: float | None) -> str:
@@ -137,7 +138,7 @@ def print_abstention(folder: Path) -> None:
         f"{found.coverage:.1%} of the {what} are answered, {cell(found.right)} of them right (of all "
         f"{found.right_without:.3f}); {found.rows_answered:.1%} of the rows have every label answered."
     )
-    say(f"Answers        {folder / 'answers.csv'}")
+    say(f"Answers        {folder / ANSWERS}")
 
 
 def print_explanation(found: Explanation, task: Task, n_words: int) -> None:

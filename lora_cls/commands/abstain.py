@@ -13,9 +13,9 @@ from lora_cls.errors import RecipeError, RunError
 from lora_cls.evaluation.abstention import Abstention, abstention_scores
 from lora_cls.files import write_csv
 from lora_cls.runs import RunFolder
+from lora_cls.runs.folder import ABSTENTION, ANSWERS
 from lora_cls.runs.records import AbstentionInfo
 
-ANSWERS, ABOUT = "answers.csv", "abstain.json"  # in a folder of predictions
 ABSTAIN = "abstain"
 
 
@@ -89,4 +89,4 @@ def answer_columns(
 def write_answers(folder: Path, columns: dict[str, Sequence[str]], about: AbstentionInfo) -> None:
     """`answers.csv` and `abstain.json` in a folder of predictions."""
     write_csv(folder / ANSWERS, pd.DataFrame(columns))
-    about.write(folder / ABOUT)
+    about.write(folder / ABSTENTION)

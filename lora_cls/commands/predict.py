@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.choices import Models
-from lora_cls.commands.abstain import ABOUT, ANSWERS, answer_columns, fit_abstention, write_answers
+from lora_cls.commands.abstain import answer_columns, fit_abstention, write_answers
 from lora_cls.commands.explain import MOST_PARTS, Explanation, explain_text
 from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
 from lora_cls.data.table import table_stem
@@ -25,6 +25,7 @@ from lora_cls.errors import DataError, RunError, no_fold_finished, shorten
 from lora_cls.files import array_bytes, make_folder, remove, write_bytes, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
+from lora_cls.runs.folder import ABSTENTION, ANSWERS
 from lora_cls.runs.io import read_array, write_values
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
@@ -326,7 +327,7 @@ def predict_file(
         label_column=run.label_column, delimiter=delimiter, y_score=y_score,
         probabilities=run.task(run.decision()).metric.of_scores,
     )  # fmt: skip
-    for file in (ANSWERS, ABOUT):  # of an earlier prediction
+    for file in (ANSWERS, ABSTENTION):  # of an earlier prediction
         remove(folder / file)
     if abstention is not None:
         columns = answer_columns(test.ids, run.label_names, y_score, y_pred, abstention[0])

@@ -22,12 +22,10 @@ from lora_cls.files import whole_folder, write_csv, writing
 from lora_cls.report.content import spreadsheet
 from lora_cls.report.page import write_reports
 from lora_cls.runs import Labelled, Results, RunFolder, TableScores
-from lora_cls.runs.folder import TABLE_SCORES
+from lora_cls.runs.folder import TABLE_LABELS, TABLE_ROWS, TABLE_SCORES
 from lora_cls.runs.records import SeenRow
 from lora_cls.runs.start import texts_met
 from lora_cls.training.progress import Progress
-
-LABELS, ROWS = "labels.csv", "rows.csv"
 
 
 def score_file(
@@ -232,7 +230,7 @@ def _refuse(folder: Path, overwrite: bool) -> None:
     with writing(folder):
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
-        ours = folder.is_dir() and {file.name for file in folder.iterdir()} <= {TABLE_SCORES, LABELS, ROWS}
+        ours = folder.is_dir() and {file.name for file in folder.iterdir()} <= {TABLE_SCORES, TABLE_LABELS, TABLE_ROWS}
     if not ours:
         raise RunError(f"{folder} holds something else than scores, and is not overwritten: choose another --out.")
     if not overwrite:
@@ -252,7 +250,7 @@ def _write(folder: Path, run: RunFolder, labelled: Labelled, answers: Answers, s
         true, decided = (" | ".join(names[j] for j in np.flatnonzero(y[i])) for y in (labelled.y_true, y_pred))
         values = zip(own.values(), (row_id, true, decided, trained.get(row_id, "")), strict=True)
         rows.append({**dict(values), **dict(zip(names, y_score[i].tolist(), strict=True))})
-    write_csv(folder / ROWS, spreadsheet(rows, [*own.values(), *names]))
+    write_csv(folder / TABLE_ROWS, spreadsheet(rows, [*own.values(), *names]))
     labels = [row.model_dump() for row in scores.scores.per_label]
-    write_csv(folder / LABELS, spreadsheet(labels, list(labels[0])))
+    write_csv(folder / TABLE_LABELS, spreadsheet(labels, list(labels[0])))
     return scores.write(folder / TABLE_SCORES)

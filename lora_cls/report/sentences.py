@@ -9,6 +9,7 @@ from lora_cls.errors import shorten
 from lora_cls.evaluation import Interval, Metric, task_of
 from lora_cls.recipe import Distill, Head, Recipe
 from lora_cls.runs import RunFolder, RunInfo, Scores, TableScores
+from lora_cls.runs.folder import TABLE_ROWS
 from lora_cls.runs.records import BlendInfo
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def table_score_sentences(scores: TableScores) -> list[str]:
         rest = "No other rows are left to score" if without is None else f"Without them {_with_interval(without)}"
         said.append(
             f"WARNING: the run was trained on the texts of {len(rows):,} of these rows, which may flatter: "
-            f"{shorten(rows)}{' (all in rows.csv)' if len(rows) > 10 else ''}. {rest}."
+            f"{shorten(rows)}{f' (all in {TABLE_ROWS})' if len(rows) > 10 else ''}. {rest}."
         )
     elif scores.seen is not None:
         said.append("None of these texts stands in the training rows.")

@@ -54,7 +54,8 @@ from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores, TableSc
 from lora_cls.runs.sums import sums
 from lora_cls.yaml_text import write_yaml
 
-TABLE_SCORES = "scores.json"  # of a labelled table, within a folder of its own
+TABLE_SCORES, TABLE_LABELS, TABLE_ROWS = "scores.json", "labels.csv", "rows.csv"  # in the folder of a labelled table
+ANSWERS, ABSTENTION = "answers.csv", "abstain.json"  # in a folder of predictions
 UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
 
