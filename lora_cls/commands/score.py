@@ -114,16 +114,17 @@ def score_test(run: RunFolder, results: Results, labelled: Labelled, say: Callab
     except Exception as error:
         say(
             f"The test rows could not be scored ({type(error).__name__}: {brief(error)}). Scores and submission are "
-            f"complete; lora-cls score {shlex.quote(str(run.path))} --input FILE tries again."
+            f"complete; try again with: lora-cls score {shlex.quote(str(run.path))} --input FILE"
         )
 
 
 def _score_test(run: RunFolder, results: Results, labelled: Labelled, say: Callable[[str], None]) -> None:
     path = run.info.data.paths.get("test") or "DataFrame"
     folder = run.files.table_scores / ("test" if path == "DataFrame" else table_stem(path))
-    if folder.exists() and TableScores.read(folder / TABLE_SCORES).table_sha256 != labelled.rows.fingerprint():
-        say(f"{folder} holds scores of another table: the test rows are not scored. Score them with: lora-cls score")
-        return
+    _refuse(folder, overwrite=True)
+    file = folder / TABLE_SCORES
+    if file.exists() and TableScores.read(file).table_sha256 != labelled.rows.fingerprint():
+        raise RunError(f"{folder} holds scores of another table: give another --out")
     answers = test_answers(run, labelled)
     assert answers is not None
     scores = score_rows(run, results, labelled, answers, "folds", len(run.finished_folds))

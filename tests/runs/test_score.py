@@ -244,6 +244,20 @@ def test_texts_that_were_read_without_labels(tfidf_recipe, train, labelled, tmp_
     assert "had read these texts, without their labels" in _read_without_labels(run, Labelled.read(run, labelled))[0]
 
 
+def test_scores_of_another_table_stay(tfidf_recipe, train, labelled, tmp_path, results):
+    """A run that goes on renews the score of its test rows, and touches no other table's of that name."""
+    recipe, out = tfidf_recipe(data__label_columns=LABELS), tmp_path / "run"
+    run = cross_validate(recipe, train, labelled, out, folds=[0])
+    (partial,) = run.table_scores().values()
+    assert partial.n_models == 1
+    run = cross_validate(recipe, train, labelled, out, resume=True)
+    (whole,) = run.table_scores().values()
+    assert whole.n_models == 3 and whole.table_sha256 == partial.table_sha256
+    other = score_file(run, labelled.iloc[:20], out / "scores" / "test", overwrite=True)
+    run = cross_validate(recipe, train, labelled, out, resume=True)
+    assert run.table_scores()["test"] == other
+
+
 def test_command(finished, copy_of, labelled, tmp_path, monkeypatch, capsys):
     """The table, the sentences and the files are printed; damage in a score is told with what mends it."""
     from lora_cls import cli
