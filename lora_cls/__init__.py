@@ -25,6 +25,7 @@ _HOMES = {
     "predict_file": "commands.predict",
     "read_table": "data",
     "refit": "commands.refit",
+    "score_file": "commands.score",
     "status": "commands.status",
     "stratified_folds": "data",
     "sweep": "commands.sweep",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lora_cls.commands.predict import Classifier as Classifier
     from lora_cls.commands.predict import predict_file as predict_file
     from lora_cls.commands.refit import refit as refit
+    from lora_cls.commands.score import score_file as score_file
     from lora_cls.commands.status import status as status
     from lora_cls.commands.sweep import sweep as sweep
     from lora_cls.commands.tune import tune as tune

@@ -109,6 +109,10 @@ ExecutorName = Annotated[
         help="Where they are started: local; ray, the cluster of RAY_ADDRESS or one made here; or ray://HOST:PORT.",
     ),
 ]
+OutsideRuns = Annotated[
+    bool,
+    typer.Option("--outside-runs", help="Let a blend open runs that lie outside the folder that it lies in."),
+]
 
 
 @app.command(
@@ -235,11 +239,15 @@ def predict(
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
     format: Annotated[TableFormat, typer.Option(help="What the answers are written as.")] = "csv",
+    abstain_below_precision: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Write answers.csv, too, in which labels whose yes or no would be right less often, as 0.9, abstain.",
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
-    outside_runs: Annotated[
-        bool,
-        typer.Option("--outside-runs", help="Let a blend open runs that lie outside the folder that it lies in."),
-    ] = False,
+    outside_runs: OutsideRuns = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Answer for new texts with the models of a run."""
@@ -247,9 +255,63 @@ def predict(
 
     folder = predict_file(
         run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, format=format,
-        overwrite=overwrite, show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+        abstain_below_precision=abstain_below_precision, overwrite=overwrite, show=True,
+        trust_remote_code=trust_remote_code, outside_runs=outside_runs,
     )  # fmt: skip
     _print(f"Probabilities  {folder / f'test_proba.{format}'}\nSubmission     {folder / f'submission.{format}'}")
+    if abstain_below_precision is not None:
+        from lora_cls.terminal import print_abstention
+
+        print_abstention(folder)
+
+
+@app.command(**_example("score runs/minilm-l6 --input test_labelled.csv"))
+def score(
+    run: RunPath,
+    input: Annotated[Path, typer.Option("--input", metavar="FILE", help="Labelled table that the run never saw.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="A new folder; RUN/scores/NAME by default.")
+    ] = None,
+    backbone: BackbonePath = None,
+    models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    trust_remote_code: TrustRemoteCode = False,
+    outside_runs: OutsideRuns = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score a run, an export or a blend on labelled rows that it never saw, at the thresholds that it ships.
+
+    Beside the score out of fold; rows whose text the run was trained on are named, and left out of a second score.
+    """
+    from lora_cls.commands.score import score_file, scores_folder
+    from lora_cls.runs import RunFolder
+    from lora_cls.terminal import print_table_scores
+
+    folder = RunFolder(run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
+    scores = score_file(folder, input, out, backbone=backbone, models=models, overwrite=overwrite, show=True)
+    print_table_scores(scores, scores_folder(folder, input, models, out))
+
+
+@app.command(**_example('explain runs/minilm-l6 "late again, and the box was crushed"'))
+def explain(
+    run: RunPath,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="One text, as it stands in the run's text column.")],
+    words: Annotated[int, typer.Option(metavar="N", min=1, help="Print so many words, those of most weight.")] = 20,
+    backbone: BackbonePath = None,
+    models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    trust_remote_code: TrustRemoteCode = False,
+    outside_runs: OutsideRuns = False,
+) -> None:
+    """Show how much each word of a text speaks for each label: what the answer loses without it.
+
+    One word is taken out at a time: of two of which either suffices, both count for little.
+    """
+    from lora_cls.commands.predict import Classifier
+    from lora_cls.terminal import print_explanation
+
+    classifier = Classifier.load(
+        run, backbone=backbone, models=models, trust_remote_code=trust_remote_code, outside_runs=outside_runs
+    )
+    print_explanation(classifier.explain(text), classifier.run.task(), words)
 
 
 @app.command(**_example("refit runs/minilm-l6"))

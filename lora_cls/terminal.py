@@ -8,12 +8,13 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lora_cls.errors import shorten, visible
-from lora_cls.evaluation import task_of
+from lora_cls.evaluation import Task, task_of
 from lora_cls.evaluation.comparison import COST_NOTE, Comparison
 from lora_cls.report.comparison import (
     COST,
@@ -32,19 +33,24 @@ from lora_cls.report.sentences import (
     gain_sentence,
     lengths_sentence,
     memory_sentence,
+    other_metrics,
     reused_sentence,
     score_sentence,
+    table_score_sentences,
     time_sentence,
 )
 from lora_cls.report.sweep_content import field_text, searched_fields, summarize, sweep_sentences
-from lora_cls.runs import FoldFolder, RunFolder, Scores
-from lora_cls.runs.records import BlendInfo, CalibrationInfo, ExportInfo
+from lora_cls.runs import FoldFolder, RunFolder, Scores, ScoreSet, TableScores
+from lora_cls.runs.folder import ABSTENTION, ANSWERS, TABLE_LABELS, TABLE_ROWS, TABLE_SCORES
+from lora_cls.runs.records import AbstentionInfo, BlendInfo, CalibrationInfo, ExportInfo
 from lora_cls.search.folder import SweepFolder
 
 if TYPE_CHECKING:
     from lora_cls.commands.check import Check
+    from lora_cls.commands.explain import Explanation
     from lora_cls.commands.status import RunStatus, SweepStatus
 
+MOST_LABELS = 8  # columns of an explanation
 FILES = {
     "metrics.json": "scores",
     "thresholds.json": "thresholds",
@@ -64,20 +70,15 @@ def print_run(run: RunFolder) -> None:
     scores, task = metrics.cross_fitted, run.task()
     where = "Out of fold" if metrics.n_splits > 1 else "Held-out rows"
     decided = f"decided by the other {scores.over}' thresholds; shown is the shipped one"
-    rows = []
-    for row in scores.per_label:
-        values = [
-            getattr(row, key) for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")
-        ]
-        cells = ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append([row.label, str(row.support), f"{row.prevalence:.1%}", *cells])
     say()
-    columns = (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP")
-    show(f"{where}, per {task.noun} ({decided})", columns, rows)
+    _show_labels(f"{where}, per {task.noun} ({decided})", task, scores)
     say(score_sentence(metrics))
     beside = {key: name for key, name in task.beside.items() if key != metrics.metric}
     more = ", ".join(f"{name} {getattr(scores, key):.4f}" for key, name in beside.items())
     say(f"{more}. {metrics.note}" if more else metrics.note)
+    for of_table in run.table_scores().values():
+        if of_table.table_sha256 == info.data.test_sha256 and of_table.decision_sha256 == metrics.decision_sha256:
+            say(" ".join(table_score_sentences(of_table)))
     say(cost_sentence(info))
     if info.reused:
         say(reused_sentence(info.reused))
@@ -89,6 +90,71 @@ def print_run(run: RunFolder) -> None:
     for name, label in FILES.items():
         if (run.path / name).is_file():
             say(f"{label:<12} {run.path / name}")
+
+
+def _show_labels(title: str, task: Task, scores: ScoreSet) -> None:
+    """A table of scores per label."""
+    rows = []
+    for row in scores.per_label:
+        values = [
+            getattr(row, key) for key in ("threshold", "precision", "recall", "f1", "roc_auc", "average_precision")
+        ]
+        cells = ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append([row.label, str(row.support), f"{row.prevalence:.1%}", *cells])
+    show(title, (task.noun, task.count, "share", "threshold", "precision", "recall", "F1", "AUC", "AP"), rows)
+
+
+def print_table_scores(scores: TableScores, folder: Path) -> None:
+    """The score on a labelled table, a table per label, the other metrics, and the paths of the files."""
+    task = task_of(scores.task, metric=scores.metric, metric_beta=scores.metric_beta)
+    say()
+    _show_labels(f"{scores.table}, per {task.noun}", task, scores.scores)
+    for sentence in table_score_sentences(scores):
+        say(sentence)
+    say("Also: " + ", ".join(f"{name} {value:.4f}" for name, value in other_metrics(scores)) + ".")
+    say()
+    for name in (TABLE_SCORES, TABLE_LABELS, TABLE_ROWS):
+        say(f"{name.partition('.')[0]:<12} {folder / name}")
+
+
+def print_abstention(folder: Path) -> None:
+    """What abstaining came to out of fold, per label and over all, and where the answers are."""
+    about = AbstentionInfo.read(folder / ABSTENTION)
+    found = about.out_of_fold
+
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    sides = ("yes", "no") if about.no is not None else ("yes",)
+    keys = ["coverage", *(f"precision_{side}{end}" for side in sides for end in ("", "_without"))]
+    show(
+        f"Abstaining below precision {about.precision:g}, out of fold on {about.rows} rows: bands of the other "
+        f"{about.over}",
+        ["label", *(key.replace("_", " ").replace("without", "of all") for key in keys)],
+        [[row.label, *(cell(getattr(row, key)) for key in keys)] for row in found.per_label],
+    )
+    what = "rows" if about.no is None else "decisions"
+    say(
+        f"{found.coverage:.1%} of the {what} are answered, {cell(found.right)} of them right (of all "
+        f"{found.right_without:.3f}); {found.rows_answered:.1%} of the rows have every label answered."
+    )
+    say(f"Answers        {folder / ANSWERS}")
+
+
+def print_explanation(found: Explanation, task: Task, n_words: int) -> None:
+    """The labels of a text with their probabilities, and what its weightiest words contribute to each."""
+    order = np.lexsort((-found.y_score, -found.y_pred.astype(np.int64)))[:MOST_LABELS]
+    names = [f"{found.label_names[j]}{'' if not found.y_pred[j] else ' *'}" for j in order]
+    weight = np.abs(found.contributions[:, order]).max(axis=1, initial=0.0)
+    rows = np.sort(np.argsort(-weight, kind="stable")[:n_words])
+    cells = [["probability", *(f"{found.y_score[j]:.3f}" for j in order)]]
+    cells += [[found.words[i], *(f"{value:+.2f}" for value in found.contributions[i, order])] for i in rows]
+    unit = "log-probability" if task.exclusive else "log-odds"
+    show(f"{unit.capitalize()} of each {task.noun} (* decided) less those without the word", ["", *names], cells)
+    left_out = [f"{len(found.words) - len(rows)} of less weight" if len(rows) < len(found.words) else ""]
+    left_out += [f"{len(found.label_names) - len(order)} {task.nouns}" if len(order) < len(found.label_names) else ""]
+    if any(left_out):
+        say(f"Not shown: {', '.join(part for part in left_out if part)}.")
 
 
 def print_check(check: Check) -> None:

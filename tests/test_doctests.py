@@ -17,7 +17,17 @@ MODULES = [
 ]
 NEED_RUNS = "lora_cls.commands."
 """These train or take a run folder: their examples are run on a table and on runs that a test prepares."""
-WITH_RUNS = {"Classifier", "blend", "compare", "cross_validate", "export", "predict_file", "sweep", "tune"}
+WITH_RUNS = {
+    "Classifier",
+    "blend",
+    "compare",
+    "cross_validate",
+    "export",
+    "predict_file",
+    "score_file",
+    "sweep",
+    "tune",
+}
 
 
 def examples(module, **names):

@@ -13,6 +13,7 @@ import numpy as np
 from lora_cls.commands.costs import Costs
 from lora_cls.commands.epochs import choose_epochs
 from lora_cls.commands.fold_training import FoldWork, find_teachers, train_fold
+from lora_cls.commands.score import score_test
 from lora_cls.commands.tune import score
 from lora_cls.commands.workers import Workers, check_workers, make_executor, threads_of
 from lora_cls.data import (
@@ -26,7 +27,7 @@ from lora_cls.errors import RecipeError, RunError, visible
 from lora_cls.machine import reset_peak_memory, surroundings
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.page import write_reports
-from lora_cls.runs import RunFolder, RunInfo
+from lora_cls.runs import Labelled, RunFolder, RunInfo
 from lora_cls.runs.records import DataInfo
 from lora_cls.runs.start import find_start, noted_start
 from lora_cls.training.factory import make_learner
@@ -214,6 +215,8 @@ def cross_validate(
             results = score(run)
             costs.tune = time.monotonic() - tuning
             costs.note(last_session_seconds=round(time.monotonic() - started, 1))
+            if tables.test is not None and tables.test_labels is not None:
+                score_test(run, results, Labelled.of(tables.test, tables.test_labels), progress.say)
             write_reports(run, progress.say, results)
         for listener in progress.listeners:
             listener.run_done(run)

@@ -6,8 +6,9 @@ import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from copy import copy
 from pathlib import Path
 from threading import Lock
 from typing import Any, get_args
@@ -16,6 +17,8 @@ import numpy as np
 import pandas as pd
 
 from lora_cls.choices import Models, TableFormat
+from lora_cls.commands.abstain import answer_columns, fit_abstention
+from lora_cls.commands.explain import MOST_PARTS, Explanation, explain_text
 from lora_cls.data import Dataset, TableLike, read_sample_submission, write_submission
 from lora_cls.data.names import free_name
 from lora_cls.data.new_rows import NewRows
@@ -30,10 +33,12 @@ from lora_cls.data.submission import (
 from lora_cls.data.table import table_stem
 from lora_cls.data.table_file import Cells, table_file
 from lora_cls.data.texts import Texts, given_texts
-from lora_cls.errors import RunError, no_fold_finished, shorten
+from lora_cls.errors import DataError, RunError, no_fold_finished, shorten
+from lora_cls.evaluation.abstention import Abstention
 from lora_cls.files import array_bytes, make_folder, remove, write_bytes, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
+from lora_cls.runs.folder import ABSTENTION, ANSWERS
 from lora_cls.runs.io import read_array
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress, RowProgress
@@ -179,6 +184,48 @@ class Classifier:
         named = self.run.task().named(self.answer(texts)[1], self.label_names)
         return named[0] if isinstance(texts, str) else named
 
+    def explain(self, text: Texts, *, most_words: int = MOST_PARTS) -> Explanation:
+        """How much each word of a text speaks for each label: what the answer loses where the word is taken out.
+
+        Works for every kind of run, in batches, and costs as many answers as there are words. What it says is what
+        these models do, one word at a time, and no more: of two words of which either suffices both count for little;
+        a text with a gap is unlike those that were trained on; contributions do not add up to the answer; and in a text
+        that is longer than the models read, taking a word out brings another one in at the end. Where folds vote
+        (`prediction.combine: vote`) it is of their mean log-odds instead.
+
+        Parameters
+        ----------
+        text : one text, as it stands in the run's text column; or a DataFrame of one row with its text columns
+        most_words : in longer texts neighbouring words are taken together
+
+        Raises
+        ------
+        DataError
+            For anything but one text.
+
+        Examples
+        --------
+        >>> found = Classifier.load("runs/tfidf").explain("a lovely day, and I am delighted")
+        >>> found.contributions.shape  # seven words, three labels
+        (7, 3)
+        >>> found.strongest("joy", 2)[0][1] > 0
+        True
+        """
+        columns = self.run.info.data.text_columns or ["text"]
+        texts = given_texts(self.recipe.data, text, columns)
+        if len(texts) != 1:
+            raise DataError(f"One text is explained at a time. Got {len(texts)} instead.")
+        quiet = copy(self)  # the same models, in the same turn
+        quiet._show = False
+        if self.prediction.combine == "vote":
+            quiet.prediction = self.prediction.model_copy(update={"combine": "mean_logit"})
+
+        def ask(given: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+            ids = [str(i) for i in range(len(given))]
+            return quiet.answer(Dataset(ids, list(given), None, self.label_names, np.arange(len(given))))
+
+        return explain_text(texts[0], ask, self.run.task(), self.label_names, most_words)
+
     def answer(self, texts: Texts | Dataset, told: Callable[[], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text.
 
@@ -236,6 +283,7 @@ def predict_file(
     backbone: str | None = None,
     models: Models = "folds",
     format: TableFormat = "csv",
+    abstain_below_precision: float | None = None,
     overwrite: bool = False,
     show: bool | None = None,
     trust_remote_code: bool = False,
@@ -251,6 +299,8 @@ def predict_file(
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
     format : `parquet` writes `test_proba.parquet` and `submission.parquet` instead
+    abstain_below_precision : as 0.9; write `answers.csv`, too, in which labels whose yes or no would be right less
+        often say `abstain`, and `abstain.json`, what that comes to out of fold (`lora_cls.commands.abstain`)
     overwrite : replace the predictions that `out` holds, once there are new ones
     trust_remote_code, outside_runs : see `Classifier.load`
 
@@ -280,13 +330,18 @@ def predict_file(
     pieces = read_pieces(table, ROWS_PER_PIECE, name="the test DataFrame")
     rows = NewRows(run.recipe.data, pieces, run.info.data.columns())
     submission = _Submission(run, rows, sample_submission)
+    abstention = None if abstain_below_precision is None else fit_abstention(run, abstain_below_precision)
     make_folder(folder)  # now: a folder that cannot be written should not cost the prediction
     with Progress(0, show) as progress:
         for note in submission.notes:
             progress.say(note)
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
     _answer(classifier, rows, folder, show)
-    _write(classifier, rows, submission, folder, format)
+    for name in (ANSWERS, ABSTENTION):  # of an earlier prediction
+        remove(folder / name)
+    _write(classifier, rows, submission, folder, format, None if abstention is None else abstention[0])
+    if abstention is not None:
+        abstention[1].write(folder / ABSTENTION)
     with writing(folder):
         for left in folder.glob(f"{PIECES}*"):
             shutil.rmtree(left)
@@ -397,7 +452,14 @@ class _Submission:
         )  # fmt: skip
 
 
-def _write(classifier: Classifier, rows: NewRows, submission: _Submission, folder: Path, format: TableFormat) -> None:
+def _write(
+    classifier: Classifier,
+    rows: NewRows,
+    submission: _Submission,
+    folder: Path,
+    format: TableFormat,
+    band: Abstention | None,
+) -> None:
     """Write the tables, piece by piece; the submission, which says that all is done, appears last."""
     names = classifier.label_names
     file = folder / f"submission.{format}"
@@ -409,11 +471,17 @@ def _write(classifier: Classifier, rows: NewRows, submission: _Submission, folde
         add_values = opened.enter_context(
             table_file(folder / f"test_proba.{format}", [free_name("id", names), *names], format)
         )
+        add_answers = None
         for number in range(rows.n_pieces):
             piece = rows.piece(number)
             y_score, decided = answer_piece(classifier, rows, number, folder)
             y_pred = decided.astype(np.int8)
             add_values([piece.ids, *y_score.T])
+            if band is not None:
+                columns = answer_columns(piece.ids, names, y_score, y_pred, band)
+                if add_answers is None:
+                    add_answers = opened.enter_context(table_file(folder / ANSWERS, list(columns)))
+                add_answers(list(columns.values()))
             if add is not None:
                 add(submission.cells(number, piece.ids, y_pred, y_score))
             else:

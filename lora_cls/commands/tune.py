@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -138,6 +138,11 @@ def score(
     submission = _Submission.of(run, task, shipped, prediction)
     if submission is not None:
         more["test"] = submission.rows
+
+    def of_way(y_pred: np.ndarray, limits: np.ndarray | None, **more: Any) -> ScoreSet:
+        answers = Answers(y_pred, oof.y_score)
+        return score_set(task, oof.y_true, answers, oof.groups, names, limits, optimistic=optimistic, **more)
+
     scores = Scores.model_validate(
         {
             "task": recipe.task,
@@ -149,8 +154,8 @@ def score(
             "n_splits": len(run.fold_numbers),
             "rows_scored": len(oof),
             "rows": int((run.folds["fold"] >= 0).sum()),
-            "cross_fitted": _score_set(task, oof, fitted.y_pred, shipped, optimistic=optimistic, **cross_fitted),
-            "untuned": _score_set(task, oof, untuned, None, optimistic=optimistic),
+            "cross_fitted": of_way(fitted.y_pred, shipped, **cross_fitted),
+            "untuned": of_way(untuned, None),
             "note": f"{LEFT_OUT} {MANY_MODELS if len(run.fold_numbers) > 1 else ONE_MODEL}",
         }
         | more
@@ -231,13 +236,22 @@ def _decides_as(untuned: np.ndarray, task: Task, oof: OutOfFold) -> str | None:
     return None
 
 
-def _score_set(task: Task, oof: OutOfFold, y_pred: np.ndarray, thresholds: np.ndarray | None, **more: Any) -> ScoreSet:
-    scores = summary(oof.y_true, y_pred, oof.y_score, oof.label_names, thresholds)
+def score_set(
+    task: Task,
+    y_true: np.ndarray,
+    answers: Answers,
+    groups: np.ndarray,
+    label_names: Sequence[str],
+    thresholds: np.ndarray | None,
+    **more: Any,
+) -> ScoreSet:
+    """Scores of one way to decide rows, with their intervals; see `summary` and `bootstrap_metric`."""
+    scores = summary(y_true, answers.y_pred, answers.y_score, label_names, thresholds)
     scores |= task.more_scores(scores)
-    interval = bootstrap_macro_f1(oof.y_true, y_pred, oof.groups)
+    interval = bootstrap_macro_f1(y_true, answers.y_pred, groups)
     judged: Interval | None = interval
     if task.metric.name != "macro_f1":
-        judged = bootstrap_metric(task.metric, oof.y_true, Answers(y_pred, oof.y_score), oof.groups)
+        judged = bootstrap_metric(task.metric, y_true, answers, groups)
     return ScoreSet.model_validate(
         more
         | scores

@@ -437,7 +437,10 @@ def _no_labels(
         hint = f"Few values stand in {shorten(of_names)}; if one holds the labels, name it: {option}"
     if shared:
         option = set_list("data.label_columns", shared)
-        hint = f"The test file has the 0/1 columns too; if they are the labels, name them: {option}"
+        hint = (
+            f"The test file has the 0/1 columns too; if they are the labels, name them: {option}. Those of the test "
+            "file are then used to score the finished run, and for nothing else"
+        )
     problems.append(
         f"no label columns: looked for data.label_columns, a sample submission, and {looked_for}. "
         f"Columns: {shorten(train.columns, 40)}. {hint}"

@@ -254,6 +254,52 @@ def load_test(config: Data, test: TableLike | None = None, *, train_columns: Col
     )
 
 
+def further_labels(
+    config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]
+) -> tuple[np.ndarray | None, list[str]]:
+    """The labels of a table that was read by `load_test`: of a test table, or of one that a run is scored on.
+
+    Parameters
+    ----------
+    frame : as `read_table` returns it
+    columns : the training table's, with `classes` where one column holds names; of this table the id
+    ids : of its rows
+
+    Returns
+    -------
+    labels : ndarray of shape (n_samples, n_labels), int8; None where there are problems
+    problems : list of str
+        Label columns that are missing, cells that are empty or say no label that is known, and for `single_label` rows
+        of no class or of several.
+    """
+    missing = [name for name in columns.labels if name not in frame.columns]
+    if missing:
+        guess = did_you_mean(missing[0], frame.columns)
+        return None, [
+            f"no label column{'s' * (len(missing) > 1)} {shorten(repr(name) for name in missing)}.{guess} "
+            f"Columns: {shorten(frame.columns, 40)}."
+        ]
+    labels, problems = label_matrix(frame, columns.labels, columns.classes, config), []
+    expected = EXPECTED_SOFT if config.soft_labels else EXPECTED
+    if columns.classes is not None:
+        expected = f"names that the training table has ({shorten(columns.classes)})"
+    for j, name in enumerate(columns.labels):
+        cells = frame[name].tolist()
+        codes = labels if columns.classes is not None else labels[:, [j]]
+        bad, empty = (np.flatnonzero((codes == code).any(axis=1)).tolist() for code in (BAD, MISSING))
+        if bad:
+            examples = shorten(f"{_row(frame, columns, ids, i)} has {shown(cells[i])}" for i in bad)
+            problems.append(f"label column '{name}': expected {expected}, but row {examples}.")
+        if empty:
+            rows = shorten(_row(frame, columns, ids, i) for i in empty)
+            problems.append(f"label column '{name}': nothing stands in row {rows}. Fill or remove them.")
+    several = (labels >= 0).all(axis=1) & (labels.sum(axis=1) != 1)
+    if columns.task == "single_label" and several.any():
+        rows = _rows(frame, columns, ids, several)
+        problems.append(f"task: single_label needs exactly one class per row, which these have not: {rows}.")
+    return (None if problems else as_binary_labels(labels)), problems
+
+
 def text_key(text: str) -> str:
     """Texts with the same key are the same text: outer white space, the kind of line ends and Unicode composition do
     not count."""

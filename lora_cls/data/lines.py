@@ -56,7 +56,7 @@ class FileLines(Iterator[str]):
                 yield from io.StringIO(text, newline="")
 
 
-def _blocks(opened: IO[bytes]) -> Iterator[bytes]:
+def _blocks(opened: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
     """The bytes of a file, cut where lines end."""
     kept: list[bytes] = []
     while data := opened.read(_BLOCK):

@@ -364,7 +364,7 @@ def _read_json(text: str, where: str) -> pd.DataFrame:
     for number, line in enumerate(LINE_END.split(text) if array is None else array, start=1):
         if array is None and isinstance(line, str) and not line.strip():
             continue
-        record = json_record(line, number) if array is None else _item(line, number)
+        record = json_record(str(line), number) if array is None else _item(line, number)
         if isinstance(record, str):
             problems.append(record)
         else:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from lora_cls.choices import ScoreMetric
-from lora_cls.data.dataset import Dataset, load_test, load_train, text_key
+from lora_cls.data.dataset import Dataset, further_labels, load_test, load_train, text_key
 from lora_cls.data.names import LIKELY_DELIMITERS
 from lora_cls.data.submission import Sample, read_sample_submission
 from lora_cls.data.subsample import stratified_subsample
@@ -56,6 +57,12 @@ class Tables:
         self.recipe = _resolved(recipe, self.train)
         self._sample_note = self._keep_sample(data.max_rows, recipe.cv.random_state)
         self.test: Dataset | None = None if test is None else load_test(data, test, train_columns=self.train.columns)
+        self.test_labels: np.ndarray | None = None
+        """Of the test rows where their table holds them, (n_samples, n_labels), int8: they enter nothing but a score of
+        the finished run."""
+        self._test_label_notes: list[str] = []
+        if test is not None and self.test is not None:
+            self._keep_test_labels(test, self.test)
         self.extra_texts: list[str] = []
         if recipe.adapt is not None and recipe.adapt.extra_texts is not None:
             self.paths["extra_texts"] = recipe.adapt.extra_texts
@@ -89,7 +96,7 @@ class Tables:
         n_rows = int((~train.extra).sum())
         found = [f"{n_rows} training rows, {len(self.test) if self.test else 'no'} test rows"]
         found += [train.columns.how] if train.columns else []
-        found += [*train.notes, *(self.test.notes if self.test else []), *self._sample_note]
+        found += [*train.notes, *(self.test.notes if self.test else []), *self._test_label_notes, *self._sample_note]
         if train.row_weight is not None:
             weight = train.row_weight
             found.append(
@@ -116,6 +123,23 @@ class Tables:
             if shared:
                 found.append(f"of the extra rows {shared} also stand in the test table, as pseudo-labels do")
         return found
+
+    def _keep_test_labels(self, frame: pd.DataFrame, test: Dataset) -> None:
+        """`test_labels`, where the test table has all label columns, and more in them than placeholders."""
+        columns = self.train.columns
+        if columns is None or not set(columns.labels) <= set(frame.columns):
+            return
+        self.test_labels, problems = further_labels(
+            self.recipe.data, frame, replace(columns, id=self.id_name), test.ids
+        )
+        if self.test_labels is not None and (len(np.unique(test.groups)) < 2 or not self.test_labels.any()):
+            self.test_labels, problems = None, ["no row has any label, or all hold one text"]
+        if self.test_labels is None:
+            self._test_label_notes = [f"the label columns of the test table are not read: {problems[0]}"]
+        else:
+            self._test_label_notes = [
+                "the test table holds its labels: the finished run is scored on them, and they do nothing else"
+            ]
 
     def _keep_sample(self, max_rows: int | None, random_state: int) -> list[str]:
         """`data.max_rows`; says what it left. Extra rows stay, and so does each part's share of a split."""
@@ -165,7 +189,9 @@ class Tables:
         self.train = self.train.subset([*sorted(list(dict.fromkeys(rows))[:SMOKE_ROWS]), *extra])
         self.extra_texts = self.extra_texts[:SMOKE_EXTRA_ROWS]
         if self.test is not None:
-            self.test = self.test.subset(np.arange(min(SMOKE_TEST_ROWS, len(self.test))))
+            few = np.arange(min(SMOKE_TEST_ROWS, len(self.test)))
+            self.test = self.test.subset(few)
+            self.test_labels = None if self.test_labels is None else self.test_labels[few]
         if self.sample is not None and self._submission is not None and self.test is not None:
             ids = self.sample.iloc[:, self._submission.id_at]
             self.sample = self.sample[ids.isin(self.test.ids)].reset_index(drop=True)

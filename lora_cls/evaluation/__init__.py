@@ -24,6 +24,7 @@ from lora_cls.evaluation.intervals import (
     bootstrap_macro_f1,
     bootstrap_metric,
     bootstrap_metric_difference,
+    bootstrap_metric_unpaired_difference,
     bootstrap_unpaired_difference,
 )
 from lora_cls.evaluation.links import Link
@@ -47,6 +48,7 @@ __all__ = [
     "bootstrap_macro_f1",
     "bootstrap_metric",
     "bootstrap_metric_difference",
+    "bootstrap_metric_unpaired_difference",
     "bootstrap_unpaired_difference",
     "calibrated_thresholds",
     "calibration_scores",

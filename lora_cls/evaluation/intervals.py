@@ -259,6 +259,53 @@ def bootstrap_metric_difference(
     return _interval(np.float64(estimate), resampled, confidence, n_groups)
 
 
+def bootstrap_metric_unpaired_difference(
+    metric: Metric,
+    y_true_a: npt.ArrayLike,
+    a: Answers,
+    groups_a: npt.ArrayLike,
+    y_true_b: npt.ArrayLike,
+    b: Answers,
+    groups_b: npt.ArrayLike,
+    *,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+) -> Interval | None:
+    """Interval for the metric of a minus that of b on two independent row sets, each drawn for itself.
+
+    For `log_loss`, of which less is better, it is b minus a: above 0 always means that a is better.
+
+    Returns
+    -------
+    Interval or None
+        None where the metric is undefined for either. A resample in which it is counts as no difference.
+
+    Raises
+    ------
+    ValueError
+        As `bootstrap_metric`; if the two sets have different numbers of labels.
+    """
+    if metric.name == "macro_f1":
+        return bootstrap_unpaired_difference(
+            y_true_a, a.y_pred, groups_a, y_true_b, b.y_pred, groups_b, n_resamples=n_resamples,
+            confidence=confidence, random_state=random_state,
+        )  # fmt: skip
+    _check_settings(n_resamples, confidence)
+    sign, estimates, resampled, n_groups = -1.0 if metric.less_is_better else 1.0, [], [], 0
+    seeds = np.random.SeedSequence(random_state).spawn(2)
+    for y_true, answers, groups, seed in ((y_true_a, a, groups_a, seeds[0]), (y_true_b, b, groups_b, seeds[1])):
+        n_drawn, of_draws = _resampler(metric, y_true, answers, groups)
+        draws = _draws(n_drawn, n_resamples, np.random.default_rng(seed))
+        resampled.append(np.concatenate([of_draws(drawn) for drawn in draws]))
+        estimates.append(metric.score(y_true, answers.y_pred, answers.y_score))
+        n_groups += n_drawn
+    estimate = np.float64(sign * (estimates[0] - estimates[1]))
+    if np.isnan(estimate):
+        return None
+    return _interval(estimate, np.nan_to_num(sign * (resampled[0] - resampled[1])), confidence, n_groups)
+
+
 def _resampler(
     metric: Metric, y_true: npt.ArrayLike, answers: Answers, groups: npt.ArrayLike
 ) -> tuple[int, Callable[[FloatArray], FloatArray]]:

@@ -27,10 +27,12 @@ from lora_cls.report.sentences import (
     blend_ways,
     gain_sentence,
     lengths_sentence,
+    other_metrics,
     score_sentence,
     settings_rows,
     share_of_test,
     start_sentence,
+    table_score_sentences,
 )
 from lora_cls.runs import Decision, FoldFolder, OutOfFold, Results, RunFolder, RunInfo, Scores
 from lora_cls.runs.io import read_bytes
@@ -159,6 +161,7 @@ def page_content(run: RunFolder, train: Dataset | None = None, results: Results 
         "doubts": _doubts(shown, task),
         "settings": [*settings_rows(recipe), *([("start", start)] if start is not None else [])],
         "test": share_of_test(run, scores),
+        "tables": _tables(run, decision),
         "costs": _costs(info, folds),
         "data": _data(run, lengths),
         "rows": len(oof),
@@ -357,6 +360,20 @@ def _blend(run: RunFolder) -> dict[str, Any] | None:
     about = BlendInfo.read(run.files.blend)
     tables = [{"header": header, "rows": rows} for header, rows in (blend_ways(about), blend_runs(about))]
     return {"sentence": gain_sentence(about), "note": about.note, "tables": tables}
+
+
+def _tables(run: RunFolder, decision: Decision) -> list[dict[str, Any]]:
+    """What the run came to on labelled tables."""
+    return [
+        {
+            "name": name,
+            "sentences": table_score_sentences(scores),
+            "labels": [row.model_dump() for row in scores.scores.per_label],
+            "metrics": other_metrics(scores),
+            "stale": scores.decision_sha256 != decision.sha256,
+        }
+        for name, scores in run.table_scores().items()
+    ]
 
 
 def _costs(info: RunInfo, folds: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from lora_cls.evaluation import Interval, task_of
+from lora_cls.errors import shorten
+from lora_cls.evaluation import Interval, Metric, task_of
 from lora_cls.recipe import Distill, Head, Recipe
-from lora_cls.runs import RunFolder, RunInfo, Scores
+from lora_cls.runs import RunFolder, RunInfo, Scores, TableScores
+from lora_cls.runs.folder import TABLE_ROWS
 from lora_cls.runs.records import BlendInfo
 
 if TYPE_CHECKING:
@@ -227,6 +229,64 @@ def tuning_sentence(gain: Interval, untuned: str | None, of: str = "") -> str:
     shown = "WARNING: tuned decisions are worse" if gain.high < 0 else "these rows show no gain"
     advice = "" if untuned is None else f"; lora-cls tune RUN --strategy {untuned} decides without tuning"
     return f"{sentence}: {shown}{advice}."
+
+
+def table_score_sentences(scores: TableScores) -> list[str]:
+    """A run's score on a labelled table, how far it is from the out-of-fold one, and which rows it was trained on."""
+    task = task_of(scores.task, metric=scores.metric, metric_beta=scores.metric_beta)
+    if scores.exported:
+        who = "by the exported model"
+    elif scores.models == "refit":
+        who = "by the model of all rows (refit)"
+    else:
+        who = f"by {scores.n_models} folds' models together" if scores.n_models > 1 else "by one fold's model"
+    how = "" if task.metric.of_scores else f" at the shipped {task.thresholds_word}"
+    where = f"on {scores.rows:,} rows of {scores.table}, {who}{how}"
+    judged = scores.scores.judged
+    if judged is None:
+        said = [f"{task.metric_name} is undefined {where}: no label has both positives and negatives there."]
+    else:
+        said = [f"{task.metric_name} {_with_interval(judged)} {where}."]
+    if scores.seen:
+        rows = []
+        for row in scores.seen:
+            about = [row.place, None if row.training_row is None else f"training row {row.training_row}"]
+            rows.append(f"{row.id} ({', '.join(part for part in about if part) or 'seen before this training'})")
+        without = scores.unseen.judged if scores.unseen is not None else None
+        rest = "No other rows are left to score" if without is None else f"Without them {_with_interval(without)}"
+        said.append(
+            f"WARNING: the run was trained on the texts of {len(rows):,} of these rows, which may flatter: "
+            f"{shorten(rows)}{f' (all in {TABLE_ROWS})' if len(rows) > 10 else ''}. {rest}."
+        )
+    elif scores.seen is not None:
+        said.append("None of these texts stands in the training rows.")
+    gap, own = scores.minus_out_of_fold, scores.out_of_fold
+    if gap is not None and own is not None:
+        verdict = "no difference shows" if gap.low <= 0 <= gap.high else ""
+        verdict = verdict or ("these rows went worse" if gap.high < 0 else "these rows went better")
+        turned = " (turned, so that above 0 is better)" if task.metric.less_is_better else ""
+        which = "These rows" if not scores.seen else "The other rows"
+        said.append(
+            f"{which} less the score out of fold, {own.estimate:.4f}: {gap.estimate:+.4f}{turned} (95 % interval "
+            f"{gap.low:+.4f} to {gap.high:+.4f}, two independent sets of rows): {verdict}."
+        )
+    elif scores.exported:
+        said.append("An export has no out-of-fold score to compare with.")
+    return said + scores.notes
+
+
+def other_metrics(scores: TableScores) -> list[tuple[str, float]]:
+    """Names and values of the metrics that a run is not judged by, where they are defined."""
+    beta, exclusive = scores.metric_beta, scores.task == "single_label"
+    return [
+        (Metric(name, beta if name == "f_beta" else None, exclusive).title, value)  # type: ignore[arg-type]
+        for name, value in scores.metrics.items()
+        if name != scores.metric and value is not None
+    ]
+
+
+def _with_interval(found: Interval) -> str:
+    return f"{found.estimate:.4f} (95 % interval {found.low:.4f} to {found.high:.4f})"
 
 
 def cost_sentence(info: RunInfo) -> str:

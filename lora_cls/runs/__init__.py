@@ -10,7 +10,7 @@ from lora_cls.runs.folder import Results, RunFiles, RunFolder
 from lora_cls.runs.io import read_array, read_csv
 from lora_cls.runs.labelled import Labelled
 from lora_cls.runs.out_of_fold import OutOfFold
-from lora_cls.runs.records import Decision, FoldInfo, RunInfo, Scores, ScoreSet, TestRows
+from lora_cls.runs.records import Decision, FoldInfo, RunInfo, Scores, ScoreSet, TableScores, TestRows
 from lora_cls.runs.tables import training_data
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "RunInfo",
     "ScoreSet",
     "Scores",
+    "TableScores",
     "TestRows",
     "align",
     "read_array",

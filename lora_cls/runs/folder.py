@@ -51,10 +51,12 @@ from lora_cls.runs.fold import FoldFolder
 from lora_cls.runs.io import RESTORE, integers, read_array, read_bytes, read_csv, read_values, write_values
 from lora_cls.runs.lock import LOCK, locked
 from lora_cls.runs.out_of_fold import OutOfFold
-from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores
+from lora_cls.runs.records import Decision, LabelsInfo, RunInfo, Scores, TableScores
 from lora_cls.runs.sums import sums
 from lora_cls.yaml_text import write_yaml
 
+TABLE_SCORES, TABLE_LABELS, TABLE_ROWS = "scores.json", "labels.csv", "rows.csv"  # in the folder of a labelled table
+ANSWERS, ABSTENTION = "answers.csv", "abstain.json"  # in a folder of predictions
 UNFINISHED = ".creating"  # stands in a folder that is not complete yet
 
 
@@ -78,7 +80,8 @@ class RunFiles:
             root / "oof_proba_calibrated.csv",
             root / "test_proba_calibrated.csv",
         )
-        self.predictions, self.logs = root / "predictions", root / "logs"
+        self.predictions, self.table_scores = root / "predictions", root / "scores"
+        self.logs = root / "logs"
 
 
 @dataclass(frozen=True)
@@ -465,6 +468,13 @@ class RunFolder:
             fitted = task.link.probabilities(read_array(file, shape, self._noted(file), again), np.ones(len(names)))
         ids = self.folds["id"].iloc[rows].tolist()
         return OutOfFold(ids, names, rows, fold, groups, over, part, y_true, logits, y_score, fitted)
+
+    def table_scores(self) -> dict[str, TableScores]:
+        """What `score` found on labelled tables, by the name of the folder in `scores/`; raises RunError for damage."""
+        return {
+            file.parent.name: TableScores.read(file)
+            for file in sorted(self.files.table_scores.glob(f"*/{TABLE_SCORES}"))
+        }
 
     def results(self) -> Results:
         """The run's predictions, decisions and scores, as they were last tuned. Raises RunError if it has none yet."""

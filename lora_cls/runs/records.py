@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_cls.choices import ExportKind, MetricName, Over
+from lora_cls.choices import ExportKind, MetricName, Models, Over
 from lora_cls.data import Columns
 from lora_cls.errors import RunError
 from lora_cls.evaluation import Interval, Metric
@@ -429,6 +429,105 @@ class ExportInfo(Record):
         if self.kind == "merged":
             return "merged"
         return "exact mean" if self.compression is None else "compressed mean"
+
+
+class SeenRow(Part):
+    """A row of a labelled table whose text a run was trained on."""
+
+    id: str
+    place: str | None
+    """`line 7` of a text file, `row 5` (counted from 0) of others; None of a run's own test rows."""
+    training_row: str | None
+    """Id of the training row of that text; None where only the models that training began with saw it."""
+
+
+class TableScores(Record):
+    """`scores/NAME/scores.json`: a run's models, at its shipped thresholds, on a labelled table."""
+
+    remedy: ClassVar[str] = " Write it again with: lora-cls score RUN --input FILE --overwrite."
+
+    table: str
+    """The file's name."""
+    table_sha256: str
+    """Of ids and texts."""
+    task: TaskName | None
+    metric: MetricName = "macro_f1"
+    metric_beta: float | None = None
+    models: Models
+    n_models: int
+    exported: bool = False
+    """The one model is an export, which has no out-of-fold score to compare with."""
+    decision_sha256: str | None = None
+    """The field `sha256` of the `thresholds.json` that decided."""
+    rows: int
+    scores: ScoreSet
+    """Of all rows."""
+    metrics: dict[str, float | None]
+    """Every metric of all rows, by name; None where it is undefined."""
+    seen: list[SeenRow] | None
+    """Rows whose text the run was trained on; None where that cannot be told."""
+    unseen: ScoreSet | None = None
+    """Of the other rows, where there are both."""
+    out_of_fold: Interval | None = None
+    """The run's own score, cross-fitted."""
+    minus_out_of_fold: Interval | None = None
+    """This score (of unseen rows, where there are seen ones) less that; turned so that above 0 is better."""
+    notes: list[str] = []
+
+    @property
+    def of(self) -> Metric:
+        """The metric that the run is judged by."""
+        return Metric(self.metric, self.metric_beta, self.task == "single_label")
+
+    def per_label(self) -> pd.DataFrame:
+        """A row per label: scores at the shipped threshold."""
+        return pd.DataFrame([row.model_dump() for row in self.scores.per_label])
+
+    def __repr__(self) -> str:
+        judged, seen = self.scores.judged, f", {len(self.seen)} seen in training" if self.seen else ""
+        value = "undefined" if judged is None else f"{judged.estimate:.4f}"
+        return f"TableScores({self.metric}={value}, {self.rows} rows of {self.table}{seen})"
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the headline, and the table per label."""
+        return f"<p>{escape(repr(self))}</p>" + self.per_label().to_html(index=False, float_format="{:.3f}".format)
+
+
+class LabelAbstention(Part):
+    """One label, with abstaining and `without`; None where there is no such answer."""
+
+    label: str
+    coverage: float | None
+    precision_yes: float | None
+    precision_yes_without: float | None
+    precision_no: float | None
+    precision_no_without: float | None
+
+
+class AbstentionScores(Part):
+    """How much is answered, and how much of that is right."""
+
+    coverage: float
+    right: float | None
+    right_without: float
+    rows_answered: float
+    per_label: list[LabelAbstention]
+
+
+class AbstentionInfo(Record):
+    """`predictions/NAME/abstain.json`: which scores were left unanswered, and what that comes to out of fold."""
+
+    precision: float
+    """Of each label's yes, and of its no, that was asked for."""
+    decision_sha256: str | None
+    yes: dict[str, float | None]
+    """By label, the least score of a positive answer; None where none is given."""
+    no: dict[str, float | None] | None
+    """By label, the greatest score of a negative answer; None of classes."""
+    rows: int
+    over: Over
+    out_of_fold: AbstentionScores
+    """Cross-fitted: each fold's rows by bands of the others."""
 
 
 class CalibrationScores(Part):

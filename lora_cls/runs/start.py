@@ -211,6 +211,33 @@ class Start:
         return found
 
 
+def texts_met(run: RunFolder, texts: Sequence[str]) -> dict[int, str | None]:
+    """Which texts a run was trained on, or tuned its thresholds on: their positions, with the id of the training row of
+    that text (of an export, or where only the models that training began with saw it: None). Of a blend, all its runs'.
+
+    Raises
+    ------
+    RunError
+        If that cannot be told: a run of before texts were noted, whose training table is gone.
+    """
+    if run.recipe.blend is not None:
+        found: dict[int, str | None] = {}
+        for path in run.recipe.blend.runs:
+            member = (run.path / path).resolve()
+            if not run.outside_runs and run.path.resolve().parent not in member.parents:
+                raise RunError(
+                    f"{run.path} is a blend of runs that lie outside the folder that it lies in. If you trust who made "
+                    "it, give --outside-runs."
+                )
+            found = texts_met(RunFolder(member, outside_runs=run.outside_runs), texts) | found
+        return found
+    own, before = Start(run, {})._hashes
+    names: dict[bytes, str | None] = dict.fromkeys(_keys(before))
+    if len(own):
+        names |= dict(zip(_keys(own)[::-1], run.folds["id"].tolist()[::-1], strict=True))  # the first of equals stays
+    return {i: names[key] for i, key in enumerate(_keys(text_hashes(texts))) if key in names}
+
+
 def notes_texts(run: RunFolder) -> bool:
     """Whether a run or an export holds the hashes of what it was trained on."""
     file = run.files.text_hashes
@@ -219,9 +246,12 @@ def notes_texts(run: RunFolder) -> bool:
 
 def among(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which of the hashes stand among others, ndarray of shape (n_hashes,), bool."""
-    kind = np.dtype((np.void, HASH_BYTES))
-    known = set(np.ascontiguousarray(others).view(kind).reshape(-1).tolist())
-    return np.array([key in known for key in np.ascontiguousarray(hashes).view(kind).reshape(-1).tolist()], dtype=bool)
+    known = set(_keys(others))
+    return np.array([key in known for key in _keys(hashes)], dtype=bool)
+
+
+def _keys(hashes: np.ndarray) -> list[bytes]:
+    return list(np.ascontiguousarray(hashes).view(np.dtype((np.void, HASH_BYTES))).reshape(-1).tolist())
 
 
 def find_start(recipe: Recipe, train: Dataset, fold: np.ndarray, numbers: list[int]) -> Start | None:

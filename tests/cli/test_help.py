@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -100,7 +101,7 @@ def test_help_of_each_command(words, monkeypatch, capsys):
 def test_examples_are_commands(words):
     """Every example in a help is parsed: its command and its options exist."""
     for line in COMMANDS[words].epilog.splitlines()[2:]:
-        given = line.split(">")[0].split()
+        given = shlex.split(line.split(">")[0])
         assert given[0] == "lora-cls"
         command, rest = typer.main.get_command(app), given[1:]
         while hasattr(command, "commands"):

@@ -7,7 +7,13 @@ import pytest
 import sklearn.metrics as sk
 
 from lora_cls.choices import MetricName
-from lora_cls.evaluation import Answers, bootstrap_metric, bootstrap_metric_difference
+from lora_cls.evaluation import (
+    Answers,
+    bootstrap_metric,
+    bootstrap_metric_difference,
+    bootstrap_metric_unpaired_difference,
+    bootstrap_unpaired_difference,
+)
 from lora_cls.evaluation.metric import Metric
 
 OF_LABELS = {
@@ -118,3 +124,33 @@ def test_intervals_are_those_of_rows_drawn_anew(name, exclusive):
 def test_a_metric_that_is_undefined_has_no_interval():
     y_true, answers = np.ones((4, 1), int), Answers(np.ones((4, 1)), np.arange(4.0)[:, None])
     assert bootstrap_metric(Metric("roc_auc"), y_true, answers, np.arange(4), n_resamples=5) is None
+
+
+@pytest.mark.parametrize("name", get_args(MetricName))
+def test_unpaired_differences(name):
+    """Rows of two tables, each drawn for itself: the estimate is the plain difference, within its interval, which is as
+    wide as both tables' intervals say together; log loss is turned."""
+    rng = np.random.default_rng(3)
+    metric, sign = Metric(name, 2.0 if name == "f_beta" else None), -1.0 if name == "log_loss" else 1.0
+    sets = []
+    for n in (80, 120):
+        y_score = rng.random((n, 3))
+        y_true = (rng.random((n, 3)) < y_score).astype(int)
+        sets.append((y_true, Answers((y_score > 0.5).astype(int), y_score), np.arange(n)))
+    found = bootstrap_metric_unpaired_difference(metric, *sets[0], *sets[1])
+    plain = [metric.score(y_true, answers.y_pred, answers.y_score) for y_true, answers, _ in sets]
+    assert found.estimate == pytest.approx(sign * (plain[0] - plain[1]))
+    alone = [bootstrap_metric(metric, *of) for of in sets]
+    width = np.sqrt(sum((interval.high - interval.low) ** 2 for interval in alone))
+    assert found.high - found.low == pytest.approx(width, rel=0.2)
+    assert found.low < found.estimate < found.high
+    assert found.n_groups == 200
+    if name == "macro_f1":
+        given = [(y_true, answers.y_pred, groups) for y_true, answers, groups in sets]
+        assert found == bootstrap_unpaired_difference(*given[0], *given[1])
+
+
+def test_an_undefined_metric_has_no_difference():
+    """Of labels without positives there is no rank to compare."""
+    rows = (np.zeros((4, 1)), Answers(np.zeros((4, 1)), np.full((4, 1), 0.5)), np.arange(4))
+    assert bootstrap_metric_unpaired_difference(Metric("roc_auc"), *rows, *rows) is None
