@@ -366,7 +366,7 @@ def _are_decisions(columns: Sequence[Sequence[object]]) -> bool:
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
     make_folder(path.parent)
     lines: list[str] = []
-    csv.writer(CsvLines(lines), lineterminator=CsvLines.END).writerows(rows)
+    csv.writer(CsvLines(lines.append), lineterminator=CsvLines.END).writerows(rows)
     write_bytes(path, "".join(lines).encode())
     return path
 
