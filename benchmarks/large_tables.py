@@ -6,7 +6,8 @@ The rows of the training file are repeated with a suffix to their ids and texts,
 are asked for than it has, all are made up, from frequent to rare. No model is trained: out-of-fold logits are made up,
 too, and go with the labels. Every step runs in a process of its own; its peak is that of the whole process, beside
 which stands what it held before the step began (libraries and the step's inputs). `result` is the start of a SHA-256 of
-what the step gave, by which two versions of the package can be compared. Prints a Markdown table; a step that takes
+what the step gave, by which two versions of the package can be compared. Seconds of the CPU, beside those of the
+clock, hardly depend on what else runs. Prints a Markdown table; a step that takes
 longer than --timeout has a row that says so.
 """
 
@@ -143,9 +144,17 @@ def create(inputs: Inputs) -> Callable[[], Any]:
     """`RunFolder.create`: `folds.csv`, `train_labels.csv`, `text_hashes.npy`; and made-up logits (a second or two)."""
     data, fold = inputs.dataset, inputs.array("fold")
     about = DataInfo(
-        paths={"train": "train.csv"}, id_column="id", test_id_column=None, text_columns=["text"], label_columns=data.label_names,
-        train_rows=len(data), extra_rows=0, test_rows=None, train_sha256=data.fingerprint(), test_sha256=None,
-    )  # fmt: skip
+        paths={"train": "train.csv"},
+        id_column="id",
+        test_id_column=None,
+        text_columns=["text"],
+        label_columns=data.label_names,
+        train_rows=len(data),
+        extra_rows=0,
+        test_rows=None,
+        train_sha256=data.fingerprint(),
+        test_sha256=None,
+    )
     info = RunInfo(**(surroundings() | {"started": ""}), data=about, choices={})
 
     def step() -> Any:
@@ -232,7 +241,7 @@ def measure(name: str, work: Path, profile: bool) -> dict[str, Any]:
     step = next(step for step in STEPS if step.__name__ == name)(Inputs(work))
     before = psutil.Process().memory_info().rss
     reset_peak_memory()
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
     if profile:
         import cProfile
         import pstats
@@ -242,8 +251,8 @@ def measure(name: str, work: Path, profile: bool) -> dict[str, Any]:
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(25)
     else:
         result = step()
-    seconds = time.monotonic() - started
-    return {"seconds": seconds, "peak": peak_memory(), "before": before, "result": digest(result)}
+    seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+    return {"seconds": seconds, "cpu": cpu, "peak": peak_memory(), "before": before, "result": digest(result)}
 
 
 def main() -> None:
@@ -259,8 +268,9 @@ def main() -> None:
     if given.one is not None:
         print(json.dumps(measure(given.one, given.work, given.profile)))
         return
-    print(f"{machine()}; commit {commit()}\n\n| table | step | seconds | GiB at the peak | GiB before | result |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print(f"{machine()}; commit {commit()}\n")
+    print("| table | step | seconds | CPU seconds | GiB at the peak | GiB before | result |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for size in given.sizes:
         n_rows, n_labels = map(int, size.split("x"))
         work = given.work / size
@@ -274,13 +284,14 @@ def main() -> None:
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=given.timeout)
                 found = json.loads(done.stdout.splitlines()[-1]) if not done.returncode else None
             except subprocess.TimeoutExpired:
-                print(f"| {size} | {name} | more than {given.timeout:g} | | | |", flush=True)
+                print(f"| {size} | {name} | more than {given.timeout:g} | | | | |", flush=True)
                 continue
             if found is None:
-                print(f"| {size} | {name} | failed ({done.returncode}) | | | |", flush=True)
+                print(f"| {size} | {name} | failed ({done.returncode}) | | | | |", flush=True)
                 continue
             peak, before = (found[key] / 2**30 for key in ("peak", "before"))
-            print(f"| {size} | {name} | {found['seconds']:.2f} | {peak:.2f} | {before:.2f} | {found['result']} |", flush=True)
+            took = f"{found['seconds']:.2f} | {found['cpu']:.2f}"
+            print(f"| {size} | {name} | {took} | {peak:.2f} | {before:.2f} | {found['result']} |", flush=True)
 
 
 if __name__ == "__main__":
