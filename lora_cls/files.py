@@ -14,7 +14,7 @@ import platform
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -200,9 +200,8 @@ def write_json(file: Path, values: Any) -> None:
 
 def write_csv(file: Path, table: pd.DataFrame) -> None:
     """CSV with every float in the shortest form that reads back exactly, and every text as it is."""
-    lines: list[str] = []
-    table.to_csv(CsvLines(lines), index=False, lineterminator=CsvLines.END)
-    write_bytes(file, "".join(lines).encode())
+    with whole_file(file) as scratch, scratch.open("wb") as opened:  # line by line: of a large table it is no copy
+        table.to_csv(CsvLines(lambda line: opened.write(line.encode())), index=False, lineterminator=CsvLines.END)
 
 
 class CsvLines(io.TextIOBase):
@@ -213,11 +212,11 @@ class CsvLines(io.TextIOBase):
 
     END = "\r\n"
 
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
+    def __init__(self, take: Callable[[str], object]) -> None:
+        self._take = take
 
     def write(self, line: str) -> int:
-        self._lines.append(line.removesuffix(self.END) + "\n")
+        self._take(line.removesuffix(self.END) + "\n")
         return len(line)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lora_cls.choices import Over
 from lora_cls.data.dataset import Dataset
+from lora_cls.data.stratification import iterative_stratification
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
 from lora_cls.errors import DataError, RecipeError, did_you_mean, shorten, shown
 from lora_cls.evaluation import task_of
@@ -60,8 +61,6 @@ def stratified_folds(
     >>> [labels[fold == number].sum(axis=0).tolist() for number in (0, 1)]
     [[3, 3], [3, 3]]
     """
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # here, as it takes a second to import
-
     labels, groups = np.asarray(labels), np.asarray(groups)
     if labels.ndim != 2 or groups.shape != labels.shape[:1]:
         raise DataError(
@@ -81,14 +80,9 @@ def stratified_folds(
         return _folds_of_classes(labels.argmax(axis=1), group_of, n_splits, random_state)
     of_group = np.zeros((len(names), labels.shape[1]), dtype=np.int8)
     np.maximum.at(of_group, group_of, labels.astype(np.int8))
-    # "No label" is stratified as a label of its own, or such rows would only fill the gaps that the others leave; it
-    # also gives a single label the second column that the splitter asks for.
-    target = np.column_stack([of_group, ~of_group.any(axis=1)]).astype(np.int8)
-    splitter = MultilabelStratifiedKFold(n_splits=n_splits, shuffle=True, random_state=random_state)
-    fold_of_group = np.full(len(names), -1, dtype=np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(np.zeros(len(names)), target)):
-        fold_of_group[held_out] = fold
-    return fold_of_group[group_of]
+    # "No label" is stratified as a label of its own, or such rows would only fill the gaps that the others leave.
+    target = np.column_stack([of_group, ~of_group.any(axis=1)])
+    return iterative_stratification(target, n_splits, random_state)[group_of]
 
 
 def most_folds(labels: np.ndarray, groups: np.ndarray, task: TaskName | None) -> tuple[int, str]:

@@ -30,16 +30,12 @@ def parse_labels(values: pd.Series) -> np.ndarray:
     ndarray of shape (n_samples,), int8
         0 or 1, `MISSING` for an empty cell, `BAD` for anything else.
     """
-    known: dict[str, int] = {}
-    codes = np.empty(len(values), dtype=np.int8)
-    for i, value in enumerate(values.tolist()):
-        if isinstance(value, str):
-            if value not in known:
-                known[value] = _code_of_text(value)
-            codes[i] = known[value]
-        else:
-            codes[i] = _code(value)
-    return codes
+    cells = values.tolist()
+    known = {cell: _code_of_text(cell) for cell in {cell for cell in cells if isinstance(cell, str)}}
+    if set(map(type, cells)) == {str}:  # as files are read
+        return np.fromiter(map(known.__getitem__, cells), dtype=np.int8, count=len(cells))
+    codes = (known[cell] if isinstance(cell, str) else _code(cell) for cell in cells)
+    return np.fromiter(codes, dtype=np.int8, count=len(cells))
 
 
 def parse_soft_labels(values: pd.Series) -> np.ndarray:

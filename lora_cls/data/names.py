@@ -40,17 +40,18 @@ def split_names(values: pd.Series, delimiter: str | None) -> Names:
     keep their spelling; 7.0, which pandas makes of 7 beside a missing cell, is "7".
     """
     lists = holds_lists(values)
-    names: Names = []
-    for value in values.tolist():
-        if is_missing(value):
-            names.append([])
-            continue
-        parts: Sequence[object] | None = list_items(value) if lists else [value]
-        if isinstance(value, str) and not lists and delimiter is not None:
-            parts = value.split(delimiter)
-        found = [None] if parts is None else [_scalar_name(part) for part in parts]
-        names.append(None if None in found else [name for name in found if name and look(name)])
-    return names
+    return [_cell_names(value, lists, delimiter) for value in values.tolist()]
+
+
+def _cell_names(value: object, lists: bool, delimiter: str | None) -> list[str] | None:
+    """`split_names` of one cell, in a column of lists or of names."""
+    if is_missing(value):
+        return []
+    parts: Sequence[object] | None = list_items(value) if lists else [value]
+    if isinstance(value, str) and not lists and delimiter is not None:
+        parts = value.split(delimiter)
+    found = [None] if parts is None else [_scalar_name(part) for part in parts]
+    return None if None in found else [name for name in found if name and look(name)]
 
 
 def holds_lists(values: pd.Series) -> bool:
@@ -160,11 +161,19 @@ def too_many(n_names: int, n_cells: int) -> bool:
 
 def looks_like_names(values: pd.Series, delimiter: str | None) -> bool:
     """Whether a column that nobody named can be a column of names: each name stands in two cells or more on average."""
-    names = split_names(values, delimiter)
-    found, filled = distinct_names(names), sum(bool(cell) for cell in names)
-    if delimiter is not None and not occurs(values, delimiter) and not holds_lists(values):
+    lists, filled = holds_lists(values), 0
+    if delimiter is not None and not lists and not occurs(values, delimiter):
         return False
-    return None not in names and 2 <= len(found) <= min(MOST_NAMES, filled / 2)
+    looks: set[str] = set()
+    for value in values.tolist():
+        cell = _cell_names(value, lists, delimiter)
+        if cell is None:
+            return False
+        filled += bool(cell)
+        looks.update(map(look, cell))
+        if len(looks) > MOST_NAMES:  # as in a column of texts, after a thousand rows of a million
+            return False
+    return 2 <= len(looks) <= filled / 2
 
 
 def occurs(values: pd.Series, delimiter: str) -> bool:

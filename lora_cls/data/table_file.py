@@ -50,9 +50,7 @@ def _csv(path: Path, columns: Sequence[str]) -> Iterator[Add]:
     with path.open("w", encoding="utf-8", newline="") as file:
 
         def add_lines(rows: Sequence[Sequence[object]] | zip[Any]) -> None:
-            lines: list[str] = []
-            csv.writer(CsvLines(lines), lineterminator=CsvLines.END).writerows(rows)
-            file.write("".join(lines))
+            csv.writer(CsvLines(file.write), lineterminator=CsvLines.END).writerows(rows)
 
         add_lines([columns])
         yield lambda cells: add_lines(zip(*map(_values, cells), strict=True))

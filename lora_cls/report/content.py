@@ -83,17 +83,30 @@ class Shown:
             "cut": text is not None and len(text) > TEXT_LENGTH,
         }
 
-    @property
-    def columns(self) -> list[str]:
-        """Of `cells`."""
-        return ["id", "fold", "probability", "true", "decided", *(["text"] if self.texts is not None else [])]
+    def sheet(self, rows: np.ndarray, labels: np.ndarray, **first: np.ndarray) -> pd.DataFrame:
+        """A spreadsheet with a line per row and label, its probability and the whole text; `first` are columns before.
 
-    def cells(self, i: int, label: int) -> dict[str, Any]:
-        """One line of a spreadsheet, with the probability of `label` and the whole text."""
-        row = self.row(i, label)
-        text = {} if self.texts is None else {"text": self.texts[i]}
-        names = {key: " | ".join(row[key]) for key in ("true", "decided")}
-        return {"id": row["id"], "fold": row["fold"], "probability": row["score"]} | names | text
+        Rows with the same labels share one text of their names: there may be many times as many lines as rows.
+        """
+        oof = self.oof
+        columns = first | {
+            "id": np.array([plain_cell(name) for name in oof.ids], dtype=object)[rows],
+            "fold": oof.fold[rows],
+            "probability": oof.y_score[rows, labels],
+            "true": self._joined(oof.y_true)[rows],
+            "decided": self._joined(self.y_pred)[rows],
+        }
+        if self.texts is not None:
+            columns["text"] = np.array([plain_cell(text) for text in self.texts], dtype=object)[rows]
+        # with their own types, or pandas would look at every text to find one
+        return pd.DataFrame({name: pd.Series(values, dtype=values.dtype) for name, values in columns.items()})
+
+    def _joined(self, chosen: np.ndarray) -> np.ndarray:
+        """The names of every row's labels, ndarray of shape (n_samples,), of str."""
+        patterns, of_row = np.unique(np.packbits(chosen, axis=1), axis=0, return_inverse=True)
+        unpacked = np.unpackbits(patterns, axis=1, count=chosen.shape[1])
+        names = [plain_cell(" | ".join(self.names(pattern))) for pattern in unpacked]
+        return np.array(names, dtype=object)[of_row.reshape(-1)]
 
 
 def shown_rows(run: RunFolder, results: Results, train: Dataset | None = None) -> Shown:
@@ -260,38 +273,38 @@ def _mistakes(shown: Shown, j: int) -> dict[str, Any]:
 
 def mistakes_table(run: RunFolder, results: Results, train: Dataset | None = None) -> pd.DataFrame:
     """All mistakes of a run, label by label, the most confident first; columns as in the page, for a spreadsheet."""
-    shown, rows = shown_rows(run, results, train), []
+    shown = shown_rows(run, results, train)
     oof = shown.oof
-    for j, label in enumerate(oof.label_names):
-        kinds = zip(
-            ("wrongly given", "missed"),
-            confident_mistakes(oof.y_true[:, j], shown.y_pred[:, j], oof.y_score[:, j], len(oof)),
-            strict=True,
-        )
-        rows += [{"label": label, "mistake": kind} | shown.cells(i, j) for kind, found in kinds for i in found]
-    return spreadsheet(rows, ["label", "mistake", *shown.columns])
+    names = np.array([plain_cell(name) for name in oof.label_names], dtype=object)
+    found: list[tuple[np.ndarray, int, str]] = []
+    for j in range(len(names)):
+        wrongly, missed = confident_mistakes(oof.y_true[:, j], shown.y_pred[:, j], oof.y_score[:, j], len(oof))
+        found += [(wrongly, j, "wrongly given"), (missed, j, "missed")]
+    counts = [len(rows) for rows, _, _ in found]
+    labels = np.repeat([j for _, j, _ in found], counts)
+    kinds = np.repeat(np.array([kind for _, _, kind in found], dtype=object), counts)
+    return shown.sheet(np.concatenate([rows for rows, _, _ in found]), labels, label=names[labels], mistake=kinds)
 
 
 def doubts_table(run: RunFolder, results: Results, train: Dataset | None = None) -> pd.DataFrame:
     """All labels in doubt, the most doubtful first; columns as in the page, for a spreadsheet."""
     shown = shown_rows(run, results, train)
     doubts = run.task().doubts(shown.oof.y_true, shown.oof.y_score)
-    rows = [
-        {"label": shown.oof.label_names[j], "model_says": "no" if shown.oof.y_true[i, j] else "yes"} | shown.cells(i, j)
-        for i, j in zip(doubts.rows, doubts.labels, strict=True)
-    ]
-    return spreadsheet(rows, ["label", "model_says", *shown.columns])
+    names = np.array([plain_cell(name) for name in shown.oof.label_names], dtype=object)
+    says = np.array(["yes", "no"], dtype=object)[shown.oof.y_true[doubts.rows, doubts.labels]]
+    return shown.sheet(doubts.rows, doubts.labels, label=names[doubts.labels], model_says=says)
+
+
+def plain_cell(value: Any) -> Any:
+    """A cell that no spreadsheet runs: a text that it would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def spreadsheet(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     """Texts that a spreadsheet would run as formulas begin with an apostrophe, which makes them text there."""
-
-    def cell(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
-
-    cells = [[cell(row.get(name)) for name in columns] for row in rows]
+    cells = [[plain_cell(row.get(name)) for name in columns] for row in rows]
     # as objects: a column of whole numbers with a gap stays one of whole numbers
-    return pd.DataFrame(cells, columns=[cell(name) for name in columns], dtype=object)
+    return pd.DataFrame(cells, columns=[plain_cell(name) for name in columns], dtype=object)
 
 
 def _pairs(shown: Shown) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from lora_cls.data import load_test, load_train, stratified_folds
-from lora_cls.data.names import likely_delimiter
+from lora_cls.data.labels import parse_labels
+from lora_cls.data.names import likely_delimiter, looks_like_names
 from lora_cls.data.tables import Tables
 from lora_cls.errors import DataError, RecipeError
 from lora_cls.recipe import Data, load_recipe
@@ -301,3 +302,22 @@ def test_weights_of_labels_that_are_none(emotion_table):
     one = pd.DataFrame({"text": [f"text {i}" for i in range(20)], "kind": ["a", "b"] * 10})
     with pytest.raises(RecipeError, match=r"loss\.label_weights: a class of task: single_label has one weight"):
         Tables(load_recipe(recipe, {"loss.label_weights": {"a": 2}, "data.label_columns": ["kind"]}), one)
+
+
+def test_cells_of_any_type_are_the_same_labels():
+    """Columns of texts alone take a shorter way than those that also hold numbers; both say the same."""
+    texts = ["0", "1", " 1.0", "TRUE", "false", "", "na", "maybe", "0"]
+    expected = [0, 1, 1, 1, 0, -1, -1, -2, 0]
+    assert parse_labels(pd.Series(texts, dtype=object)).tolist() == expected
+    mixed = [*texts, 1, 0.0, True, None, float("nan"), 2, [1]]
+    assert parse_labels(pd.Series(mixed, dtype=object)).tolist() == [*expected, 1, 0, 1, -1, -1, -2, -2]
+
+
+def test_a_thousand_names_are_labels_and_one_more_are_not():
+    """However many rows hold them; what looks alike counts once."""
+    names = [f"name {i}" for i in range(1001)]
+    assert looks_like_names(pd.Series(names[:1000] * 3), None)
+    assert looks_like_names(pd.Series([*names[:1000] * 3, "name  7"]), None)
+    assert not looks_like_names(pd.Series(names * 3), None)
+    assert not looks_like_names(pd.Series(["one"] * 5), None)
+    assert not looks_like_names(pd.Series([*["one", "two"] * 5, {}], dtype=object), None)
