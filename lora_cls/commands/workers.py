@@ -53,9 +53,7 @@ def make_executor(recipe: Recipe, workers: Workers | None, executor: str, n_task
 
 def threads_of(executor: Executor | None, recipe: Recipe) -> int | None:
     """Threads of each process, where they share a machine's cores and the recipe does not say; else None."""
-    if not isinstance(executor, LocalExecutor) or executor.n_workers < 2 or recipe.engine.num_threads is not None:
-        return None
-    return max(1, physical_cores() // executor.n_workers)
+    return None if executor is None or recipe.engine.num_threads is not None else executor.n_threads
 
 
 def _processes_of_one_core(recipe: Recipe) -> int:

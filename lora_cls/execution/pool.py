@@ -90,14 +90,17 @@ class Pool:
     def _work(self, worker: int) -> None:
         process: Process | None = None
         try:
-            while (task := self._next()) is not None:
-                if process is None:
+            while self._open and not self._ended.is_set():
+                if process is None and self._waiting:
                     process = self.executor.start(worker, self.command, self.logs / f"worker-{worker}.log")
                     process.send(**self.job)
-                if not self._do(process, task):
+                task = self._next() if process is not None and process.placed else None
+                if task is None:
+                    self._ended.wait(GLANCE)
+                elif process is not None and not self._do(process, task):
                     process.stop()
                     process = None
-            if process is not None and not self._ended.is_set():
+            if process is not None and process.placed and not self._ended.is_set():
                 process.end()
                 while process.code is None and not self._ended.is_set():
                     process.heard(GLANCE)
@@ -109,15 +112,9 @@ class Pool:
                 process.stop()
 
     def _next(self) -> int | None:
-        """A task to do; None where there is none any more. One that is lost by another worker may still come."""
-        while not self._ended.is_set():
-            with self._lock:
-                if self._waiting:
-                    return self._waiting.popleft()
-                if not self._open:
-                    return None
-            self._ended.wait(GLANCE)
-        return None
+        """A task to do; None where none waits now. One that is lost by another worker may still come."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
 
     def _do(self, process: Process, task: int) -> bool:
         """Have a task done; whether the process can be given another one."""
