@@ -1,0 +1,100 @@
+"""Folds on the nodes of a real Ray cluster of two raylets on this machine."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+ray = pytest.importorskip("ray")
+psutil = pytest.importorskip("psutil")
+
+from lora_cls import cross_validate  # noqa: E402
+from lora_cls.errors import RecipeError  # noqa: E402
+
+QUICK = {  # a node that is gone is noticed within seconds; no metrics, no dashboard
+    "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000", "RAY_health_check_failure_threshold": "3",
+    "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5", "RAY_USAGE_STATS_ENABLED": "0",
+}  # fmt: skip
+N_FOLDS = 6
+
+
+def start_cluster():
+    """A head and a second node, with room for a process each."""
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small)
+    small.pop("include_dashboard")
+    second = cluster.add_node(**small)
+    cluster.wait_for_nodes()
+    return cluster, second
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    started, second = start_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", started.address)
+    yield second
+    ray.shutdown()
+    started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local_run(tiny_recipe, emotion_table, tmp_path_factory):
+    """The run that nobody disturbed, by this process alone."""
+    recipe = tiny_recipe("bert", cv__n_splits=N_FOLDS)
+    table, test = emotion_table(72), emotion_table(12, seed=1).assign(id=[f"t{i}" for i in range(12)])
+    folder = tmp_path_factory.mktemp("local")
+    files = {"train": folder / "train.csv", "test": folder / "test.csv"}
+    table.to_csv(files["train"], index=False)
+    test.drop(columns=["joy", "anger", "fear"]).to_csv(files["test"], index=False)
+    return recipe, files, cross_validate(recipe, **files, out=folder / "run")
+
+
+def same(run, local):
+    """The bytes that do not say when or where a run was made."""
+    names = ["oof_proba.csv", "test_proba.csv", "thresholds.json", "metrics.json"]
+    names += [f"fold-{n:02d}/{name}" for n in range(N_FOLDS) for name in ("oof_logits.npy", "adapter/adapter_model.safetensors")]
+    return [name for name in names if (run.path / name).read_bytes() != (local.path / name).read_bytes()]
+
+
+def kill_node_after(run, node, n_folds):
+    """Kill a raylet once so many folds are finished, from another thread; returns when it did."""
+    killed = []
+
+    def watch():
+        while len(list(run.glob("fold-*/fold.json"))) < n_folds:
+            time.sleep(0.02)
+        raylet = node.all_processes["raylet"][0].process.pid
+        os.kill(raylet, signal.SIGKILL)
+        killed.append(raylet)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return killed
+
+
+@pytest.mark.parametrize("shared", ["yes", "no"])
+def test_a_raylet_dies(cluster, local_run, tmp_path, monkeypatch, shared):
+    """The run ends on the other node, and its files are those of the local run."""
+    recipe, files, local = local_run
+    monkeypatch.setenv("LORA_CLS_SHARED_FOLDER", shared)
+    killed = kill_node_after(tmp_path / "run", cluster, 2)
+    run = cross_validate(recipe, **files, out=tmp_path / "run", executor="ray")
+    assert killed
+    assert same(run, local) == []
+    assert not [file for file in run.path.rglob("*") if file.name.endswith(".tmp")]
+    assert (run.path / "logs" / "worker-1.log").is_file()
+
+
+def test_too_little_room(cluster, tiny_recipe, emotion_table, tmp_path):
+    """Said at once, with what there is."""
+    recipe = tiny_recipe("bert", engine__resources={"num_cpus": 64})
+    with pytest.raises(RecipeError, match="No node of the Ray cluster has room for one process, which takes 64 cores"):
+        cross_validate(recipe, emotion_table(30), out=tmp_path / "run", executor="ray")
