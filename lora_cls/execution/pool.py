@@ -70,24 +70,27 @@ class Pool:
         self._waiting.extend(tasks)
         self._open = len(tasks)
         n_workers = min(self.executor.n_workers, len(tasks))
-        threads = [threading.Thread(target=self._work, args=(worker,)) for worker in range(n_workers)]
+        # events, as Python 3.11 takes a thread for ended whose `join` was interrupted
+        idle = [threading.Event() for _ in range(n_workers)]
+        threads = [threading.Thread(target=self._work, args=each) for each in enumerate(idle)]
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                while thread.is_alive():  # in short waits, so that Ctrl-C is heard
-                    thread.join(GLANCE)
+            for event in idle:
+                while not event.wait(GLANCE):  # in short waits, so that Ctrl-C is heard
+                    pass
         finally:
             self._ended.set()
-            for thread in threads:
-                thread.join()
+            for thread, event in zip(threads, idle, strict=True):
+                if thread.ident is not None:
+                    event.wait()
         if self._problems:
             raise self._problems[0]
         if self._failures:
             told = [f"{self.title(task)}: {reason}" for task, reason in sorted(self._failures.items())]
             raise RunError("\n".join([*told, "What is finished is kept: the same command with --resume goes on."]))
 
-    def _work(self, worker: int) -> None:
+    def _work(self, worker: int, idle: threading.Event) -> None:
         process: Process | None = None
         try:
             while self._open and not self._ended.is_set():
@@ -108,8 +111,11 @@ class Pool:
             self._problems.append(error)
             self._ended.set()
         finally:
-            if process is not None:
-                process.stop()
+            try:
+                if process is not None:
+                    process.stop()
+            finally:
+                idle.set()
 
     def _next(self) -> int | None:
         """A task to do; None where none waits now. One that is lost by another worker may still come."""

@@ -1,9 +1,15 @@
-"""Folds on the nodes of a real Ray cluster of two raylets on this machine."""
+"""Folds on the nodes of a real Ray cluster of two raylets on this machine.
+
+Here what takes a minute or two; all (some ten minutes) with `LORA_CLS_RAY=all python -m pytest tests/execution`.
+"""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +25,7 @@ QUICK = {  # a node that is gone is noticed within seconds; no metrics, no dashb
     "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5", "RAY_USAGE_STATS_ENABLED": "0",
 }  # fmt: skip
 N_FOLDS = 6
+ALL = os.environ.get("LORA_CLS_RAY") == "all"
 
 
 def start_cluster():
@@ -80,7 +87,9 @@ def kill_node_after(run, node, n_folds):
     return killed
 
 
-@pytest.mark.parametrize("shared", ["yes", "no"])
+@pytest.mark.parametrize(
+    "shared", ["yes", pytest.param("no", marks=pytest.mark.skipif(not ALL, reason="tried with LORA_CLS_RAY=all"))]
+)
 def test_a_raylet_dies(cluster, local_run, tmp_path, monkeypatch, shared):
     """The run ends on the other node, and its files are those of the local run."""
     recipe, files, local = local_run
@@ -91,6 +100,53 @@ def test_a_raylet_dies(cluster, local_run, tmp_path, monkeypatch, shared):
     assert same(run, local) == []
     assert not [file for file in run.path.rglob("*") if file.name.endswith(".tmp")]
     assert (run.path / "logs" / "worker-1.log").is_file()
+
+
+@pytest.mark.skipif(not ALL, reason="tried with LORA_CLS_RAY=all")
+def test_driver_and_worker_die_at_once(cluster, local_run, tmp_path):
+    """The same command with --resume goes on, to the same files; nobody is left."""
+    recipe, files, local = local_run
+    (tmp_path / "recipe.yaml").write_text(recipe_text(recipe))
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", "from lora_cls.cli import main; main()", "run", str(tmp_path / "recipe.yaml")]
+    command += ["--train", str(files["train"]), "--test", str(files["test"]), "--out", str(out), "--executor", "ray"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with (tmp_path / "printed.txt").open("w") as printed:
+        driver = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+        while len(list(out.glob("fold-*/fold.json"))) < 2:
+            assert driver.poll() is None, (tmp_path / "printed.txt").read_text()
+            time.sleep(0.02)
+        os.kill(workers_of(out)[0].pid, signal.SIGKILL)
+        driver.kill()
+        driver.wait()
+        ends = time.monotonic() + 30
+        while workers_of(out) and time.monotonic() < ends:
+            time.sleep(0.2)
+        assert workers_of(out) == []
+        subprocess.run([*command, "--resume"], env=environment, stdout=printed, stderr=printed, check=True, timeout=300)
+    assert same(local_run[2].of(out), local) == []
+    assert not [file for file in out.rglob("*") if file.name.endswith(".tmp")]
+    assert workers_of(out) == []
+
+
+def workers_of(run):
+    """Processes that write a log of a run."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "lora_cls.commands.fold_worker" in (process.info["cmdline"] or []):
+            try:
+                outputs = os.readlink(f"/proc/{process.pid}/fd/2")
+            except OSError:
+                continue
+            if outputs.startswith(str(run)):
+                found.append(process)
+    return found
+
+
+def recipe_text(recipe):
+    import yaml
+
+    return yaml.safe_dump(recipe.to_dict())
 
 
 def test_too_little_room(cluster, tiny_recipe, emotion_table, tmp_path):
