@@ -15,6 +15,8 @@ BlendHow = Literal["mean_proba", "mean_logit", "rank_mean", "weights", "stacking
 Calibration = Literal["temperature", "isotonic"]
 Models = Literal["folds", "refit"]
 """What answers for new texts: all folds together, or the model of all rows."""
+TableFormat = Literal["csv", "parquet"]
+"""What tables of answers are written as."""
 ExportKind = Literal["adapter", "merged"]
 Over = Literal["folds", "parts"]
 """What thresholds are cross-fitted over."""

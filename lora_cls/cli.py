@@ -14,7 +14,16 @@ import typer
 from typer.core import TyperCommand
 
 from lora_cls import __version__
-from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, MetricName, Models, ThresholdStrategy
+from lora_cls.choices import (
+    BlendHow,
+    Calibration,
+    Combination,
+    ExportKind,
+    MetricName,
+    Models,
+    TableFormat,
+    ThresholdStrategy,
+)
 from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible, words_of
 
 app = typer.Typer(
@@ -225,6 +234,7 @@ def predict(
     sample_submission: Sample = None,
     backbone: BackbonePath = None,
     models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    format: Annotated[TableFormat, typer.Option(help="What the answers are written as.")] = "csv",
     trust_remote_code: TrustRemoteCode = False,
     outside_runs: Annotated[
         bool,
@@ -236,10 +246,10 @@ def predict(
     from lora_cls.commands.predict import predict_file
 
     folder = predict_file(
-        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, overwrite=overwrite,
-        show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+        run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, format=format,
+        overwrite=overwrite, show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
     )  # fmt: skip
-    _print(f"Probabilities  {folder / 'test_proba.csv'}\nSubmission     {folder / 'submission.csv'}")
+    _print(f"Probabilities  {folder / f'test_proba.{format}'}\nSubmission     {folder / f'submission.{format}'}")
 
 
 @app.command(**_example("refit runs/minilm-l6"))

@@ -27,6 +27,7 @@ _caller: Caller = "python"
 _OPTIONS = {
     "at-least-one": "at_least_one=True", "backbone": "backbone=", "combine": "combine=", "default": "default=",
     "executor": "executor=", "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=",
+    "format": "format=", "holdout": "holdout=",
     "holdout": "holdout=",
     "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
     "min-positives": "min_positives=", "minutes": "minutes=", "models": "models=", "no-measure": "measure=False",

@@ -6,24 +6,37 @@ import hashlib
 import json
 import shlex
 import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
-from lora_cls.choices import Models
-from lora_cls.data import Dataset, load_test, read_sample_submission, write_submission
+from lora_cls.choices import Models, TableFormat
+from lora_cls.data import Dataset, TableLike, read_sample_submission, write_submission
+from lora_cls.data.names import free_name
+from lora_cls.data.new_rows import NewRows
+from lora_cls.data.pieces import TablePieces, read_pieces
+from lora_cls.data.submission import (
+    kept_cells,
+    match_sample,
+    plain_form,
+    submission_cells,
+    with_probabilities,
+)
 from lora_cls.data.table import table_stem
+from lora_cls.data.table_file import Cells, table_file
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import RunError, no_fold_finished, shorten
-from lora_cls.files import array_bytes, make_folder, write_bytes, writing
+from lora_cls.files import array_bytes, make_folder, remove, write_bytes, writing
 from lora_cls.recipe import Prediction
 from lora_cls.runs import FoldFolder, RunFolder
-from lora_cls.runs.io import read_array, write_values
+from lora_cls.runs.io import read_array
 from lora_cls.training.factory import make_predictor
-from lora_cls.training.progress import Progress
+from lora_cls.training.progress import Progress, RowProgress
 
 ROWS_PER_PIECE = 10_000
 PIECES = ".pieces-"  # and what of; within the folder of predictions that are not finished
@@ -125,6 +138,11 @@ class Classifier:
         said += [self.thresholds.tolist(), self.prediction.model_dump(mode="json"), self.recipe.to_dict()]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
+    @property
+    def n_models(self) -> int:
+        """Models that answer together."""
+        return len(self._folders)
+
     def __repr__(self) -> str:
         models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
         return f"Classifier({str(self.run.path)!r}, {models}, labels: {shorten(self.label_names)})"
@@ -161,8 +179,12 @@ class Classifier:
         named = self.run.task().named(self.answer(texts)[1], self.label_names)
         return named[0] if isinstance(texts, str) else named
 
-    def answer(self, texts: Texts | Dataset) -> tuple[np.ndarray, np.ndarray]:
+    def answer(self, texts: Texts | Dataset, told: Callable[[], None] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and decisions at once, each of shape (n_texts, n_labels), also for a single text.
+
+        Parameters
+        ----------
+        told : called after the answers of each model; nothing else is then shown of how far it is
 
         Raises
         ------
@@ -173,11 +195,13 @@ class Classifier:
         texts = texts.texts if isinstance(texts, Dataset) else given_texts(self.recipe.data, texts, columns)
         logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
         seconds = 0.0
-        with self._turn, Progress(len(self._folders), self._show) as progress:
+        with self._turn, Progress(len(self._folders), self._show if told is None else False) as progress:
             for i, folder in enumerate(self._folders):
                 logits[i] = self._predictor.predict(folder, texts)
                 seconds += self._predictor.predict_seconds
                 progress.fold_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._predictor.notes]))
+                if told is not None:
+                    told()
             n_models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
             rate = len(texts) * len(self._folders) / max(seconds, 1e-9)
             progress.say(f"{len(texts)} rows by {n_models} in {seconds:.1f} s: {rate:.0f} rows/s by each")
@@ -188,13 +212,15 @@ class Classifier:
 
 def refuse_predictions(folder: Path, overwrite: bool) -> None:
     """Raise RunError where a submission stands that is not to be replaced, or that no prediction of ours wrote."""
-    if not (folder / "submission.csv").exists():
+    found = [form for form in get_args(TableFormat) if (folder / f"submission.{form}").exists()]
+    if not found:
         return
     if not overwrite:
         raise RunError(
             f"{folder} holds predictions already: replace them with --overwrite, or choose another folder with --out."
         )
-    if (folder / "recipe.yaml").exists() or not (folder / "test_proba.csv").is_file():
+    ours = all((folder / f"test_proba.{form}").is_file() for form in found)
+    if (folder / "recipe.yaml").exists() or not ours:
         raise RunError(
             f"{folder} holds a submission that no prediction wrote, and it is not overwritten. Choose another folder "
             "with --out."
@@ -209,6 +235,7 @@ def predict_file(
     sample_submission: str | Path | pd.DataFrame | None = None,
     backbone: str | None = None,
     models: Models = "folds",
+    format: TableFormat = "csv",
     overwrite: bool = False,
     show: bool | None = None,
     trust_remote_code: bool = False,
@@ -216,11 +243,14 @@ def predict_file(
 ) -> Path:
     """Answer for a table of new texts: `test_proba.csv` and `submission.csv` in `out`.
 
-    Of more than 10,000 rows each 10,000 are kept as they are answered: stopped, the same call goes on with the rest.
+    Each 10,000 rows are read, answered and kept by themselves: tables of any length take the same memory, but for 8
+    bytes of each row, and stopped, the same call goes on with the rest. (In memory as a whole are DataFrames, Excel
+    files and JSON arrays; and the ids and decisions of all rows where a sample submission has them in another order.)
 
     Parameters
     ----------
     out : a new folder; `RUN/predictions/<name of the table>` where None
+    format : `parquet` writes `test_proba.parquet` and `submission.parquet` instead
     overwrite : replace the predictions that `out` holds, once there are new ones
     trust_remote_code, outside_runs : see `Classifier.load`
 
@@ -247,61 +277,147 @@ def predict_file(
     )
     with writing(folder):
         refuse_predictions(folder, overwrite)
-    test = load_test(run.recipe.data, table, train_columns=run.info.data.columns())
-    id_name = (test.columns.id if test.columns else None) or "id"
-    task, delimiter = run.recipe.task, run.recipe.data.label_delimiter
-    sample = (
-        None
-        if sample_submission is None
-        else read_sample_submission(
-            sample_submission,
-            test.ids,
-            run.label_names,
-            id_name,
-            task=task,
-            delimiter=delimiter,
-            label_column=run.label_column,
-        )
-    )
+    pieces = read_pieces(table, ROWS_PER_PIECE, name="the test DataFrame")
+    rows = NewRows(run.recipe.data, pieces, run.info.data.columns())
+    submission = _Submission(run, rows, sample_submission)
     make_folder(folder)  # now: a folder that cannot be written should not cost the prediction
-    if sample is not None:
-        with Progress(0, show) as progress:
-            for note in sample.notes:
-                progress.say(note)
+    with Progress(0, show) as progress:
+        for note in submission.notes:
+            progress.say(note)
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
-    y_score, y_pred = _in_pieces(classifier, test, folder, show)
-    write_values(folder / "test_proba.csv", test.ids, run.label_names, y_score)
-    write_submission(
-        folder / "submission.csv", test.ids, y_pred, run.label_names, id_name=id_name, sample=sample,
-        label_column=run.label_column, delimiter=delimiter, y_score=y_score,
-        probabilities=run.task(run.decision()).metric.of_scores,
-    )  # fmt: skip
+    _answer(classifier, rows, folder, show)
+    _write(classifier, rows, submission, folder, format)
     with writing(folder):
         for left in folder.glob(f"{PIECES}*"):
             shutil.rmtree(left)
+    for other in get_args(TableFormat):  # what was to be replaced
+        if other != format:
+            remove(folder / f"submission.{other}")
+            remove(folder / f"test_proba.{other}")
     return folder
 
 
-def _in_pieces(classifier: Classifier, test: Dataset, folder: Path, show: bool | None) -> tuple[np.ndarray, np.ndarray]:
-    """`Classifier.answer` for many rows, piece by piece: the same call goes on where one was stopped."""
-    if len(test) <= ROWS_PER_PIECE:
-        return classifier.answer(test)
-    pieces = folder / f"{PIECES}{classifier.fingerprint()[:12]}-{test.fingerprint()[:12]}"
-    make_folder(pieces)
-    answers = []
-    for first in range(0, len(test), ROWS_PER_PIECE):
-        rows = np.arange(first, min(first + ROWS_PER_PIECE, len(test)))
-        shape = (2, len(rows), len(classifier.label_names))
-        found = sorted(pieces.glob(f"{first:09d}-*.npy"))  # named by what is in it
-        if found:
-            file = found[0]
-            answered = read_array(file, shape, file.stem.partition("-")[2], " Remove it, and predict again.")
-        else:
-            with Progress(0, show) as progress:
-                progress.say(f"rows {first + 1:,} to {rows[-1] + 1:,} of {len(test):,}")
-            answered = np.array(classifier.answer(test.subset(rows)))
-            content = array_bytes(answered)
-            write_bytes(pieces / f"{first:09d}-{hashlib.sha256(content).hexdigest()}.npy", content)
-        answers.append(answered)
-    y_score, y_pred = np.concatenate(answers, axis=1)
-    return y_score, y_pred.astype(np.int8)
+def answer_piece(
+    classifier: Classifier, rows: NewRows, number: int, folder: Path, told: Callable[[], None] | None = None
+) -> np.ndarray:
+    """What the models say of one piece of a table: found in the folder of predictions, or asked and kept there.
+
+    Several processes may answer pieces of one table for one folder: who asks last for the same piece writes the same
+    file again.
+
+    Parameters
+    ----------
+    folder : of the predictions
+    told : see `Classifier.answer`
+
+    Returns
+    -------
+    ndarray of shape (2, n_rows, n_labels), float64
+        Probabilities, and decisions as 0 or 1.
+
+    Raises
+    ------
+    LoraClsError
+        If the piece was kept and its file is damaged, if the table has changed, and as `Classifier.answer`.
+    """
+    kept = _kept(classifier, rows, folder)
+    first, n_rows = rows.place(number).first, rows.place(number).n_rows
+    found = sorted(kept.glob(f"{first:09d}-*.npy"))  # named by what is in it
+    if found:
+        file, shape = found[0], (2, n_rows, len(classifier.label_names))
+        return read_array(file, shape, file.stem.partition("-")[2], " Remove it, and predict again.")
+    answered = np.array(classifier.answer(rows.piece(number), told) if told else classifier.answer(rows.piece(number)))
+    content = array_bytes(answered)
+    make_folder(kept)
+    write_bytes(kept / f"{first:09d}-{hashlib.sha256(content).hexdigest()}.npy", content)
+    return answered
+
+
+def _kept(classifier: Classifier, rows: NewRows, folder: Path) -> Path:
+    """The folder of the answers to a table by these models."""
+    return folder / f"{PIECES}{classifier.fingerprint()[:12]}-{rows.fingerprint()[:12]}"
+
+
+def _answer(classifier: Classifier, rows: NewRows, folder: Path, show: bool | None) -> None:
+    """Have all pieces answered: the same call goes on where one was stopped."""
+    if rows.n_pieces == 1:
+        answer_piece(classifier, rows, 0, folder)
+        return
+    with RowProgress(len(rows), show) as progress:
+        for number in range(rows.n_pieces):
+            n_rows = rows.place(number).n_rows
+            asked = 0
+
+            def told(share: float = n_rows / classifier.n_models) -> None:
+                nonlocal asked
+                asked += 1
+                progress.advance(share)
+
+            answer_piece(classifier, rows, number, folder, told)
+            progress.piece_done(rows.place(number).n_rows, found=not asked)
+
+
+class _Submission:
+    """The form of a submission, of the recipe's labels or of a sample."""
+
+    def __init__(self, run: RunFolder, rows: NewRows, sample: TableLike | None) -> None:
+        self.label_names, self.delimiter = run.label_names, run.recipe.data.label_delimiter
+        self.notes: list[str] = []
+        self.in_order = True
+        """Whether its rows are those of the table, in their order."""
+        self._sample: TablePieces | None = None
+        probabilities = run.task(run.decision()).metric.of_scores
+        id_name = rows.columns.id or "id"
+        if sample is None:
+            self.form = plain_form(run.label_names, id_name, run.label_column, probabilities)
+            return
+        facts: dict[str, Any] = {
+            "task": run.recipe.task, "delimiter": self.delimiter, "label_column": run.label_column,
+        }  # fmt: skip
+        self._sample = read_pieces(sample, ROWS_PER_PIECE, name="the sample submission")
+        found = match_sample(self._sample, rows, run.label_names, id_name, **facts)
+        if found is None:
+            self.in_order = False
+            found = read_sample_submission(sample, rows.ids(), run.label_names, id_name, **facts)
+        self.notes = found.notes
+        self.form = with_probabilities(found, probabilities)
+
+    def cells(self, number: int, ids: list[str], y_pred: np.ndarray, y_score: np.ndarray) -> list[Cells]:
+        """The columns of one piece."""
+        kept = kept_cells(self._sample.frame(number), self.form) if self._sample and self.form.kept else {}
+        return submission_cells(self.form, ids, y_pred, self.label_names, self.delimiter, y_score, kept)
+
+    def write(self, file: Path, ids: list[str], answers: list[np.ndarray], format: TableFormat) -> None:
+        """All rows at once, in the order of the sample; of `answers` there are decisions, or what else is written."""
+        values = np.concatenate(answers)
+        y_pred = np.zeros(values.shape, dtype=np.int8) if self.form.probabilities else values
+        write_submission(
+            file, ids, y_pred, self.label_names, sample=self.form, delimiter=self.delimiter,
+            y_score=values if self.form.probabilities else None, format=format,
+        )  # fmt: skip
+
+
+def _write(classifier: Classifier, rows: NewRows, submission: _Submission, folder: Path, format: TableFormat) -> None:
+    """Write the tables, piece by piece; the submission, which says that all is done, appears last."""
+    names = classifier.label_names
+    file = folder / f"submission.{format}"
+    ids: list[str] = []
+    answers: list[np.ndarray] = []
+    with ExitStack() as opened:  # closed from the last to the first
+        form = submission.form
+        add = opened.enter_context(table_file(file, form.columns, format)) if submission.in_order else None
+        add_values = opened.enter_context(
+            table_file(folder / f"test_proba.{format}", [free_name("id", names), *names], format)
+        )
+        for number in range(rows.n_pieces):
+            piece = rows.piece(number)
+            y_score, decided = answer_piece(classifier, rows, number, folder)
+            y_pred = decided.astype(np.int8)
+            add_values([piece.ids, *y_score.T])
+            if add is not None:
+                add(submission.cells(number, piece.ids, y_pred, y_score))
+            else:
+                ids += piece.ids
+                answers.append(y_score if form.probabilities else y_pred)
+    if not submission.in_order:
+        submission.write(file, ids, answers, format)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from string import Formatter
 
@@ -160,13 +160,19 @@ def find_columns(
 
 
 def find_test_columns(
-    config: Data, test: pd.DataFrame, train_columns: Columns | None = None
+    config: Data,
+    test: pd.DataFrame,
+    train_columns: Columns | None = None,
+    unique: Callable[[str], bool] | None = None,
 ) -> tuple[Columns, list[str]]:
-    """The columns of a test table: the training table's, with an id that may differ; and the problems."""
+    """The columns of a test table: the training table's, with an id that may differ; and the problems.
+
+    With `train_columns` and `unique` (see `find_id`) its rows are not looked at.
+    """
     problems: list[str] = []
     id_column = train_columns.id if train_columns else None
     if config.id_column or id_column not in test.columns:
-        id_column = find_id(config, test, problems)
+        id_column = find_id(config, test, problems, unique)
     labels = train_columns.labels if train_columns else list(config.label_columns or [])
     if train_columns:
         text, how = (
@@ -185,8 +191,13 @@ def find_test_columns(
     return replace(columns, id=id_column, text=text, how=how, group=group, notes=()), problems
 
 
-def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | None:
-    """The id column: the recipe's, or one named id, or the first of unique values whose name ends in `_id` or `ID`."""
+def find_id(
+    config: Data, frame: pd.DataFrame, problems: list[str], unique: Callable[[str], bool] | None = None
+) -> str | None:
+    """The id column: the recipe's, or one named id, or the first of unique values whose name ends in `_id` or `ID`.
+
+    `unique` says of a column whether its values are; where None, the rows of `frame` say it.
+    """
     if config.id_column is not None:
         found = _present(frame, [config.id_column], "data.id_column", problems)
         return found[0] if found else None
@@ -196,7 +207,7 @@ def find_id(config: Data, frame: pd.DataFrame, problems: list[str]) -> str | Non
     named = {config.group_column, *(config.text_columns or []), *(config.label_columns or [])}
     named |= {config.weight_column, config.split_column, *config.ignore_columns}
     for name in frame.columns:
-        if name.endswith(_ID_ENDS) and name not in named and is_unique(frame[name]):
+        if name.endswith(_ID_ENDS) and name not in named and (unique(name) if unique else is_unique(frame[name])):
             return str(name)
     return None
 

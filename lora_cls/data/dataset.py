@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -287,8 +287,24 @@ def _count(mask: np.ndarray, noun: str) -> str:
 
 
 def _ids(frame: pd.DataFrame, columns: Columns, config: Data) -> tuple[list[str], list[str]]:
+    ids, problems = row_ids(frame, columns)
     if columns.id is None:
-        return [f"row-{i}" for i in range(len(frame))], []
+        return ids, []
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, value in enumerate(ids):
+        if value:
+            places[value].append(i)
+    twice = {value: [row_name(frame, i) for i in rows] for value, rows in places.items() if len(rows) > 1}
+    if twice:
+        problems.append(repeated_ids(config, columns, frame.columns, twice, lambda name: is_unique(frame[name])))
+    return ids, problems
+
+
+def row_ids(frame: pd.DataFrame, columns: Columns, first: int = 0) -> tuple[list[str], list[str]]:
+    """The ids of a table, or of a piece whose first row is that one of its table; "" where there is none. And the
+    problems of each by itself: none, or no text."""
+    if columns.id is None:
+        return [f"row-{i}" for i in range(first, first + len(frame))], []
     cells = frame[columns.id].tolist()
     ids = ["" if is_missing(value) else as_id(value) for value in cells]
     problems = []
@@ -300,29 +316,39 @@ def _ids(frame: pd.DataFrame, columns: Columns, config: Data) -> tuple[list[str]
         problems.append(
             f"column '{columns.id}': half of a character (a lone surrogate) in the id at {shorten(broken)}."
         )
-    places: dict[str, list[int]] = defaultdict(list)
-    for i, value in enumerate(ids):
-        if value:
-            places[value].append(i)
-    twice = [
-        f"'{value}' ({', '.join(row_name(frame, i) for i in rows)})" for value, rows in places.items() if len(rows) > 1
-    ]
-    if twice:
-        problems.append(
-            f"column '{columns.id}': ids that stand more than once: {shorten(twice)}. Remove the repeated rows, or "
-            f"{_other_ids(frame, columns, config)}."
-        )
     return ids, problems
 
 
-def _other_ids(frame: pd.DataFrame, columns: Columns, config: Data) -> str:
-    """What may name the rows where the ids do not: another column, or else their numbers."""
+def repeated_ids(
+    config: Data,
+    columns: Columns,
+    names: Iterable[str],
+    places: Mapping[str, Sequence[str]],
+    unique: Callable[[str], bool],
+    more: int = 0,
+) -> str:
+    """What is wrong where ids stand more than once, and what may name the rows instead: another column, or their
+    numbers.
+
+    Parameters
+    ----------
+    names : of all columns
+    places : the names of the rows of each such id
+    unique : whether a column's values are
+    more : such ids that `places` lacks
+    """
+    twice = [f"'{value}' ({', '.join(rows)})" for value, rows in places.items()]
     used = {*columns.text, *columns.labels, columns.group, columns.weight, columns.split}
-    unique = [str(name) for name in frame.columns if name not in used and is_unique(frame[name])]
-    if unique:
-        return f"set data.id_column to a column of unique values ({shorten(unique)})"
-    ignored = set_list("data.ignore_columns", [*config.ignore_columns, str(columns.id)])
-    return f"number the rows instead: {'--set data.id_column=null ' if config.id_column else ''}{ignored}"
+    others = [str(name) for name in names if name not in used and unique(name)]
+    if others:
+        other = f"set data.id_column to a column of unique values ({shorten(others)})"
+    else:
+        ignored = set_list("data.ignore_columns", [*config.ignore_columns, str(columns.id)])
+        other = f"number the rows instead: {'--set data.id_column=null ' if config.id_column else ''}{ignored}"
+    return (
+        f"column '{columns.id}': ids that stand more than once: {shorten([*twice, *[''] * more])}. Remove the repeated "
+        f"rows, or {other}."
+    )
 
 
 def _labels(config: Data, frame: pd.DataFrame, columns: Columns, ids: list[str]) -> tuple[np.ndarray, list[str]]:

@@ -27,34 +27,41 @@ _WESTERN_MARKS = frozenset("\xa0€‚„…‘’“”•–—™¡¢£§©«
 _OPENING = frozenset("‚„«¡¿")
 
 
-def decode(data: bytes, path: Path) -> str:
-    """UTF-8 bytes as text, without byte order marks at the start.
+def decode(data: bytes, path: Path, *, bytes_before: int = 0, lines_before: int = 0) -> str:
+    """UTF-8 bytes as text, without byte order marks at the start of the file.
+
+    Parameters
+    ----------
+    data : a file, or whole lines of one
+    bytes_before, lines_before : how much of the file stands before them
 
     Raises
     ------
     DataError
         Names the line, and the byte; advises a conversion only to a file that is wholly and plausibly of that encoding.
     """
-    for start, kind, suffix in _KINDS:
-        if data.startswith(start):
-            raise DataError(f"{path} is no text: it is {kind}. Name it {suffix}.")
-    wide = _wide_encoding(data)
-    if wide:
-        raise DataError(f"{path} is not UTF-8 text but {wide}. Convert it: {_conversion(path, wide)}")
+    if not bytes_before:
+        for start, kind, suffix in _KINDS:
+            if data.startswith(start):
+                raise DataError(f"{path} is no text: it is {kind}. Name it {suffix}.")
+        wide = _wide_encoding(data)
+        if wide:
+            raise DataError(f"{path} is not UTF-8 text but {wide}. Convert it: {_conversion(path, wide)}")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {_broken_bytes(data, error, path)}") from None
+        said = _broken_bytes(data, error.start, path, bytes_before, lines_before)
+        raise DataError(f"{path} is not UTF-8 text: {said}") from None
     if "\0" in text:
         # valid in UTF-8, but no text holds one: the file was cut, or filled with zeros by a full disk
-        lines = [_line(text[: found.start()]) for found in islice(re.finditer("\0", text), 5)]
+        lines = [lines_before + _line(text[: found.start()]) for found in islice(re.finditer("\0", text), 5)]
         unpack, name = _unpacked(path)
         raise DataError(
             f"{path}: {text.count(chr(0))} NUL characters stand in it, which belong to no text (line "
             f"{', '.join(map(str, dict.fromkeys(lines)))}{' ...' if text.count(chr(0)) > 5 else ''}). The file may be "
             f"damaged: copy or export it again. To remove them: {unpack} | tr -d '\\000' > {name}"
         )
-    return text.lstrip("\ufeff")
+    return text if bytes_before else text.lstrip("\ufeff")
 
 
 def _wide_encoding(data: bytes) -> str | None:
@@ -69,10 +76,10 @@ def _wide_encoding(data: bytes) -> str | None:
     return "UTF-16BE" if high > low else "UTF-16LE"
 
 
-def _broken_bytes(data: bytes, error: UnicodeDecodeError, path: Path) -> str:
-    """What is wrong with bytes that are no UTF-8, and what to do."""
+def _broken_bytes(data: bytes, first: int, path: Path, bytes_before: int, lines_before: int) -> str:
+    """What is wrong with bytes that are no UTF-8 from the `first` on, and what to do."""
     # where a few bytes are broken and others are right, converting all would spoil those that are right
-    places = list(islice(_broken_places(data), 100))
+    places = list(islice(_broken_places(data, lines_before + 1), 100))
     shown = ", ".join(f"0x{data[at]:02x} on line {line}" for at, line in places[:5]) + " ..." * (len(places) > 5)
     if any(not character.isascii() for character in data.decode("utf-8", errors="ignore")):
         count = f"{len(places)}{' or more' * (len(places) == 100)}"
@@ -81,7 +88,7 @@ def _broken_bytes(data: bytes, error: UnicodeDecodeError, path: Path) -> str:
             "all of it: that would spoil the characters that are right. Mend these places in an editor, or export "
             "the table again as UTF-8."
         )
-    where = f"there is the byte 0x{data[error.start]:02x} at position {error.start} (line {places[0][1]}). "
+    where = f"there is the byte 0x{data[first]:02x} at position {bytes_before + first} (line {places[0][1]}). "
     if not _plausibly_windows_1252(data):
         return where + (
             "Nor does it look like Windows-1252. Export the table again as UTF-8 (from a spreadsheet: CSV UTF-8), or "
@@ -91,9 +98,9 @@ def _broken_bytes(data: bytes, error: UnicodeDecodeError, path: Path) -> str:
     return where + f"It looks like Windows-1252. Convert it, and look at its accents afterwards: {convert}"
 
 
-def _broken_places(data: bytes) -> Iterator[tuple[int, int]]:
-    """Position and line of every byte that breaks UTF-8."""
-    start, line = 0, 1
+def _broken_places(data: bytes, line: int) -> Iterator[tuple[int, int]]:
+    """Position and line of every byte that breaks UTF-8; the data starts on `line`."""
+    start = 0
     while True:
         try:
             data[start:].decode("utf-8")

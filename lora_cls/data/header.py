@@ -33,7 +33,7 @@ def check_header(frame: pd.DataFrame, where: str) -> str | None:
         columns' cells, so that the table has no header.
     """
     names = [str(name) for name in frame.columns]
-    _check_repeated(frame, names, where)
+    check_repeated_header(frame, where)
     if any(name.strip().lower() in _USUAL for name in names):
         return None
     alike = [name for i, name in enumerate(names) if _like_its_cells(name, frame.iloc[:_LOOKED_AT, i])]
@@ -58,7 +58,9 @@ def lacks_header(names: list[str]) -> str:
     return ""
 
 
-def _check_repeated(frame: pd.DataFrame, names: list[str], where: str) -> None:
+def check_repeated_header(frame: pd.DataFrame, where: str) -> None:
+    """Raise DataError if a row repeats the names of the columns."""
+    names = [str(name) for name in frame.columns]
     if len(names) < 2:
         return
     first = frame.iloc[:, 0].tolist()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lora_cls.choices import TableFormat
 from lora_cls.data.columns import id_header, is_index_name
 from lora_cls.data.labels import MISSING, parse_soft_labels
 from lora_cls.data.names import free_name, split_names
+from lora_cls.data.new_rows import NewRows, id_hashes
+from lora_cls.data.pieces import TablePieces
 from lora_cls.data.table import TableLike, as_id, is_missing, problem_report, read_table, row_name
+from lora_cls.data.table_file import Cells, table_file
 from lora_cls.errors import DataError, did_you_mean, shorten
 from lora_cls.evaluation import task_of
-from lora_cls.files import CsvLines, make_folder, write_bytes
 from lora_cls.recipe import TaskName
 
 Words = tuple[str, str]
@@ -101,9 +103,72 @@ def read_sample_submission(
     """
     frame = read_table(source, name="the sample submission")
     columns = [str(name) for name in frame.columns]
+    form, problems = _roles(columns, label_names, id_column, task, delimiter, label_column)
+    ids = _sample_ids(frame, form)
+    blank = [row_name(frame, i) for i, value in enumerate(ids) if not value]
+    if blank:
+        problems.append(f"column '{columns[form.id_at]}': no id at {shorten(blank)}.")
+    problems += _id_problems([value for value in ids if value], test_ids, "the test table")
+    if problems:
+        raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
+    cells = _LabelCells(form)
+    cells.add(frame)
+    form = cells.completed(form, label_names, delimiter)
+    return replace(form, columns=spelled_header(frame), ids=ids, kept=kept_cells(frame, form))
+
+
+def match_sample(
+    pieces: TablePieces,
+    rows: NewRows,
+    label_names: Sequence[str],
+    id_column: str | None = None,
+    *,
+    task: TaskName | None = None,
+    delimiter: str | None = None,
+    label_column: str | None = None,
+) -> Sample | None:
+    """`read_sample_submission` in pieces of as many rows as those of the test table, for a sample that has the table's
+    ids in the table's order: without the `ids`, and with nothing in the columns that are `kept`.
+
+    Returns
+    -------
+    Sample or None
+        None where the order is another, and where something is wrong: `read_sample_submission` then says what.
+    """
+    form, problems = _roles(pieces.columns, label_names, id_column, task, delimiter, label_column)
+    if problems or pieces.n_rows != len(rows):
+        return None
+    cells = _LabelCells(form)
+    columns: list[str] = []
+    done = 0
+    for frame in pieces:
+        if not np.array_equal(id_hashes(_sample_ids(frame, form)), rows.id_hashes[done : done + len(frame)]):
+            return None
+        columns = columns or spelled_header(frame)
+        cells.add(frame)
+        done += len(frame)
+    return replace(cells.completed(form, label_names, delimiter), columns=columns)
+
+
+def kept_cells(frame: pd.DataFrame, form: Sample) -> dict[int, list[str]]:
+    """The cells of a sample's further columns, by place."""
+    return {i: ["" if is_missing(value) else str(value) for value in frame.iloc[:, i].tolist()] for i in form.kept}
+
+
+def _sample_ids(frame: pd.DataFrame, form: Sample) -> list[str]:
+    return ["" if is_missing(value) else as_id(value) for value in frame.iloc[:, form.id_at].tolist()]
+
+
+def _roles(
+    columns: list[str],
+    label_names: Sequence[str],
+    id_column: str | None,
+    task: TaskName | None,
+    delimiter: str | None,
+    label_column: str | None,
+) -> tuple[Sample, list[str]]:
+    """What the columns of a sample are, by their names alone; and the problems."""
     id_at = columns.index(id_header(columns, id_column, label_names))
-    id_name = columns[id_at]
-    ids = ["" if is_missing(value) else as_id(value) for value in frame.iloc[:, id_at].tolist()]
     kept = [i for i, name in enumerate(columns) if i != id_at and is_index_name(name)]
     others = [i for i in range(len(columns)) if i != id_at and i not in kept]
     problems: list[str] = []
@@ -122,26 +187,9 @@ def read_sample_submission(
             if name not in label_names
         ]
         problems += [f"there is no column for the label '{name}'.{did_you_mean(name, columns)}" for name in unused]
-    blank = [row_name(frame, i) for i, value in enumerate(ids) if not value]
-    if blank:
-        problems.append(f"column '{id_name}': no id at {shorten(blank)}.")
-    problems += _id_problems([value for value in ids if value], test_ids, "the test table")
-    if problems:
-        raise problem_report(str(frame.attrs["source"]), problems, frame.attrs["header"])
     at = None if labels_at is None else [others[i] for i in labels_at]
-    cells = [frame.iloc[:, place].tolist() for place in at or ()]
-    return Sample(
-        columns=spelled_header(frame),
-        ids=ids,
-        id_at=id_at,
-        labels_at=at,
-        names_at=None if names_at is None else others[names_at],
-        words=[_words(column) for column in cells],
-        spelling={} if names_at is None else _spelling(label_names, frame.iloc[:, others[names_at]], delimiter),
-        kept={i: ["" if is_missing(value) else str(value) for value in frame.iloc[:, i].tolist()] for i in kept},
-        probabilities=_are_probabilities(cells),
-        decisions=names_at is not None or _are_decisions(cells),
-    )
+    name_at = None if names_at is None else others[names_at]
+    return Sample(columns, [], id_at, at, name_at, kept={i: [] for i in kept}), problems
 
 
 def spelled_header(frame: pd.DataFrame) -> list[str]:
@@ -164,8 +212,9 @@ def write_submission(
     delimiter: str | None = None,
     y_score: np.ndarray | None = None,
     probabilities: bool = False,
+    format: TableFormat = "csv",
 ) -> Path:
-    """Write predictions as CSV; the file appears whole or not at all.
+    """Write predictions as a table; the file appears whole or not at all.
 
     Parameters
     ----------
@@ -186,6 +235,7 @@ def write_submission(
         Probabilities, written in place of `y_pred` where the sample holds such.
     probabilities : bool
         Write them whatever the sample, unless it holds decisions: for a metric of ranks or probabilities.
+    format : of the file
 
     Raises
     ------
@@ -216,34 +266,81 @@ def write_submission(
         wrong = y_pred[~np.isin(y_pred, (0, 1))][0].item()
         raise DataError(f"A submission holds 0 and 1: apply the thresholds before. Got {wrong!r} instead.")
     if sample is None:
-        form = _plain(ids, label_names, id_name or "id", None if probabilities else label_column)
+        form = replace(plain_form(label_names, id_name, label_column, probabilities), ids=list(ids))
     else:
         form = sample if isinstance(sample, Sample) else _form(*sample, label_names, id_name, label_column)
-    if probabilities and form.labels_at is not None and not form.decisions:
-        form = replace(form, probabilities=True)
+        form = with_probabilities(form, probabilities)
     problems = _id_problems(form.ids, ids, "the predictions")
-    several = np.flatnonzero(y_pred.sum(axis=1, dtype=np.int64) != 1).tolist()
-    if form.names_at is not None and delimiter is None and several:
-        problems.append(
-            f"one column of names takes exactly one label per row: {shorten(ids[i] for i in several)} have another "
-            "number. Give a delimiter, or 0/1 columns."
-        )
+    problems += _several(form, ids, y_pred, delimiter)
     if form.probabilities and y_score is None:
         problems.append("the submission holds probabilities: give y_score too.")
     if problems:
         raise problem_report("the submission", problems)
-    cells = _cells(form, y_pred.astype(np.int8), label_names, delimiter, y_score)
     row_of = {value: i for i, value in enumerate(ids)}
-    lines = [list(form.columns)]
-    for k, value in enumerate(form.ids):
-        line = [""] * len(form.columns)
-        line[form.id_at] = value
-        for place, column in cells.items():
-            line[place] = column[row_of[value]]
-        for place, column in form.kept.items():
-            line[place] = column[k]
-        lines.append(line)
-    return _write_csv(Path(path), lines)
+    order = [row_of[value] for value in form.ids]
+    score = None if y_score is None else np.asarray(y_score)[order]
+    with table_file(Path(path), form.columns, format) as add:
+        add(submission_cells(form, form.ids, y_pred[order], label_names, delimiter, score, form.kept))
+    return Path(path)
+
+
+def plain_form(
+    label_names: Sequence[str], id_name: str | None, label_column: str | None, probabilities: bool
+) -> Sample:
+    """A submission without a sample, and without ids; see `write_submission`."""
+    given = list(label_names) if label_column is None or probabilities else [label_column]
+    columns = [free_name(id_name or "id", given), *given]
+    if label_column is not None and not probabilities:
+        return Sample(columns, [], 0, None, 1)
+    words = [ZERO_ONE] * len(label_names)
+    return Sample(columns, [], 0, list(range(1, len(columns))), None, words, probabilities=probabilities)
+
+
+def with_probabilities(form: Sample, probabilities: bool) -> Sample:
+    """A sample as it is followed for a metric of ranks or probabilities: these are written if it holds no decisions."""
+    if probabilities and form.labels_at is not None and not form.decisions:
+        return replace(form, probabilities=True)
+    return form
+
+
+def submission_cells(
+    form: Sample,
+    ids: Sequence[str],
+    y_pred: np.ndarray,
+    label_names: Sequence[str],
+    delimiter: str | None,
+    y_score: np.ndarray | None,
+    kept: Mapping[int, Sequence[str]],
+) -> list[Cells]:
+    """The columns of some rows of a submission, in the order of its header.
+
+    Parameters
+    ----------
+    kept : cells of the form's further columns in these rows, by place
+
+    Raises
+    ------
+    DataError
+        If a row has no or several names and no delimiter.
+    """
+    if problems := _several(form, ids, y_pred, delimiter):
+        raise problem_report("the submission", problems)
+    cells: dict[int, Cells] = {form.id_at: ids, **kept}
+    cells |= _label_cells(form, y_pred.astype(np.int8), label_names, delimiter, y_score)
+    return [cells[place] for place in range(len(form.columns))]
+
+
+def _several(form: Sample, ids: Sequence[str], y_pred: np.ndarray, delimiter: str | None) -> list[str]:
+    """The problem of rows that have no or several names where each needs one."""
+    if form.names_at is None or delimiter is not None:
+        return []
+    several = np.flatnonzero(y_pred.sum(axis=1, dtype=np.int64) != 1).tolist()
+    if not several:
+        return []
+    return [
+        f"one column of names takes exactly one label per row: {shorten(ids[i] for i in several)} have another "
+        "number. Give a delimiter, or 0/1 columns."
+    ]
 
 
 def _places(
@@ -257,15 +354,6 @@ def _places(
     if sorted(others) != sorted(label_names):
         return None, None
     return None, [others.index(name) for name in label_names]
-
-
-def _plain(ids: Sequence[str], label_names: Sequence[str], id_name: str, label_column: str | None) -> Sample:
-    """A submission without a sample."""
-    given = list(label_names) if label_column is None else [label_column]
-    columns = [free_name(id_name, given), *given]
-    if label_column is not None:
-        return Sample(columns, list(ids), 0, None, 1)
-    return Sample(columns, list(ids), 0, list(range(1, len(columns))), None, [ZERO_ONE] * len(label_names))
 
 
 def _form(
@@ -295,27 +383,72 @@ def _form(
     )  # fmt: skip
 
 
-def _cells(
+def _label_cells(
     form: Sample, y_pred: np.ndarray, label_names: Sequence[str], delimiter: str | None, y_score: np.ndarray | None
-) -> dict[int, list[str]]:
-    """What stands in each column of labels, by its place; rows in the order of `y_pred`."""
+) -> dict[int, Cells]:
+    """What stands in each column of labels, by its place."""
     if form.names_at is not None:
         names = [form.spelling.get(name, name) for name in label_names]
         joined = [(delimiter or "").join(names[j] for j in np.flatnonzero(row)) for row in y_pred]
         return {form.names_at: joined}
     places = form.labels_at or []
     if form.probabilities and y_score is not None:
-        return {place: [repr(value) for value in y_score[:, j].tolist()] for j, place in enumerate(places)}
+        return {place: y_score[:, j] for j, place in enumerate(places)}
     return {
-        place: [words[value] for value in y_pred[:, j].tolist()]
+        place: y_pred[:, j] if words == ZERO_ONE else [words[value] for value in y_pred[:, j].tolist()]
         for j, (place, words) in enumerate(zip(places, form.words, strict=True))
     }
 
 
-def _words(cells: Iterable[object]) -> Words:
-    """How a column of 0/1 labels writes them, by the spelling of most of its cells; 0 and 1 where they say nothing."""
-    found = Counter(words for cell in cells if not is_missing(cell) and (words := _pair(str(cell).strip())) is not None)
-    return found.most_common(1)[0][0] if found else ZERO_ONE
+class _LabelCells:
+    """What a sample's cells say of how a submission is written, in as many pieces as they come."""
+
+    def __init__(self, form: Sample) -> None:
+        self._form = form
+        self._words: list[Counter[Words]] = [Counter() for _ in form.labels_at or ()]
+        self._names: dict[object, object] = {}  # each different cell of names once
+        self._of_rows: list[object] = []
+        self._filled = self._between = self._other = False  # of numbers: any, any between 0 and 1, any that is none
+        self._word = self._unknown = False  # of decisions: any other than 0 and 1, any that is none
+        self._first: set[str] = set()
+
+    def add(self, frame: pd.DataFrame) -> None:
+        """Look at the cells of some rows."""
+        form = self._form
+        if form.names_at is not None:
+            names = frame.iloc[:, form.names_at].tolist()
+            self._of_rows += [self._names.setdefault(name, name) if isinstance(name, str) else name for name in names]
+        for words, place in zip(self._words, form.labels_at or (), strict=True):
+            values = frame.iloc[:, place]
+            found = parse_soft_labels(values)
+            found = found[found != MISSING]
+            self._filled |= bool(len(found))
+            self._other |= bool((found < 0).any())
+            self._between |= bool(((found > 0) & (found < 1)).any())
+            cells = Counter(str(value).strip() for value in values.tolist() if not is_missing(value))
+            for cell, count in cells.items():
+                pair = _pair(cell)
+                if pair is None:
+                    self._unknown = True
+                    continue
+                words[pair] += count
+                self._word |= not pair[0].startswith("0")
+                self._first.add(cell[0])
+
+    def completed(self, form: Sample, label_names: Sequence[str], delimiter: str | None) -> Sample:
+        """The form, with what the cells say."""
+        spelling: dict[str, str] = {}
+        if form.names_at is not None:
+            spelling = _spelling(label_names, pd.Series(self._of_rows, dtype=object), delimiter)
+        decisions = self._word or (not self._unknown and len(self._first) == 2)
+        return replace(
+            form,
+            # the spelling of most cells of a column; 0 and 1 where they say nothing
+            words=[words.most_common(1)[0][0] if words else ZERO_ONE for words in self._words],
+            spelling=spelling,
+            probabilities=self._filled and self._between and not self._other,
+            decisions=form.names_at is not None or decisions,
+        )
 
 
 def _pair(cell: str) -> Words | None:
@@ -344,31 +477,6 @@ def _spelling(label_names: Sequence[str], cells: pd.Series, delimiter: str | Non
     if len(ends) != 1 or not all(re.fullmatch(r"-?\d+(\.0*)?", name) for name in used):
         return {}
     return {found[0]: found[1] + next(iter(ends)) for found in whole if found is not None}
-
-
-def _are_probabilities(columns: Sequence[Sequence[object]]) -> bool:
-    """Whether all filled cells are numbers from 0 to 1, and some lie between."""
-    values = [parse_soft_labels(pd.Series(list(column), dtype=object)) for column in columns]
-    found = np.concatenate(values) if values else np.zeros(0)
-    found = found[found != MISSING]
-    return bool(len(found)) and bool((found >= 0).all()) and bool(((found > 0) & (found < 1)).any())
-
-
-def _are_decisions(columns: Sequence[Sequence[object]]) -> bool:
-    """Whether some cell is a word, or the cells are 0 and 1, both."""
-    cells = {str(cell).strip() for column in columns for cell in column if not is_missing(cell)}
-    pairs = [_pair(cell) for cell in cells]
-    if any(pair is not None and not pair[0].startswith("0") for pair in pairs):
-        return True
-    return None not in pairs and len({cell[0] for cell in cells}) == 2
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    make_folder(path.parent)
-    lines: list[str] = []
-    csv.writer(CsvLines(lines), lineterminator=CsvLines.END).writerows(rows)
-    write_bytes(path, "".join(lines).encode())
-    return path
 
 
 def _id_problems(ids: Sequence[str], expected: Sequence[str], whose: str) -> list[str]:

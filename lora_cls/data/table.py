@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -92,27 +93,46 @@ def read_table(source: TableLike, *, name: str = "the DataFrame") -> pd.DataFram
     if isinstance(source, pd.DataFrame):
         where = str(source.attrs.get("source", name))
         frame = _plain_index(source)
-        frame.columns = pd.Index(_checked_names([str(column) for column in frame.columns], where))
+        frame.columns = pd.Index(checked_names([str(column) for column in frame.columns], where))
         kind = ""
     else:
         path = table_path(source)
         where = str(path)
-        try:
-            kind = _checked_suffix(path)
+        with reading(path):
+            kind = checked_suffix(path)
             frame = _read_file(path, kind)
-        except MemoryError:
-            raise DataError(f"{where} is too large for this machine's memory. Give a smaller table.") from None
-        except OSError as error:
-            raise DataError(f"{where} cannot be read: {error.strerror or error}.") from None
     if frame.empty:
-        columns = f" It has the columns {shorten(frame.columns)}." if len(frame.columns) else ""
-        raise DataError(f"{where} has no rows.{columns} At least one row is needed.")
+        raise no_rows(where, frame.columns)
     frame.attrs["source"] = where
-    frame.attrs["header"] = "" if kind in _JSON else check_header(frame, where) or ""
+    frame.attrs["header"] = "" if kind in JSON else check_header(frame, where) or ""
     return frame
 
 
-_JSON = (".jsonl", ".ndjson", ".json")
+JSON = (".jsonl", ".ndjson", ".json")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Within it, whatever keeps a table from being read is a DataError that names it."""
+    try:
+        yield
+    except MemoryError:
+        raise DataError(f"{path} is too large for this machine's memory. Give a smaller table.") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is no intact gzip file ({error}). Copy or download it again.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
+def no_rows(where: str, columns: Sequence[str] | pd.Index) -> DataError:
+    """What is said of a table that has nothing but perhaps a header."""
+    named = f" It has the columns {shorten(columns)}." if len(columns) else ""
+    return DataError(f"{where} has no rows.{named} At least one row is needed.")
+
+
+def empty_file(path: Path) -> DataError:
+    """What is said of a file in which nothing stands."""
+    return DataError(f"{path} is empty. It must hold a table with at least one row.")
 
 
 def _read_file(path: Path, kind: str) -> pd.DataFrame:
@@ -122,12 +142,15 @@ def _read_file(path: Path, kind: str) -> pd.DataFrame:
     if kind == ".xlsx":
         return _read_excel(path)
     text = decode(_read_bytes(path), path)
-    return _read_json(text, where) if kind in _JSON else _read_delimited(text, kind, where)
+    return _read_json(text, where) if kind in JSON else _read_delimited(text, kind, where)
 
 
 def row_name(frame: pd.DataFrame, position: int) -> str:
-    """`"line 7"` where the table was read from a text file, `"row 5"` (counted from 0) otherwise."""
-    return f"line {frame.index[position]}" if frame.index.name == FILE_LINE else f"row {position}"
+    """`"line 7"` where the table was read from a text file, `"row 5"` (counted from 0) otherwise.
+
+    The index says it, and not the position: `frame` may be a piece of a table.
+    """
+    return f"{'line' if frame.index.name == FILE_LINE else 'row'} {frame.index[position]}"
 
 
 def is_missing(value: object) -> bool:
@@ -149,11 +172,14 @@ def half_character(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def problem_report(where: str, problems: Sequence[str], hint: str = "", at_most: int = 40) -> DataError:
-    """One error for all problems of a table, one line each; `hint` is a last line that applies to all."""
-    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-    more = [f"and {len(problems) - at_most} more such lines."] if len(problems) > at_most else []
-    lines = [*problems[:at_most], *more, *([hint] if hint else [])]
+def problem_report(where: str, problems: Sequence[str], hint: str = "", at_most: int = 40, more: int = 0) -> DataError:
+    """One error for all problems of a table, one line each; `hint` is a last line that applies to all, and `more` is
+    the number of problems that were counted and not kept."""
+    total = len(problems) + more
+    left = total - min(len(problems), at_most)
+    count = f"{total} problem{'s' * (total > 1)}"
+    others = [f"and {left} more such lines."] if left else []
+    lines = [*problems[:at_most], *others, *([hint] if hint else [])]
     return DataError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines))
 
 
@@ -170,7 +196,7 @@ def _plain_index(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
-def _checked_suffix(path: Path) -> str:
+def checked_suffix(path: Path) -> str:
     """What kind of file it is: its suffix, without .gz. Raises DataError if it is missing, or of no known kind."""
     if not path.is_file():
         raise _missing(path)
@@ -193,14 +219,11 @@ def _missing(path: Path) -> DataError:
 
 
 def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            data = gzip.decompress(data)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is no intact gzip file ({error}). Copy or download it again.") from None
+    data = path.read_bytes()
+    if path.suffix.lower() == ".gz":
+        data = gzip.decompress(data)
     if not data.strip():
-        raise DataError(f"{path} is empty. It must hold a table with at least one row.")
+        raise empty_file(path)
     return data
 
 
@@ -208,14 +231,12 @@ def read_text_file(path: Path) -> str:
     """A file of plain text, which may be compressed. Raises DataError if it is missing, empty, damaged or not UTF-8."""
     if not path.is_file():
         raise _missing(path)
-    try:
+    with reading(path):
         return decode(_read_bytes(path), path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 @contextmanager
-def _no_field_size_limit() -> Iterator[None]:
+def no_field_size_limit() -> Iterator[None]:
     """The csv module refuses fields above 128 KiB; whole documents may be longer."""
     before = csv.field_size_limit(2**31 - 1)
     try:
@@ -224,41 +245,79 @@ def _no_field_size_limit() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
-    # Python's own reader, and not pandas': it says on which line a row starts, and it is strict about quotes.
-    delimiter = "\t" if kind == ".tsv" else ","
-    lines_before = 0
-    if separator := _SEPARATOR_LINE.match(text):  # how spreadsheets are told what separates the fields
-        delimiter, text, lines_before = separator[1], text[separator.end() :], 1
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    header: list[str] = []
-    names: list[str] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    problems: list[str] = []
-    start = lines_before + 1
-    with _no_field_size_limit():
+class DelimitedRows:
+    """The rows of CSV or TSV lines, each with the line on which it starts (a quoted text spans lines).
+
+    Python's own reader, and not pandas': it says on which line a row starts, and it is strict about quotes. Read them
+    within `no_field_size_limit`.
+
+    Parameters
+    ----------
+    lines : with their ends, from the first on
+    kind : .csv or .tsv
+    where : what messages call the file
+
+    Attributes
+    ----------
+    header : names of the columns as the file spells them; [] where there is not even a header
+    names : names of the columns
+    """
+
+    def __init__(self, lines: Iterable[str], kind: str, where: str) -> None:
+        lines = iter(lines)
+        first = next(lines, "")
+        self.where, self.delimiter, before = where, "\t" if kind == ".tsv" else ",", 0
+        if separator := _SEPARATOR_LINE.fullmatch(first):  # how spreadsheets are told what separates the fields
+            self.delimiter, before = separator[1], 1
+        else:
+            lines = chain([first], lines)
+        self._rows = self.behind(lines, before)
+        self.header = next(self._rows, (0, []))[1]
+        self.names = _header(self.header, self.delimiter, where) if self.header else []
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        return self._rows
+
+    def behind(self, lines: Iterable[str], before: int) -> Iterator[tuple[int, list[str]]]:
+        """Rows of other lines of the same file, which has `before` lines before them. Blank lines are no rows."""
+        reader = csv.reader(lines, delimiter=self.delimiter, strict=True)
+        start = before + 1
         try:
             for fields in reader:
-                line, start = start, lines_before + reader.line_num + 1
-                if not fields:  # a blank line
-                    continue
-                if not names:
-                    header, names = fields, _header(fields, delimiter, where)
-                elif len(fields) != len(names):
-                    problems.append(f"line {line} has {len(fields)} fields, but the header has {len(names)}.")
-                else:
-                    rows.append(fields)
-                    lines.append(line)
+                line, start = start, before + reader.line_num + 1
+                if fields:
+                    yield line, fields
         except csv.Error as error:
-            raise DataError(_quote_problem(where, start, delimiter, error)) from None
-    if problems:
-        comma = {"\t": "tab", ",": "comma"}.get(delimiter, delimiter)
+            raise DataError(_quote_problem(self.where, start, self.delimiter, error)) from None
+
+    def problem(self, line: int, fields: Sequence[str]) -> str | None:
+        """What is wrong with the number of a row's fields."""
+        if len(fields) == len(self.names):
+            return None
+        return f"line {line} has {len(fields)} fields, but the header has {len(self.names)}."
+
+    def report(self, problems: Sequence[str], more: int = 0) -> DataError:
+        """One error for the problems of rows, of which `more` are not among these."""
+        comma = {"\t": "tab", ",": "comma"}.get(self.delimiter, self.delimiter)
         hint = f'A text that holds a {comma}, a line break or a " must stand between double quotes.'
-        raise problem_report(where, problems, hint, at_most=10)
-    frame = pd.DataFrame(rows, columns=names, index=pd.Index(lines, name=FILE_LINE), dtype=object)
-    frame.attrs["spelled"] = header
-    return frame
+        return problem_report(self.where, problems, hint, at_most=10, more=more)
+
+    def frame(self, rows: Sequence[tuple[int, list[str]]]) -> pd.DataFrame:
+        """Rows without a problem as a table."""
+        index = pd.Index([line for line, _ in rows], name=FILE_LINE)
+        frame = pd.DataFrame([fields for _, fields in rows], columns=self.names, index=index, dtype=object)
+        frame.attrs["spelled"] = self.header
+        return frame
+
+
+def _read_delimited(text: str, kind: str, where: str) -> pd.DataFrame:
+    with no_field_size_limit():
+        table = DelimitedRows(io.StringIO(text, newline=""), kind, where)
+        rows = list(table)
+    problems = [found for line, fields in rows if (found := table.problem(line, fields)) is not None]
+    if problems:
+        raise table.report(problems)
+    return table.frame(rows)
 
 
 def _quote_problem(where: str, line: int, delimiter: str, error: Exception) -> str:
@@ -281,10 +340,10 @@ def _header(fields: list[str], delimiter: str, where: str) -> list[str]:
                 f"Save it with {wanted}{', or rename it to .tsv' if other == chr(9) else ''}."
             )
     # pandas writes its index under an empty name; the same stand-in that pandas uses on reading.
-    return _checked_names([name.strip() or f"Unnamed: {i}" for i, name in enumerate(fields)], where)
+    return checked_names([name.strip() or f"Unnamed: {i}" for i, name in enumerate(fields)], where)
 
 
-def _checked_names(names: Iterable[str], where: str) -> list[str]:
+def checked_names(names: Iterable[str], where: str) -> list[str]:
     names = list(names)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -303,27 +362,42 @@ def _read_json(text: str, where: str) -> pd.DataFrame:
     problems: list[str] = []
     # Not splitlines(): a JSON text may hold U+2028 and other characters that it would split at.
     for number, line in enumerate(LINE_END.split(text) if array is None else array, start=1):
-        place = f"line {number}" if array is None else f"item {number}"
-        record = line
-        if isinstance(line, str) and array is None:
-            if not line.strip():
-                continue
-            try:
-                record = _json_value(line)
-            except (ValueError, RecursionError) as error:
-                problems.append(f"{place} is not a JSON object: {error}.")
-                continue
-        if isinstance(record, dict):
+        if array is None and isinstance(line, str) and not line.strip():
+            continue
+        record = json_record(line, number) if array is None else _item(line, number)
+        if isinstance(record, str):
+            problems.append(record)
+        else:
             records.append(record)
             lines.append(number)
-        else:
-            problems.append(f"{place} holds a JSON {type(record).__name__}, not an object.")
     if problems:
-        hint = "Each line (or each item of one array) must hold one object with the row's columns."
-        raise problem_report(where, problems, hint, at_most=10)
+        raise json_report(where, problems)
+    return json_frame(records, lines if array is None else None)
+
+
+def json_frame(records: Sequence[dict[str, Any]], lines: Sequence[int] | None) -> pd.DataFrame:
+    """Objects as the rows of a table, with the lines they stand on if they have any."""
     # dtype=object: an integer id beside a row without one must not become a float.
-    index = pd.Index(lines, name=FILE_LINE) if array is None else None
-    return pd.DataFrame(records, index=index, dtype=object)
+    return pd.DataFrame(records, index=None if lines is None else pd.Index(lines, name=FILE_LINE), dtype=object)
+
+
+def json_record(line: str, number: int) -> dict[str, Any] | str:
+    """The object on a line that is not blank; or what is wrong with it."""
+    try:
+        found = _json_value(line)
+    except (ValueError, RecursionError) as error:
+        return f"line {number} is not a JSON object: {error}."
+    return found if isinstance(found, dict) else f"line {number} holds a JSON {type(found).__name__}, not an object."
+
+
+def _item(found: object, number: int) -> dict[str, Any] | str:
+    return found if isinstance(found, dict) else f"item {number} holds a JSON {type(found).__name__}, not an object."
+
+
+def json_report(where: str, problems: Sequence[str], more: int = 0) -> DataError:
+    """One error for the problems of JSON rows, of which `more` are not among these."""
+    hint = "Each line (or each item of one array) must hold one object with the row's columns."
+    return problem_report(where, problems, hint, at_most=10, more=more)
 
 
 def _json_array(text: str, where: str) -> list[object] | None:
@@ -366,25 +440,37 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
+    with reading_parquet(path) as parquet:
+        table = parquet.read_table(path)
+        checked_names(table.column_names, str(path))
+        return parquet_frame(table)
+
+
+@contextmanager
+def reading_parquet(path: Path) -> Iterator[Any]:
+    """pyarrow's module of Parquet files. Within it, whatever keeps the file from being read is a DataError."""
     try:
         import pyarrow.parquet as pq
     except ImportError:
         raise DataError(f"{path}: Parquet files need pyarrow: pip install pyarrow, or save the table as CSV.") from None
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty. It must hold a table with at least one row.")
+        raise empty_file(path)
     try:
-        table = pq.read_table(path)
-        names = _checked_names(table.column_names, str(path))
-        try:
-            # Integers beside missing cells stay integers: id 7 must not become 7.0.
-            return _plain_index(table.to_pandas(integer_object_nulls=True))
-        except Exception:  # what pandas noted of its index is damaged: the columns themselves are not
-            plain = table.select([name for name in names if not re.fullmatch(r"__index_level_\d+__", name)])
-            return plain.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
+        yield pq
     except (DataError, MemoryError):
         raise
     except Exception as error:  # pyarrow raises what it meets: its own errors, ValueError, KeyError, UnicodeError ...
         raise DataError(f"{path} is no readable Parquet file: {shown(error, 300, quoted=False)}") from None
+
+
+def parquet_frame(table: Any) -> pd.DataFrame:
+    """An Arrow table, or a piece of one, with its named index as columns."""
+    try:
+        # Integers beside missing cells stay integers: id 7 must not become 7.0.
+        return _plain_index(table.to_pandas(integer_object_nulls=True))
+    except Exception:  # what pandas noted of its index is damaged: the columns themselves are not
+        plain = table.select([name for name in table.column_names if not re.fullmatch(r"__index_level_\d+__", name)])
+        return plain.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
 
 
 def _read_excel(path: Path) -> pd.DataFrame:

@@ -13,6 +13,8 @@ from lora_cls.errors import in_callers_words, message_text
 from lora_cls.runs import RunFolder
 from lora_cls.training.task_table import TaskTable
 
+SECONDS_BETWEEN_LINES = 10
+
 
 def fold_title(fold: int) -> str:
     """What a fold is called; -1 stands for a model of all rows."""
@@ -201,3 +203,55 @@ class Progress:
         minutes = (time.monotonic() - self.started) / 60
         left = minutes / self.done * (self.n_folds - self.done)
         self.say(f"{name}: {note} ({self.done} of {self.n_folds}, {minutes:.1f} min, about {left:.1f} min left)")
+
+
+class RowProgress(Progress):
+    """Shows how many rows of a long table are answered: a bar on a terminal; elsewhere a line after a piece, at most
+    one in ten seconds.
+
+    Parameters
+    ----------
+    n_rows : of the table
+    show : see `Progress`
+    """
+
+    def __init__(self, n_rows: int, show: bool | None = None) -> None:
+        super().__init__(0, show)
+        self.n_rows = n_rows
+        self._found, self._answered = 0, 0.0
+        self._said = self.started
+
+    def __enter__(self) -> RowProgress:
+        super().__enter__()
+        if self._bars:
+            self._bars.update(self._folds, total=self.n_rows, description="rows")
+        return self
+
+    @property
+    def rate(self) -> float:
+        """Rows per second, of those that were not answered before."""
+        return self._answered / max(time.monotonic() - self.started, 1e-9)
+
+    def advance(self, n_rows: float) -> None:
+        """So many more rows are answered; a part of one where not all models have been asked."""
+        self._answered += n_rows
+        if self._bars:
+            self._bars.update(self._folds, completed=self._found + round(self._answered), note=f"{self.rate:,.0f}/s")
+
+    def piece_done(self, n_rows: int, found: bool) -> None:
+        """A piece is answered; or was before, and is `found`."""
+        if found:
+            self._found += n_rows
+            if self._bars:
+                self._bars.update(self._folds, completed=self._found + round(self._answered))
+            return
+        done = self._found + round(self._answered)
+        now = time.monotonic()
+        if self._bars or (now - self._said < SECONDS_BETWEEN_LINES and done < self.n_rows):
+            return
+        self._said = now
+        left = (self.n_rows - done) / self.rate / 60
+        before = f", {self._found:,} of them before" if self._found else ""
+        self.say(
+            f"{done:,} of {self.n_rows:,} rows answered{before}; {self.rate:,.0f} rows/s, about {left:.1f} min left"
+        )

@@ -147,11 +147,11 @@ def test_many_rows_in_pieces(finished, copy_of, test, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_PIECE", 5)
     answer, asked = Classifier.answer, []
 
-    def stop(self, rows):
+    def stop(self, rows, *told):
         asked.append(len(rows))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return answer(self, rows)
+        return answer(self, rows, *told)
 
     monkeypatch.setattr(Classifier, "answer", stop)
     with pytest.raises(KeyboardInterrupt):

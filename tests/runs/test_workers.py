@@ -96,7 +96,7 @@ def test_a_fold_that_fails_three_times(finished, train, test, small_recipe, resu
     recipe = llama(small_recipe)
     with monkeypatch.context() as patch:
         patch.setattr(fold_training, "COMMAND", [sys.executable, "-c", DIE_OF_FOLD_1])
-        with pytest.raises(RunError, match=r"fold 1: failed 3 times, .* SIGKILL(.|\n)* with resume=True goes on"):
+        with pytest.raises(RunError, match=r"fold 1: failed 3 times, .* SIGKILL(.|\n)* with --resume goes on"):
             cross_validate(recipe, train, test, tmp_path / "run", workers=2)
     assert RunFolder(tmp_path / "run").finished_folds == [0]
     run = cross_validate(recipe, train, test, tmp_path / "run", resume=True)
