@@ -22,6 +22,7 @@ from typing import Any
 
 from lora_cls import __version__
 from lora_cls.errors import RecipeError, RunError, brief, shorten
+from lora_cls.execution.child import END
 from lora_cls.execution.local import LOST, PATIENCE, LocalProcess
 from lora_cls.files import make_folder, remove, scratch_folder, write_bytes
 
@@ -246,8 +247,6 @@ class RayProcess:
     def end(self) -> None:
         """It ends when it has done what it was told."""
         with self._lock:
-            from lora_cls.execution.child import END
-
             self.send(**END)
 
     def stop(self) -> None:
@@ -336,12 +335,10 @@ class RayExecutor:
             return __version__, os.path.exists(token)
 
         remote = self._ray.remote(probe)
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         asked = [
-            remote.options(
-                num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(self._token)
-            for node in nodes
-        ]  # fmt: skip
+            remote.options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote(self._token) for place in places
+        ]
         problems, apart = [], []
         ends = time.monotonic() + PROBE_SECONDS
         for node, question in zip(nodes, asked, strict=True):
@@ -369,10 +366,15 @@ class RayExecutor:
     def start(self, worker: int, command: Sequence[str], log: Path) -> RayProcess:
         """See `Executor.start`."""
         make_folder(log.parent)
-        host = self._ray.remote(Host).options(
-            num_cpus=self._asked["CPU"], num_gpus=self._asked["GPU"], memory=self._asked["memory"] or None,
-            max_restarts=0, max_task_retries=0,
-        ).remote(list(command), str(log.absolute()), self._token, os.getcwd(), os.environ.get("OMP_NUM_THREADS"))  # fmt: skip
+        actor = self._ray.remote(Host).options(
+            num_cpus=self._asked["CPU"],
+            num_gpus=self._asked["GPU"],
+            memory=self._asked["memory"] or None,
+            max_restarts=0,
+            max_task_retries=0,
+        )
+        threads = os.environ.get("OMP_NUM_THREADS")
+        host = actor.remote(list(command), str(log.absolute()), self._token, os.getcwd(), threads)
         return RayProcess(self._ray, host, log, self._packed)
 
     def _packed(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -412,8 +414,8 @@ def _too_little(nodes: Sequence[Mapping[str, Any]], asked: Mapping[str, float]) 
 
     has = "; ".join(sorted({told(node["Resources"]) for node in nodes})[:5])
     return (
-        f"No node of the Ray cluster has room for one process, which takes {told(asked)}; the nodes have {has or 'none'}"
-        ". Ask for less with engine.resources (num_cpus, num_gpus, memory_gb), or add a node."
+        f"No node of the Ray cluster has room for one process, which takes {told(asked)}; the nodes have "
+        f"{has or 'none'}. Ask for less with engine.resources (num_cpus, num_gpus, memory_gb), or add a node."
     )
 
 
@@ -463,6 +465,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise RecipeError(
-            f"No Ray cluster answers at {address} ({brief(error)}). Start one there with ray start --head (its clients' "
-            "port is 10001), or correct the address."
+            f"No Ray cluster answers at {address} ({brief(error)}). Start one there with ray start --head (its "
+            "clients' port is 10001), or correct the address."
         ) from None

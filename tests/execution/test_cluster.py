@@ -67,7 +67,11 @@ def local_run(tiny_recipe, emotion_table, tmp_path_factory):
 def same(run, local):
     """The bytes that do not say when or where a run was made."""
     names = ["oof_proba.csv", "test_proba.csv", "thresholds.json", "metrics.json"]
-    names += [f"fold-{n:02d}/{name}" for n in range(N_FOLDS) for name in ("oof_logits.npy", "adapter/adapter_model.safetensors")]
+    names += [
+        f"fold-{n:02d}/{name}"
+        for n in range(N_FOLDS)
+        for name in ("oof_logits.npy", "adapter/adapter_model.safetensors")
+    ]
     return [name for name in names if (run.path / name).read_bytes() != (local.path / name).read_bytes()]
 
 

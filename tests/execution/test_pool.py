@@ -1,4 +1,4 @@
-"""Tasks shared out to real processes that do next to nothing: what becomes of them where one dies, fails, or all end."""
+"""Tasks shared out to real processes that do next to nothing: where one dies, fails, or all end."""
 
 import os
 import signal
