@@ -4,10 +4,10 @@
 python tests/kill_workers.py [--kills 30] [--seed 0] [--executors local,ray]
 ```
 
-By hand, as a file. Every run is killed in the middle (SIGKILL to its driver, one of its workers, both at once, or
-with Ray a raylet of the cluster, which is replaced), then repeated with `--resume` until it ends. Its files are compared with
-those of a run by one process that nobody stopped; processes that are left seconds after their driver, and half-written
-files, are counted. Exit code 1 on any. Without Ray it is left out.
+By hand, as a file. Every run is killed in the middle (SIGKILL to its driver, one of its workers, both at once, or with
+Ray a raylet of the cluster, which is replaced), then repeated with `--resume`. Its files are compared with those of a
+run by one process that nobody stopped; processes that are left seconds after their driver, and half-written files, are
+counted. Exit code 1 on any. Without Ray it is left out.
 """
 
 import argparse
