@@ -24,7 +24,7 @@ from lora_cls import __version__
 from lora_cls.errors import RecipeError, RunError, brief, shorten
 from lora_cls.execution.child import END
 from lora_cls.execution.local import LOST, PATIENCE, LocalProcess
-from lora_cls.files import make_folder, remove, scratch_folder, write_bytes
+from lora_cls.files import make_folder, remove, scratch_folder, write_bytes, writing
 
 CONNECT_SECONDS = 5.0
 """How long an address may take to answer."""
@@ -317,8 +317,9 @@ class RayExecutor:
         if os.environ.get("LORA_CLS_SHARED_FOLDER") == "no":
             return token
         parent = next(parent for parent in folder.absolute().parents if parent.is_dir())
-        scratch = self._stack.enter_context(scratch_folder(parent))
-        (scratch / token).touch()
+        with writing(parent):
+            scratch = self._stack.enter_context(scratch_folder(parent))
+            (scratch / token).touch()
         return str(scratch / token)
 
     def _check(self, nodes: Sequence[Mapping[str, Any]], needs_shared: Sequence[str]) -> None:
