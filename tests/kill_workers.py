@@ -22,6 +22,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 os.environ["PYTHONPATH"] = str(HERE.parent)
@@ -34,6 +36,20 @@ LEFT_AFTER = 30.0
 DEADLINE = 300.0
 
 
+def workers_of(run):
+    """Processes that write a log of a run."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "lora_cls.commands.fold_worker" in (process.info["cmdline"] or []):
+            try:
+                outputs = os.readlink(f"/proc/{process.pid}/fd/2")
+            except OSError:
+                continue
+            if outputs.startswith(str(run)):
+                found.append(process)
+    return found
+
+
 def compared(run):
     names = [*SAME, *(f"fold-{n:02d}/oof_logits.npy" for n in range(4))]
     return [name for name in names if (run / name).read_bytes() != (Path("whole") / name).read_bytes()]
@@ -41,8 +57,6 @@ def compared(run):
 
 def left_over(run):
     """Processes that are there still, after they had time to end."""
-    from test_cluster import workers_of
-
     ends = time.monotonic() + LEFT_AFTER
     while (left := workers_of(run.absolute())) and time.monotonic() < ends:
         time.sleep(0.2)
@@ -53,8 +67,6 @@ def left_over(run):
 
 def attempt(run, options, moment, victim, node):
     """One run with one kill; returns whether it came in time, and the driver's exit code."""
-    from test_cluster import workers_of
-
     with open("printed.txt", "ab") as printed:
         driver = subprocess.Popen([*COMMAND, "--out", str(run), "--resume", *options], stdout=printed, stderr=printed)
         try:
