@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,12 @@ def cross_validate(
     teachers = find_teachers(recipe, tables, fold, untrained, run.info.choices if resumed else None)
     if teachers is not None:
         teachers.refuse_within(path)
-    processes = None if smoke else make_executor(recipe, workers, executor, len(untrained))
+    processes = None if smoke else make_executor(recipe, workers, executor, len(untrained), path)
     if (threads := threads_of(processes, recipe)) is not None:
         recipe = load_recipe(recipe, {"engine.num_threads": threads})
 
-    with Progress(0, show, listeners) as progress, tracked(recipe, progress):
+    started_processes = nullcontext() if processes is None else closing(processes)
+    with started_processes, Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         for note in teachers.notes if teachers is not None else []:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -47,8 +47,14 @@ def find_teachers(
     return Teachers(recipe, tables, fold, untrained, partial(ask_fold, recipe.engine), noted)
 
 
-def train_fold(run: RunFolder, trainer: FoldTrainer, number: int) -> float | None:
+def train_fold(
+    run: RunFolder, trainer: FoldTrainer, number: int, wait: Callable[[str], None] | None = None
+) -> float | None:
     """Train a fold, or go on with it, and write what it answers.
+
+    Parameters
+    ----------
+    wait : see `FoldFolder.training`
 
     Returns
     -------
@@ -61,7 +67,7 @@ def train_fold(run: RunFolder, trainer: FoldTrainer, number: int) -> float | Non
         If another process trains it.
     """
     folder, fold = run.fold(number), run.folds["fold"].to_numpy(np.int64)
-    with folder.training():
+    with folder.training(wait):
         if folder.finished:
             remove(folder.state)  # of a process that was killed as it finished the fold
             return None

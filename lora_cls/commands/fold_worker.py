@@ -34,7 +34,7 @@ def train_folds(job: Mapping[str, Any], parent: Parent) -> None:
         trainer = learner.prepare(tables.train, tables.test, teachers)
         trainer.adapt(tables.extra_texts)
         for message in parent.messages():
-            macro_f1 = train_fold(run, trainer, message["task"])
+            macro_f1 = train_fold(run, trainer, message["task"], progress.say)
             parent.tell(spent={"seconds": dict(learner.seconds), "reused": dict(learner.reused)})
             parent.tell(done=macro_f1)
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -140,8 +140,9 @@ def sweep(
             plan.check_same(folder)
             drop_torn_line(folder.files.journal)
         deadline = None if minutes is None else started + 60 * minutes
-        processes = make_executor(recipe, workers, executor, trials) or LocalExecutor(1)
-        Search(folder, trials, deadline, processes, progress).run()
+        processes = make_executor(recipe, workers, executor, trials, path, ["a search's trials"]) or LocalExecutor(1)
+        with closing(processes):
+            Search(folder, trials, deadline, processes, progress).run()
         finish(folder)
     return folder
 

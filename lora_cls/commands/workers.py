@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from lora_cls.errors import RecipeError, shown
@@ -21,7 +23,9 @@ def check_workers(workers: Workers | None, executor: str) -> None:
         raise RecipeError(f"--executor takes local, ray, or ray://HOST:PORT. Got {shown(executor)} instead.")
 
 
-def make_executor(recipe: Recipe, workers: Workers | None, executor: str, n_tasks: int) -> Executor | None:
+def make_executor(
+    recipe: Recipe, workers: Workers | None, executor: str, n_tasks: int, folder: Path, needs_shared: Sequence[str] = ()
+) -> Executor | None:
     """Who does `n_tasks` tasks of a recipe; None for this process alone.
 
     Parameters
@@ -30,17 +34,31 @@ def make_executor(recipe: Recipe, workers: Workers | None, executor: str, n_task
         goes: processes of one thread each are faster than one process of several threads
         (`benchmarks/results/workers.md`). Where None, this process alone; of a Ray cluster as many as it has room for
     executor : `local`, `ray` (the cluster of `RAY_ADDRESS`, or a new one on this machine), or `ray://HOST:PORT`
+    folder : that they write in
+    needs_shared : what takes a disk that all machines share, beside what the recipe says itself
 
     Raises
     ------
     RecipeError
-        For what `check_workers` refuses; if Ray is not installed, does not answer, or has too little room.
+        For what `check_workers` refuses; if Ray is not installed, does not answer, has too little room, or its nodes do
+        not share a disk that the recipe needs.
     """
     check_workers(workers, executor)
     if executor != "local":
+        if n_tasks < 1:
+            return None
         from lora_cls.execution.cluster import RayExecutor  # Ray is an extra
 
-        return RayExecutor(executor, None if workers == "auto" else workers, recipe.engine.resources)
+        elsewhere = {
+            "distill.teachers": recipe.distill is not None,
+            "adapt": recipe.adapt is not None,
+            "backbone.start_from": recipe.backbone is not None and recipe.backbone.start_from is not None,
+        }
+        return RayExecutor(
+            executor, None if workers == "auto" else workers, n_tasks, recipe.engine.resources,
+            uses_gpu=recipe.backbone is not None, folder=folder,
+            needs_shared=[*needs_shared, *(name for name, needed in elsewhere.items() if needed)],
+        )  # fmt: skip
     if workers is None or workers == 1 or n_tasks < 2:
         return None
     gpus = visible_gpus() if recipe.backbone is not None else []
@@ -53,9 +71,7 @@ def make_executor(recipe: Recipe, workers: Workers | None, executor: str, n_task
 
 def threads_of(executor: Executor | None, recipe: Recipe) -> int | None:
     """Threads of each process, where they share a machine's cores and the recipe does not say; else None."""
-    if not isinstance(executor, LocalExecutor) or executor.n_workers < 2 or recipe.engine.num_threads is not None:
-        return None
-    return max(1, physical_cores() // executor.n_workers)
+    return None if executor is None or recipe.engine.num_threads is not None else executor.n_threads
 
 
 def _processes_of_one_core(recipe: Recipe) -> int:

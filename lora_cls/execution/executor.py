@@ -15,6 +15,11 @@ class Process(Protocol):
     log: Path
 
     @property
+    def placed(self) -> bool:
+        """Whether it has begun, or cannot; False while it waits for room on a cluster."""
+        ...
+
+    @property
     def code(self) -> int | None:
         """The exit code, minus the signal that ended it; None while it runs, or while it was not heard out."""
         ...
@@ -42,9 +47,11 @@ class Executor(Protocol):
     Attributes
     ----------
     n_workers : how many of them are to work at once
+    n_threads : of each of them, where they share cores and the recipe does not say; None for what it takes alone
     """
 
     n_workers: int
+    n_threads: int | None
 
     def start(self, worker: int, command: Sequence[str], log: Path) -> Process:
         """Start a process.

@@ -16,9 +16,12 @@ from typing import Any
 
 from lora_cls.execution.child import END
 from lora_cls.files import make_folder
+from lora_cls.machine import physical_cores
 
 PATIENCE = 10.0
 """Seconds that a process has to end by itself."""
+LOST = 1000
+"""The code, beyond those of any system, of a process that is gone with the machine or the service that it ran on."""
 
 
 class LocalProcess:
@@ -30,21 +33,29 @@ class LocalProcess:
     log : what it prints is added there
     environment : variables beside those of this process
     where : what it is called in tables and messages
+    folder : that it works in; that of this process where None
 
     Attributes
     ----------
     where : see above; the number of the process where nothing was given
     """
 
+    placed = True
+
     def __init__(
-        self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None, where: str = ""
+        self,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        where: str = "",
+        folder: Path | None = None,
     ) -> None:
         make_folder(log.parent)
         self.log = log
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **(environment or {})}, cwd=folder,
             )  # fmt: skip
         self.where = where or f"process {self._process.pid}"
         self._said: SimpleQueue[dict[str, Any]] = SimpleQueue()
@@ -112,6 +123,7 @@ class LocalExecutor:
 
     def __init__(self, n_workers: int, gpus: Sequence[str] = ()) -> None:
         self.n_workers, self.gpus = n_workers, list(gpus)
+        self.n_threads = max(1, physical_cores() // n_workers) if n_workers > 1 else None
 
     def start(self, worker: int, command: Sequence[str], log: Path) -> LocalProcess:
         """See `Executor.start`."""
@@ -135,6 +147,8 @@ def visible_gpus() -> list[str]:
 
 def end_of(code: int, log: Path) -> str:
     """Why a process ended with an exit code, as far as it or its log tells."""
+    if code == LOST:
+        return "its node, or Ray's process there, was lost"
     if code < 0:
         name = signal.Signals(-code).name
         more = ", as systems do where the memory is full" if name == "SIGKILL" else ""

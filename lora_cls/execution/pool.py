@@ -70,34 +70,40 @@ class Pool:
         self._waiting.extend(tasks)
         self._open = len(tasks)
         n_workers = min(self.executor.n_workers, len(tasks))
-        threads = [threading.Thread(target=self._work, args=(worker,)) for worker in range(n_workers)]
+        # events, as Python 3.11 takes a thread for ended whose `join` was interrupted
+        idle = [threading.Event() for _ in range(n_workers)]
+        threads = [threading.Thread(target=self._work, args=each) for each in enumerate(idle)]
         try:
             for thread in threads:
                 thread.start()
-            for thread in threads:
-                while thread.is_alive():  # in short waits, so that Ctrl-C is heard
-                    thread.join(GLANCE)
+            for event in idle:
+                while not event.wait(GLANCE):  # in short waits, so that Ctrl-C is heard
+                    pass
         finally:
             self._ended.set()
-            for thread in threads:
-                thread.join()
+            for thread, event in zip(threads, idle, strict=True):
+                if thread.ident is not None:
+                    event.wait()
         if self._problems:
             raise self._problems[0]
         if self._failures:
             told = [f"{self.title(task)}: {reason}" for task, reason in sorted(self._failures.items())]
             raise RunError("\n".join([*told, "What is finished is kept: the same command with --resume goes on."]))
 
-    def _work(self, worker: int) -> None:
+    def _work(self, worker: int, idle: threading.Event) -> None:
         process: Process | None = None
         try:
-            while (task := self._next()) is not None:
-                if process is None:
+            while self._open and not self._ended.is_set():
+                if process is None and self._waiting:
                     process = self.executor.start(worker, self.command, self.logs / f"worker-{worker}.log")
                     process.send(**self.job)
-                if not self._do(process, task):
+                task = self._next() if process is not None and process.placed else None
+                if task is None:
+                    self._ended.wait(GLANCE)
+                elif process is not None and not self._do(process, task):
                     process.stop()
                     process = None
-            if process is not None and not self._ended.is_set():
+            if process is not None and process.placed and not self._ended.is_set():
                 process.end()
                 while process.code is None and not self._ended.is_set():
                     process.heard(GLANCE)
@@ -105,19 +111,16 @@ class Pool:
             self._problems.append(error)
             self._ended.set()
         finally:
-            if process is not None:
-                process.stop()
+            try:
+                if process is not None:
+                    process.stop()
+            finally:
+                idle.set()
 
     def _next(self) -> int | None:
-        """A task to do; None where there is none any more. One that is lost by another worker may still come."""
-        while not self._ended.is_set():
-            with self._lock:
-                if self._waiting:
-                    return self._waiting.popleft()
-                if not self._open:
-                    return None
-            self._ended.wait(GLANCE)
-        return None
+        """A task to do; None where none waits now. One that is lost by another worker may still come."""
+        with self._lock:
+            return self._waiting.popleft() if self._waiting else None
 
     def _do(self, process: Process, task: int) -> bool:
         """Have a task done; whether the process can be given another one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lora_cls.runs.io import integers, read_array, read_csv
 from lora_cls.runs.lock import locked
 from lora_cls.runs.records import FoldInfo
 from lora_cls.runs.sums import check, sums
+
+LOST_PATIENCE = 60.0  # seconds
 
 
 class FoldFolder:
@@ -122,9 +125,14 @@ class FoldFolder:
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise RunError(f"{self.state} is damaged ({brief(error)}). Remove it to train the fold again.") from None
 
-    def training(self) -> AbstractContextManager[None]:
-        """Held while the fold is trained. Raises RunError if another process trains it."""
-        return locked(self.path, "is trained")
+    def training(self, wait: Callable[[str], None] | None = None) -> AbstractContextManager[None]:
+        """Held while the fold is trained. Raises RunError if another process trains it.
+
+        Parameters
+        ----------
+        wait : told of it, where that process may be one whose node was lost, which takes some seconds to end
+        """
+        return locked(self.path, "is trained", wait=wait, patience=LOST_PATIENCE)
 
     def _answer_counts(self) -> dict[str, int]:
         """How many answers were written, and how many of them could not be read."""
