@@ -25,7 +25,8 @@ Caller = Literal["shell", "python"]
 
 _caller: Caller = "python"
 _OPTIONS = {
-    "at-least-one": "at_least_one=True", "backbone": "backbone=", "combine": "combine=", "default": "default=",
+    "abstain-below-precision": "abstain_below_precision=", "at-least-one": "at_least_one=True",
+    "backbone": "backbone=", "combine": "combine=", "default": "default=",
     "executor": "executor=", "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=",
     "format": "format=", "holdout": "holdout=",
     "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
@@ -34,7 +35,7 @@ _OPTIONS = {
     "rank": "rank=", "resume": "resume=True", "sample-submission": "sample_submission=", "score": "score=",
     "set": "overrides=", "share": "share=", "smoke": "smoke=True", "strategy": "strategy=", "test": "test=",
     "to": "to=", "train": "train=", "trials": "trials=", "trust-remote-code": "trust_remote_code=True",
-    "workers": "workers=",
+    "words": "most_words=", "workers": "workers=",
 }  # fmt: skip
 """What Python calls the options of the command line."""
 _VALUED = ("extra-train", "fold-table", "how", "models", "strategy", "test", "to", "train")
