@@ -48,13 +48,29 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_launcher(command: str | None) -> None:
+    """Several processes that a launcher started train together, and do nothing else."""
+    from lora_cls.machine import launched
+
+    if command in (None, "run") or launched() == (0, 1):
+        return
+    if launched()[0] > 0:
+        sys.exit(2)  # the first one tells it
+    instead = " To share out its rows, give it --workers." if command == "predict" else ""
+    raise RecipeError(
+        f"Only `run` is started by a launcher; {command} is one process that you start yourself.{instead}"
+    )
+
+
 @app.callback(epilog="\b\nExample:\n  lora-cls run minilm-l6 --train train.csv --test test.csv")
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """LoRA fine-tuning of text classifiers with honest cross-validation: one recipe, one score, one submission."""
+    _refuse_launcher(context.invoked_subcommand)
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
@@ -128,13 +144,15 @@ def run(
 ) -> None:
     """Train the folds of a recipe, score them honestly, and write the submission."""
     from lora_cls.commands.cross_validation import cross_validate
+    from lora_cls.machine import launched
 
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
         overrides=set_ or (), resume=resume, overwrite=overwrite, smoke=smoke, show=True,
         trust_remote_code=trust_remote_code, workers=_workers(workers), executor=executor,
     )  # fmt: skip
-    _print_run(finished)
+    if launched()[0] == 0:
+        _print_run(finished)
 
 
 @app.command(

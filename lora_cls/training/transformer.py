@@ -26,6 +26,7 @@ from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
 from lora_cls.training.losses import LabelFacts, validation_loss
 from lora_cls.training.objective import Objective
+from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress
 from lora_cls.training.rows import TrainingRows
 from lora_cls.training.selection import Score, hold_back
@@ -45,8 +46,9 @@ class TransformerLearner:
         choices: Mapping[str, Any] | None = None,
         backbone: str | None = None,
         progress: Progress | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.session = Session(recipe, label_names, choices, backbone, progress)
+        self.session = Session(recipe, label_names, choices, backbone, progress, processes)
         self.choices, self.seconds = self.session.choices, self.session.seconds
         self.backbone_path: str | None = self.session.source.path_or_id
         self.notes: list[str] = []
@@ -159,13 +161,15 @@ class TransformerTrainer:
         n_epochs: int | None = None,
     ) -> FoldResult:
         """See `FoldTrainer.fit_fold`."""
+        processes = self.session.processes
         make_folder(folder.path)
         select = "last" if fold < 0 else self.recipe.train.select  # of all rows nothing is held out to choose by
         seconds = {}
         answers = None
         if self.teachers is not None:
             asking = time.monotonic()
-            answers = self.teachers.answers(fold, train_rows, folder, self.session.progress)
+            with processes.main_first():
+                answers = self.teachers.answers(fold, train_rows, folder, self.session.progress)
             torch.set_num_threads(self.session.choices["num_threads"])  # whoever answered set its own
             seconds["teachers"] = time.monotonic() - asking
         train_rows, selection_rows = self.divide(fold, train_rows, oof_rows)
@@ -180,6 +184,8 @@ class TransformerTrainer:
             make_folder(kept.path)
             self.session.save(model, kept)
             oof_logits, test_logits = self._answer(model, oof_rows, weight, kept)
+            if not processes.main:
+                return {}
             write_array(kept.oof_logits, oof_logits)
             if test_logits is not None:
                 write_array(kept.test_logits, test_logits)
@@ -189,7 +195,7 @@ class TransformerTrainer:
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.session.progress,
             score=score if select in ("inner", "scored_fold") else None,
-            after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs,
+            after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs, processes=processes,
         )  # fmt: skip
         started = time.monotonic()
         self.session.save(model, folder)
@@ -277,7 +283,7 @@ class TransformerTrainer:
             found = self.session.answer(model, tokens, weight)
             logits.append(found.logits)
             written += [(ids[text], table, answer, int(parsed)) for text, answer, parsed in found.written]
-        if written:  # for those who want to see what went wrong
+        if written and self.session.processes.main:  # for those who want to see what went wrong
             write_csv(folder.answers, pd.DataFrame(written, columns=["id", "table", "answer", "parsed"]))
         return logits[0], logits[1] if len(logits) > 1 else None
 
