@@ -1,4 +1,4 @@
-"""`python -m lora_cls`: the command line, for launchers that start a module: `accelerate launch -m lora_cls run ...`."""
+"""`python -m lora_cls`, the command line; `accelerate launch -m lora_cls run ...` starts it by this name."""
 
 from lora_cls.cli import main
 

@@ -58,6 +58,8 @@ class Processes:
             problems.append(
                 "--workers and --executor share folds out to processes of their own: give them no launcher."
             )
+        if self.sharded:
+            problems += [f"FSDP spreads a frozen base, and {problem}" for problem in _not_sharded(recipe)]
         if problems:
             raise RecipeError("\n".join(problems))
 
@@ -118,7 +120,7 @@ class Processes:
         return seed if self.main else int(np.random.SeedSequence([seed, self.rank]).generate_state(1)[0])
 
     def share(self, rows: np.ndarray) -> np.ndarray:
-        """This process's share of the rows of a batch; there may be none."""
+        """The rows of a batch that are for this process; there may be none."""
         return rows[self.rank :: self.size]
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -213,6 +215,22 @@ class Processes:
             for row, item in zip(rows.tolist(), listed, strict=False):
                 whole[row] = item
         return found, whole
+
+
+def _not_sharded(recipe: Recipe) -> list[str]:
+    """What of a recipe no base that is spread over devices can be trained with."""
+    found = []
+    if recipe.backbone is not None and recipe.lora is None:
+        found.append("here every weight is trained (lora: null): set lora, or launch without FSDP.")
+    if recipe.quantization is not None and recipe.quantization.load_in_8bit:
+        found.append("bitsandbytes cannot spread one in 8 bits: set quantization.load_in_4bit, or launch without FSDP.")
+    if recipe.head.kind in ("generate", "label_tokens"):
+        found.append(
+            f"head.kind: {recipe.head.kind} asks the whole base before or beside training: take head.kind: linear."
+        )
+    if recipe.adapt is not None:
+        found.append("adapt trains it first, in one process: adapt it in a run without FSDP, or remove adapt.")
+    return found
 
 
 ALONE = Processes()

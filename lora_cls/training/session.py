@@ -29,6 +29,7 @@ from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
+from lora_cls.modeling.sharding import device_mesh, shard_base
 from lora_cls.modeling.source import Source
 from lora_cls.modeling.start import begin_with
 from lora_cls.recipe import Recipe
@@ -83,7 +84,9 @@ class Session:
         self._given = given = choices or {}
         self.source = run_source(recipe.backbone, given, backbone)
         self.seconds = {"load": 0.0, "tokenize": 0.0, "prefix": 0.0}
-        self.batches = EvalBatches(recipe.train.per_device_eval_batch_size, self.progress.say)
+        self.batches = EvalBatches(
+            recipe.train.per_device_eval_batch_size, self.progress.say, halves=not processes.sharded
+        )
         tokens = TokenCache(cache_folder() / "tokens", said=self.say_once)
         self.token_cache = tokens if recipe.engine.token_cache else None
         threads = recipe.engine.num_threads or max(1, physical_cores() // processes.on_this_machine)
@@ -109,7 +112,8 @@ class Session:
         self.start_share: float | None = None  # of what folds begin with, the share that fits into the adapters
         self._pristine = True  # nothing was trained or read into the model yet
         self._prefix_cache: PrefixCache | None = None
-        self._no_prefix = False
+        self._no_prefix = processes.sharded  # its layers are not at hand one by one
+        self._is_sharded = False
 
     def say_once(self, note: str) -> None:
         """A note on a cache that several parts would say."""
@@ -195,14 +199,27 @@ class Session:
             self.seconds["load"] += time.monotonic() - started
         return self._model
 
+    def shared_model(self, choose_attention: Callable[[SequenceClassifier], str]) -> SequenceClassifier:
+        """As `model`, for all processes at the same time: a base that is to be spread over them is.
+
+        One process after the other loads it, so that the memory of the CPU need not hold it twice.
+        """
+        if self.processes.sharded and not self._is_sharded:
+            mesh = device_mesh(self.device)
+            with self.processes.in_turn():
+                shard_base(self.model(choose_attention), mesh)
+            self._is_sharded = True
+        return self.model(choose_attention)
+
     def _load(self) -> SequenceClassifier:
         recipe, merged = self.recipe, self.choices.get("merged_dtype")
         # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
         dtype = self.dtype if recipe.lora else DTYPES[merged or "float32"]
         attention = self.choices.get("attn_implementation") or self.backbone.attn_implementation
+        sharded = self.processes.sharded
         base = load_base(
-            self.backbone, recipe.quantization, dtype, self.device, self.source, attention,
-            with_output=self.head.with_output_layer,
+            self.backbone, recipe.quantization, dtype, torch.device("cpu") if sharded else self.device, self.source,
+            attention, with_output=self.head.with_output_layer, sharded=sharded,
         )  # fmt: skip
         # a frozen base is in self.dtype already, and adapters compute in that of what they read
         mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None

@@ -174,7 +174,7 @@ class TransformerTrainer:
             seconds["teachers"] = time.monotonic() - asking
         train_rows, selection_rows = self.divide(fold, train_rows, oof_rows)
         rows = self.lesson(train_rows, answers)
-        self.session.model(self._choose_attention)
+        self.session.shared_model(self._choose_attention)
         self._fill_prefix_cache()
         model, objective, weight, accelerator = self.begin_fold(fold, train_rows, rows)
         score = partial(self._score, model, selection_rows, weight, self.head.facts(self.rows.take(train_rows)))
@@ -291,6 +291,8 @@ class TransformerTrainer:
         """The faster of eager attention and PyTorch's fused one, timed on real rows; or what the recipe names."""
         session, current = self.session, str(model.base.config._attn_implementation)
         if session.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager"):
+            return current
+        if session.processes.sharded:  # it lies on the CPU until it is spread, and no step of one process would tell
             return current
         if not model.base._supports_sdpa:  # Longformer, SqueezeBERT: they would go on with their own, and warn
             return current
