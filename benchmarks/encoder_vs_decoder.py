@@ -2,11 +2,13 @@
 
     python -m benchmarks.encoder_vs_decoder --data train.csv [test.csv] [--recipes tfidf-logreg minilm-l6 gemma-3-270m]
         [--out runs/encoder_vs_decoder] [--results benchmarks/results] [--set cv.n_splits=3] [--labels test.csv]
+        [--workers 2] [--executor ray]
 
 `--data` may be a folder that holds train.csv and, perhaps, test.csv. Each recipe runs in a process of its own, so that
 its peak memory is its own, with the folds of the first. What was stopped continues with the same command: finished
 runs are not trained again. A recipe that fails is named in the result, and the others go on. `--labels` scores the
-test rows, too.
+test rows, too. `--workers` and `--executor` are those of `lora-cls run`: the folds of one recipe after the other are
+shared out.
 """
 
 from __future__ import annotations
@@ -50,9 +52,9 @@ def finished(path: Path) -> bool:
 
 
 def train_all(
-    recipes: Sequence[str], train: Path, test: Path | None, out: Path, overrides: Sequence[str]
+    recipes: Sequence[str], train: Path, test: Path | None, out: Path, options: Sequence[str]
 ) -> tuple[list[Path], list[str]]:
-    """Folders of the finished runs, and recipes that failed."""
+    """Folders of the finished runs, and recipes that failed; `options` are those of `lora-cls run`."""
     done: list[Path] = []
     failed: list[str] = []
     for recipe in recipes:
@@ -61,8 +63,7 @@ def train_all(
             command = [sys.executable, "-m", "lora_cls.cli", "run", recipe, "--train", str(train), "--out", str(folder)]
             command += ["--test", str(test)] if test else []
             command += ["--fold-table", str(done[0] / "folds.csv")] if done else []
-            command += [part for override in overrides for part in ("--set", override)]
-            code = subprocess.run([*command, "--resume"]).returncode  # also starts what was never begun
+            code = subprocess.run([*command, *options, "--resume"]).returncode  # also starts what was never begun
             if code == 130:
                 raise KeyboardInterrupt
             if code or not finished(folder):
@@ -111,10 +112,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--labels", type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--workers", default="1")
+    parser.add_argument("--executor", default="local")
     given = parser.parse_args()
+    options = [part for override in given.overrides for part in ("--set", override)]
+    options += ["--workers", given.workers, "--executor", given.executor]
     try:
         train, test = tables(given.data)
-        runs, failed = train_all(given.recipes, train, test, given.out, given.overrides)
+        runs, failed = train_all(given.recipes, train, test, given.out, options)
         if len(runs) < 2:
             print(f"Fewer than two recipes finished; failed: {', '.join(failed) or 'none'}.", file=sys.stderr)
             sys.exit(1)

@@ -173,7 +173,10 @@ def sweep(
         int, typer.Option(metavar="N", min=1, help="Trials in all, those of earlier starts counted.")
     ] = 20,
     minutes: Annotated[float | None, typer.Option(metavar="M", help="End after about so many minutes.")] = None,
-    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Trials that are trained at once.")] = 1,
+    workers: Annotated[
+        str, typer.Option(metavar="N", help="Trials that are trained at once, or auto as in lora-cls run.")
+    ] = "1",
+    executor: ExecutorName = "local",
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD", help="Search this field only; give it again for others."),
@@ -196,8 +199,8 @@ def sweep(
 
     folder = search(
         recipe, train, test, out, sample_submission=sample_submission, fold_table=fold_table, overrides=set_ or (),
-        trials=trials, minutes=minutes, workers=workers, only=only or (), folds=_numbers(folds), holdout=holdout,
-        show=True, trust_remote_code=trust_remote_code,
+        trials=trials, minutes=minutes, workers=_workers(workers), only=only or (), folds=_numbers(folds),
+        holdout=holdout, show=True, trust_remote_code=trust_remote_code, executor=executor,
     )  # fmt: skip
     print_sweep(folder)
 

@@ -646,17 +646,6 @@ class Prediction(Section):
     """Give every row at least its best label (the one furthest above, or least below, its threshold)."""
 
 
-class Resources(Section):
-    """What a process that trains takes of a Ray cluster."""
-
-    num_cpus: float = Field(default=1, ge=0, le=1024)
-    """Cores, as Ray counts them; a process takes as many threads as `num_threads` says, or else so many."""
-    num_gpus: float | None = Field(default=None, ge=0, le=64)
-    """GPUs; 0.5 lets two processes share one. Null is 1 where the cluster has GPUs, and else 0."""
-    memory_gb: float | None = Field(default=None, gt=0, le=1e6)
-    """Memory in GiB that the node must have free, as Ray counts it; null asks for none."""
-
-
 class Engine(Section):
     """How, not what: outside the identity of a run, but kept in run.json for its resume."""
 
@@ -668,8 +657,9 @@ class Engine(Section):
     """How large that cache may get, over all runs; what was used least recently goes first."""
     token_cache: bool = True
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
-    resources: Resources = Resources()
-    """Of each process that `--executor ray` starts."""
+    resources: dict[Literal["num_cpus", "num_gpus", "memory_gb"], Annotated[float, Field(ge=0, le=1e6)]] = {}
+    """What each process of `--executor ray` takes of a node, as Ray counts it: cores (1 where nothing is said), GPUs
+    (1 where the cluster has any; 0.5 lets two processes share one) and GiB of memory."""
 
 
 class Range(Section):

@@ -174,7 +174,8 @@ def cross_validate(
     if teachers is not None:
         teachers.refuse_within(path)
     processes = None if smoke else make_executor(recipe, workers, executor, len(untrained))
-    recipe = threads_of(processes, recipe)
+    if (threads := threads_of(processes, recipe)) is not None:
+        recipe = load_recipe(recipe, {"engine.num_threads": threads})
 
     with Progress(0, show, listeners) as progress, tracked(recipe, progress):
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:

@@ -7,8 +7,6 @@ the folder's lock, has it trained by a process of its own (`commands.trial`), an
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,12 +22,14 @@ import numpy as np
 
 from lora_cls.commands.cross_validation import refuse_blend
 from lora_cls.commands.predict import Classifier
+from lora_cls.commands.workers import Workers, check_workers, make_executor, threads_of
 from lora_cls.data import TableLike
 from lora_cls.data.tables import Tables
 from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import bootstrap_macro_f1
+from lora_cls.execution.executor import Executor
+from lora_cls.execution.local import LocalExecutor, end_of
 from lora_cls.files import make_folder, write_bytes
-from lora_cls.machine import physical_cores
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.sweep import write_sweep_page, write_trials_table
 from lora_cls.runs.lock import locked
@@ -61,12 +61,13 @@ def sweep(
     overrides: Sequence[str] = (),
     trials: int = 20,
     minutes: float | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     only: Sequence[str] = (),
     folds: Sequence[int] | None = None,
     holdout: float | None = None,
     show: bool | None = None,
     trust_remote_code: bool = False,
+    executor: str = "local",
 ) -> SweepFolder:
     """Search for the best settings of a recipe, as its section `sweep` says.
 
@@ -83,12 +84,12 @@ def sweep(
     overrides : `["lora.r=8", ...]`
     trials : how many there are to be in all, those of earlier starts counted
     minutes : end after about so many, with what is finished; a trial in the middle is gone on with by the next start
-    workers : processes that train at once
+    workers : processes that train at once; `auto`: one for each GPU, or for each core that the memory has room for
     only : fields to search, in place of all of the space
     folds : numbers of the folds that trials train; the first `sweep.n_folds` where None
     holdout : share of the rows that no trial sees, for a score that nothing was chosen by
     show : progress; where None, in notebooks and at a prompt
-    trust_remote_code : see `cross_validate`
+    trust_remote_code, executor : see `cross_validate`
 
     Returns
     -------
@@ -111,8 +112,9 @@ def sweep(
     """
     started = time.monotonic()
     load_optuna()
-    if trials < 1 or workers < 1 or (minutes is not None and not minutes > 0):
-        raise RecipeError("--trials and --workers must be at least 1, and --minutes above 0.")
+    if trials < 1 or (minutes is not None and not minutes > 0):
+        raise RecipeError("--trials must be at least 1, and --minutes above 0.")
+    check_workers(workers, executor)
     if holdout is not None and not 0 < holdout <= 0.5:
         raise RecipeError(f"--holdout takes a share of the rows above 0 and at most 0.5. Got {holdout:g} instead.")
     name = find_recipe(recipe).stem if isinstance(recipe, (str, Path)) else "sweep"
@@ -138,7 +140,8 @@ def sweep(
             plan.check_same(folder)
             drop_torn_line(folder.files.journal)
         deadline = None if minutes is None else started + 60 * minutes
-        Search(folder, trials, deadline, workers, progress).run()
+        processes = make_executor(recipe, workers, executor, trials) or LocalExecutor(1)
+        Search(folder, trials, deadline, processes, progress).run()
         finish(folder)
     return folder
 
@@ -182,11 +185,10 @@ class Search:
     """
 
     def __init__(
-        self, folder: SweepFolder, n_trials: int, deadline: float | None, n_workers: int, progress: Progress
+        self, folder: SweepFolder, n_trials: int, deadline: float | None, executor: Executor, progress: Progress
     ) -> None:
         self.folder, self.n_trials, self.deadline, self.progress = folder, n_trials, deadline, progress
-        self.n_workers = n_workers
-        self.threads = max(1, physical_cores() // n_workers) if n_workers > 1 else None
+        self.executor, self.n_workers = executor, executor.n_workers
         self.known = distributions(folder.recipe, folder.settings)
         self.ended = threading.Event()
         self.problems: list[BaseException] = []
@@ -201,7 +203,7 @@ class Search:
         self.progress.expect(max(0, self.n_trials - sum(trial.state != "running" for trial in before)))
         if before:
             self.progress.say(f"{self.folder.path} is gone on with: {len(before)} trials so far.")
-        workers = [threading.Thread(target=self._work) for _ in range(self.n_workers)]
+        workers = [threading.Thread(target=self._work, args=(worker,)) for worker in range(self.n_workers)]
         try:
             for worker in workers:
                 worker.start()
@@ -215,12 +217,12 @@ class Search:
         if self.problems:
             raise self.problems[0]
 
-    def _work(self) -> None:
+    def _work(self, worker: int) -> None:
         try:
             while not self.ended.is_set():
                 task, done = self._claim()
                 if task is not None:
-                    self._train(task)
+                    self._train(worker, task)
                 elif done:
                     return
                 else:
@@ -307,7 +309,7 @@ class Search:
         """Whether even the runs on fresh folds would begin too late."""
         return self.deadline is not None and time.monotonic() > self.deadline
 
-    def _train(self, task: Task) -> None:
+    def _train(self, worker: int, task: Task) -> None:
         """Have a task trained, and look what became of it."""
         files, number = self.folder.files, task.trial.number
         place = task.place(files)
@@ -315,27 +317,22 @@ class Search:
         self.progress.say(f"{task.title}: {settings_line(task.trial)}")
         command = [sys.executable, "-m", "lora_cls.commands.trial", str(self.folder.path), str(number)]
         command += ["--confirm"] * task.confirm + ["--trust-remote-code"] * self.folder.trust_remote_code
-        command += ["--threads", str(self.threads)] if self.threads is not None else []
+        threads = threads_of(self.executor, self.folder.recipe)
+        command += ["--threads", str(threads)] if threads is not None else []
         began = time.monotonic()
-        with log.open("ab") as output:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
-            try:
-                while process.poll() is None:
-                    over = self._overdue() if task.confirm else self._search_over()
-                    if over or self.ended.wait(0.2):
-                        break
-            finally:
-                assert process.stdin is not None
-                process.stdin.close()  # it ends by itself
-                stopped = process.poll() is None
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(10)
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
-                if stopped:
-                    files.alive(place).unlink(missing_ok=True)
-        self._settle(task, process.returncode, stopped, log, (time.monotonic() - began) / 60)
+        process = self.executor.start(worker, command, log)
+        try:
+            while process.code is None:
+                over = self._overdue() if task.confirm else self._search_over()
+                if over or self.ended.is_set():
+                    break
+                process.heard(0.2)  # trials say nothing: they write into the journal
+        finally:
+            stopped = process.code is None
+            process.stop()
+            if stopped:
+                files.alive(place).unlink(missing_ok=True)
+        self._settle(task, process.code or 0, stopped, log, (time.monotonic() - began) / 60)
 
     def _settle(self, task: Task, code: int, stopped: bool, log: Path, minutes: float) -> None:
         with self._lock, self.folder.writing():
@@ -347,7 +344,7 @@ class Search:
             if task.confirm:
                 if code:
                     self.not_confirmed.add(trial.number)
-                    self.progress.say(f"{task.title}: failed, {_why(code, log)}")
+                    self.progress.say(f"{task.title}: failed, {end_of(code, log)}")
                 elif (confirmed := self.folder.confirmation(trial.number)) is not None:
                     f1 = confirmed.scores.cross_fitted.macro_f1
                     self.progress.say(f"{task.title}: macro-F1 {f1:.4f} ({minutes:.1f} min)")
@@ -356,7 +353,7 @@ class Search:
             if trial.state == "running":
                 if code == 0:  # another worker trains it
                     return
-                self._fail(trial, _why(code, log))
+                self._fail(trial, end_of(code, log))
                 trial = self.folder.trials[trial.number]
             best = self.folder.best
             said = {
@@ -406,19 +403,6 @@ def _short(value: Any) -> str:
 def _folds(trial: Trial) -> str:
     n = len(trial.fold_scores)
     return f"{n} fold{'s' * (n != 1)}"
-
-
-def _why(code: int, log: Path) -> str:
-    """Why a process ended as it did."""
-    if code < 0:
-        name = signal.Signals(-code).name
-        more = ", as systems do where the memory is full" if name == "SIGKILL" else ""
-        return f"its process was ended by {name}{more}"
-    with suppress(OSError):
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines:
-            return f"{lines[-1].removeprefix('Error: ')[:500]} (all of it in {log})"
-    return f"its process ended with code {code}"
 
 
 def finish(folder: SweepFolder) -> None:

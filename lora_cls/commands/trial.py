@@ -1,14 +1,11 @@
 """The process that trains one trial of a search: `python -m lora_cls.commands.trial SWEEP NUMBER`.
 
-Each trial has a process of its own, so that no memory stays behind. It ends by itself when the process that started it
-is gone, which it knows by its standard input being closed.
+Each trial has a process of its own, so that no memory stays behind; it ends with the process that started it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 import threading
 from contextlib import suppress
@@ -18,6 +15,7 @@ from typing import Any
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.tune import score
 from lora_cls.errors import LoraClsError, brief, memory_full
+from lora_cls.execution.child import Parent
 from lora_cls.files import make_folder, remove
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs import RunFolder
@@ -143,16 +141,6 @@ def _stay_alive(alive: Path, ended: threading.Event) -> None:
             alive.touch()
 
 
-def _end_with_parent(alive: Path) -> None:
-    """End the process at once when its standard input is closed. Its files are whole or absent at any moment."""
-    with suppress(OSError):
-        while os.read(0, 1):  # not sys.stdin's, whose lock would be held as the process ends
-            pass
-    with suppress(OSError):
-        alive.unlink(missing_ok=True)
-    os._exit(130)
-
-
 def main() -> None:
     """Exit code 0 if the journal, or a finished run, says what became of it."""
     parser = argparse.ArgumentParser()
@@ -162,14 +150,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--trust-remote-code", action="store_true")
     given = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     sweep = SweepFolder(given.sweep, trust_remote_code=given.trust_remote_code)
     place = sweep.files.confirmation(given.number) if given.confirm else sweep.files.run(given.number)
     alive, ended = sweep.files.alive(place), threading.Event()
+    Parent(lambda: alive.unlink(missing_ok=True))
     make_folder(place.parent)
     alive.touch()
     threading.Thread(target=_stay_alive, args=(alive, ended), daemon=True).start()
-    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     try:
         (confirm_trial if given.confirm else train_trial)(sweep, given.number, given.threads)
     except LoraClsError as error:

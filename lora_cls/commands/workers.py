@@ -8,7 +8,7 @@ from lora_cls.errors import RecipeError, shown
 from lora_cls.execution.executor import Executor
 from lora_cls.execution.local import LocalExecutor, visible_gpus
 from lora_cls.machine import physical_cores
-from lora_cls.recipe import Recipe, load_recipe
+from lora_cls.recipe import Recipe
 
 Workers = int | Literal["auto"]
 
@@ -51,12 +51,11 @@ def make_executor(recipe: Recipe, workers: Workers | None, executor: str, n_task
     return LocalExecutor(min(workers, n_tasks), gpus)
 
 
-def threads_of(executor: Executor | None, recipe: Recipe) -> Recipe:
-    """The recipe as each of the processes that share a machine's cores computes it; as it is where it says itself."""
-    if not isinstance(executor, LocalExecutor) or recipe.engine.num_threads is not None:
-        return recipe
-    threads = max(1, physical_cores() // executor.n_workers)
-    return load_recipe(recipe, {"engine.num_threads": threads})
+def threads_of(executor: Executor | None, recipe: Recipe) -> int | None:
+    """Threads of each process, where they share a machine's cores and the recipe does not say; else None."""
+    if not isinstance(executor, LocalExecutor) or executor.n_workers < 2 or recipe.engine.num_threads is not None:
+        return None
+    return max(1, physical_cores() // executor.n_workers)
 
 
 def _processes_of_one_core(recipe: Recipe) -> int:

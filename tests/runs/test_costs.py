@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lora_cls.commands import cross_validation
+from lora_cls.commands import fold_training
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.runs import RunFolder
 from lora_cls.terminal import print_run
@@ -63,7 +63,7 @@ def test_resumed_run_counts_all_starts(small_recipe, train, test, tmp_path, monk
     monkeypatch.setattr(token_cache, "MIN_CHARACTERS", 0)
     recipe = small_recipe("llama", train__select="inner")
     peaks = iter([2**40, 2**30])
-    monkeypatch.setattr(cross_validation, "peak_memory", lambda: next(peaks))
+    monkeypatch.setattr(fold_training, "peak_memory", lambda: next(peaks))
     first = cross_validate(recipe, train, test, tmp_path / "run", folds=[0]).info
     run = cross_validate(recipe, train, test, tmp_path / "run", resume=True)
     check_sums(run)

@@ -128,7 +128,9 @@ def test_other_rows_are_refused(searched, table):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"trials": 0}, "--trials and --workers must be at least 1"),
+        ({"trials": 0}, "--trials must be at least 1"),
+        ({"workers": 0}, "--workers takes a number of processes from 1 on, or auto. Got 0"),
+        ({"executor": "slurm"}, "--executor takes local, ray, or ray://HOST:PORT. Got 'slurm'"),
         ({"minutes": 0}, "--minutes above 0"),
         ({"holdout": 0.9}, "at most 0.5. Got 0.9"),
     ],
@@ -319,7 +321,7 @@ def test_a_silent_process_is_waited_for_a_minute(table, tmp_path):
     )  # fmt: skip
     alive = folder.files.alive(folder.files.run(1))
     alive.touch()
-    searching = module.Search(folder, 2, None, 1, module.Progress(0, show=False))
+    searching = module.Search(folder, 2, None, module.LocalExecutor(1), module.Progress(0, show=False))
     assert searching._claim() == (None, False), "it may still work"
     os.utime(alive, (time.time() - module.LOST_AFTER - 1,) * 2)
     task, _ = searching._claim()
