@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,8 @@ from typer.core import TyperCommand
 from lora_cls import __version__
 from lora_cls.choices import BlendHow, Calibration, Combination, ExportKind, MetricName, Models, ThresholdStrategy
 from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible, words_of
+
+SECONDS_TO_BE_ENDED = 3  # torchrun looks ten times a second
 
 app = typer.Typer(
     name="lora-cls",
@@ -151,8 +155,13 @@ def run(
         overrides=set_ or (), resume=resume, overwrite=overwrite, smoke=smoke, show=True,
         trust_remote_code=trust_remote_code, workers=_workers(workers), executor=executor,
     )  # fmt: skip
-    if launched()[0] == 0:
+    rank, size = launched()
+    if rank == 0:
         _print_run(finished)
+    if size > 1:
+        from torch.distributed import destroy_process_group
+
+        destroy_process_group()
 
 
 @app.command(
@@ -510,6 +519,11 @@ def _print_run(run: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that users can mend are printed without a traceback, exit code 2; Ctrl-C exits with 130."""
+    from lora_cls.machine import launched
+
+    rank = launched()[0]
+    if rank > 0:  # it writes nothing, and may wait for the first one where Python hears no Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):  # a label that the terminal has no letters for is no reason to end
         if isinstance(stream, io.TextIOWrapper):
@@ -519,7 +533,9 @@ def main() -> None:
         with words_of("shell"):
             app()
     except LoraClsError as error:
-        _say(f"Error: {error}")
+        if rank > 0:  # the launcher ends this process at once if the first one has met the same
+            time.sleep(SECONDS_TO_BE_ENDED)
+        _say(f"Error{f' in process {rank}' if rank > 0 else ''}: {error}")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
         if isinstance(stopped, SystemExit) and stopped.code != 130:

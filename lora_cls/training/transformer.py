@@ -162,7 +162,8 @@ class TransformerTrainer:
     ) -> FoldResult:
         """See `FoldTrainer.fit_fold`."""
         processes = self.session.processes
-        make_folder(folder.path)
+        if processes.main:
+            make_folder(folder.path)
         select = "last" if fold < 0 else self.recipe.train.select  # of all rows nothing is held out to choose by
         seconds = {}
         answers = None
@@ -181,7 +182,8 @@ class TransformerTrainer:
 
         def keep_epoch(epoch: int) -> dict[str, str]:
             kept = folder.epoch(epoch)
-            make_folder(kept.path)
+            if processes.main:
+                make_folder(kept.path)
             self.session.save(model, kept)
             oof_logits, test_logits = self._answer(model, oof_rows, weight, kept)
             if not processes.main:
