@@ -149,7 +149,7 @@ class Session:
             )
         frozen = ["prefix_cache", "num_threads"]
         before, now = (choices.get("processes", 1) for choices in (self._given, self.choices))
-        if self._given and before != now:
+        if "num_threads" in self._given and before != now:
             frozen.remove("num_threads")  # the cores are divided otherwise, and the last digits are others as it is
             self.progress.say(
                 f"The run was started by {before} process{'es' * (before > 1)}, and goes on with {now}: the steps are "

@@ -215,6 +215,8 @@ class TransformerTrainer:
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
+        if processes.size > 1:
+            info["processes"] = processes.size
         return FoldResult(oof_logits, test_logits, weight, info)
 
     def divide(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
