@@ -223,7 +223,8 @@ class Session:
         )  # fmt: skip
         # a frozen base is in self.dtype already, and adapters compute in that of what they read
         mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None
-        if not self._check_base(base_fingerprint(base)):
+        on_gpus_only = sharded and attention not in ("auto", "sdpa", "eager")  # flash attention: none of it on the CPU
+        if not self._check_base(base_fingerprint(base)) and not on_gpus_only:
             note = probe_base(base, self.source, recipe.data.max_length, self.head.pad_id, mixed)
             if note is not None:
                 self.progress.say(note)
