@@ -84,6 +84,9 @@ def cross_validate(
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
 
+    In a script that a launcher starts (`accelerate launch`, `torchrun`) all processes call this alike, and train each
+    fold together; the first one writes.
+
     Parameters
     ----------
     recipe : path, name of a shipped recipe, or Recipe
