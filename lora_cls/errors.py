@@ -26,7 +26,8 @@ Caller = Literal["shell", "python"]
 _caller: Caller = "python"
 _OPTIONS = {
     "at-least-one": "at_least_one=True", "backbone": "backbone=", "combine": "combine=", "default": "default=",
-    "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=", "holdout": "holdout=",
+    "executor": "executor=", "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=",
+    "holdout": "holdout=",
     "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
     "min-positives": "min_positives=", "minutes": "minutes=", "models": "models=", "no-measure": "measure=False",
     "only": "only=", "out": "out=", "outside-runs": "outside_runs=True", "overwrite": "overwrite=True",

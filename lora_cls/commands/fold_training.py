@@ -30,6 +30,9 @@ from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress, fold_title
 from lora_cls.training.teachers import Teachers
 
+COMMAND = [sys.executable, "-m", "lora_cls.commands.fold_worker"]
+"""Of the processes that train folds."""
+
 
 def find_teachers(
     recipe: Recipe, tables: Tables, fold: np.ndarray, untrained: Sequence[int], noted: Mapping[str, Any] | None
@@ -192,7 +195,7 @@ class FoldWork:
             }
             progress.share_out(self.folds)
             Pool(
-                executor, [sys.executable, "-m", "lora_cls.commands.fold_worker"], job, run.files.logs,
+                executor, COMMAND, job, run.files.logs,
                 title=fold_title, heard=heard, done=done, say=progress.say,
             ).run(self.folds)  # fmt: skip
 

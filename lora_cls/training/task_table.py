@@ -42,12 +42,12 @@ class TaskTable:
     Parameters
     ----------
     titles : of the tasks, a row each
-    bars : rich's bars of all of them; the table stands in their place, with them below it
+    bars : rich's bars, which end: the table stands in their place
     """
 
     def __init__(self, titles: Sequence[str], bars: Bars) -> None:
         self.rows = {title: Row() for title in titles}
-        self._bars = bars
+        self._bars, self._began = bars, time.monotonic()
         self._live = Live(console=bars.console, get_renderable=self._shown, refresh_per_second=4)
 
     def start(self) -> None:
@@ -92,4 +92,12 @@ class TaskTable:
                 row.left(),
             )
             table.add_row(title, Text(row.where), *numbers)
-        return Group(table, self._bars.get_renderable())
+        return Group(table, Text(self._total()))
+
+    def _total(self) -> str:
+        """All tasks together: minutes left by the share of all that is done."""
+        done = sum(row.share == 1 and row.began is None for row in self.rows.values())
+        share = sum(row.share or 0.0 for row in self.rows.values()) / len(self.rows)
+        minutes = (time.monotonic() - self._began) / 60
+        left = f", about {minutes / share * (1 - share):.1f} min left" if 0 < share < 1 else ""
+        return f"{done} of {len(self.rows)} done, {minutes:.1f} min{left}"
