@@ -74,9 +74,9 @@ class Launched:
         assert not (self.path / "fold-01" / "fold.json").exists()
 
     def ended(self):
-        """What was said, once all processes are gone; they have half a minute for that."""
+        """What was said, once all processes are gone; they have a minute for that."""
         children = [process.pid for process in psutil.Process(self.process.pid).children(recursive=True)]
-        said = self.process.communicate(timeout=30)[0]
+        said = self.process.communicate(timeout=60)[0]
         assert not any(psutil.pid_exists(pid) for pid in [*children, self.pid(0), self.pid(1)])
         return said
 
