@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +27,8 @@ from lora_cls.choices import (
     ThresholdStrategy,
 )
 from lora_cls.errors import LoraClsError, RecipeError, memory_full, message_text, visible, words_of
+
+SECONDS_TO_BE_ENDED = 3  # torchrun looks ten times a second
 
 app = typer.Typer(
     name="lora-cls",
@@ -57,13 +61,29 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _refuse_launcher(command: str | None) -> None:
+    """Several processes that a launcher started train together, and do nothing else."""
+    from lora_cls.machine import launched
+
+    if command in (None, "run") or launched() == (0, 1):
+        return
+    if launched()[0] > 0:
+        sys.exit(2)  # the first one tells it
+    instead = " To share out its rows, give it --workers." if command == "predict" else ""
+    raise RecipeError(
+        f"Only `run` is started by a launcher; {command} is one process that you start yourself.{instead}"
+    )
+
+
 @app.callback(epilog="\b\nExample:\n  lora-cls run minilm-l6 --train train.csv --test test.csv")
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """LoRA fine-tuning of text classifiers with honest cross-validation: one recipe, one score, one submission."""
+    _refuse_launcher(context.invoked_subcommand)
 
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
@@ -141,13 +161,20 @@ def run(
 ) -> None:
     """Train the folds of a recipe, score them honestly, and write the submission."""
     from lora_cls.commands.cross_validation import cross_validate
+    from lora_cls.machine import launched
 
     finished = cross_validate(
         recipe, train, test, out, sample_submission=sample_submission, folds=_numbers(folds), fold_table=fold_table,
         overrides=set_ or (), resume=resume, overwrite=overwrite, smoke=smoke, show=True,
         trust_remote_code=trust_remote_code, workers=_workers(workers), executor=executor,
     )  # fmt: skip
-    _print_run(finished)
+    rank, size = launched()
+    if rank == 0:
+        _print_run(finished)
+    if size > 1:
+        from torch.distributed import destroy_process_group
+
+        destroy_process_group()
 
 
 @app.command(
@@ -564,6 +591,11 @@ def _print_run(run: Any) -> None:
 
 def main() -> None:
     """Entry point: errors that users can mend are printed without a traceback, exit code 2; Ctrl-C exits with 130."""
+    from lora_cls.machine import launched
+
+    rank = launched()[0]
+    if rank > 0:  # it writes nothing, and may wait for the first one where Python hears no Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):  # a label that the terminal has no letters for is no reason to end
         if isinstance(stream, io.TextIOWrapper):
@@ -573,7 +605,9 @@ def main() -> None:
         with words_of("shell"):
             app()
     except LoraClsError as error:
-        _say(f"Error: {error}")
+        if rank > 0:  # the launcher ends this process at once if the first one has met the same
+            time.sleep(SECONDS_TO_BE_ENDED)
+        _say(f"Error{f' in process {rank}' if rank > 0 else ''}: {error}")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stopped:  # typer turns Ctrl-C into exit code 130
         if isinstance(stopped, SystemExit) and stopped.code != 130:

@@ -52,6 +52,13 @@ def physical_cores() -> int:
     return max(1, min(usable, psutil.cpu_count(logical=False) or usable))
 
 
+def launched() -> tuple[int, int]:
+    """Number of this process among those that a launcher (`accelerate launch`, `torchrun`) started to work as one, and
+    how many they are: (0, 1) without a launcher."""
+    rank, size = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return (int(rank), int(size)) if rank.isdecimal() and size.isdecimal() and int(rank) < int(size) else (0, 1)
+
+
 def reset_peak_memory() -> None:
     """Count the peak from here on. Where the system cannot, a peak no higher than that of before is not told."""
     torch = sys.modules.get("torch")

@@ -1002,8 +1002,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Names and files of the recipes that come with the package."""
-    return {path.stem: path for path in sorted(SHIPPED.rglob("*.yaml"))}
+    """Names and files of the recipes that come with the package; configurations of Accelerate's launcher are none."""
+    return {path.stem: path for path in sorted(SHIPPED.rglob("*.yaml")) if path.parent.name != "accelerate"}
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lora_cls.commands.costs import Costs
 from lora_cls.commands.epochs import choose_epochs
-from lora_cls.commands.fold_training import FoldWork, find_teachers, train_fold
+from lora_cls.commands.fold_training import FoldWork, find_teachers, train_beside, train_fold
 from lora_cls.commands.score import score_test
 from lora_cls.commands.tune import score
 from lora_cls.commands.workers import Workers, check_workers, make_executor, threads_of
@@ -33,6 +33,7 @@ from lora_cls.runs.records import DataInfo
 from lora_cls.runs.start import find_start, noted_start
 from lora_cls.training.factory import make_learner
 from lora_cls.training.learner import Learner
+from lora_cls.training.processes import processes_of_launch
 from lora_cls.training.progress import Listener, Progress
 from lora_cls.training.selection import check_selection
 from lora_cls.training.teachers import Teachers
@@ -85,6 +86,9 @@ def cross_validate(
 ) -> RunFolder:
     """Run a recipe: train the folds, predict every training row out of fold, tune thresholds, score, predict the test.
 
+    In a script that a launcher starts (`accelerate launch`, `torchrun`) all processes call this alike, and train each
+    fold together; the first one writes.
+
     Parameters
     ----------
     recipe : path, name of a shipped recipe, or Recipe
@@ -124,6 +128,10 @@ def cross_validate(
     True
     """
     started = time.monotonic()
+    given = {"train": train, "test": test, "sample": sample_submission, "extra": extra_train}
+    launch = processes_of_launch()
+    if not launch.main:
+        return train_beside(launch, given)
     if resume and overwrite:
         raise RunError("--resume continues a run, and --overwrite replaces it: give one of them.")
     reset_peak_memory()
@@ -137,7 +145,8 @@ def cross_validate(
             "distill=null"
         )
     check_workers(workers, executor)
-    tables = Tables(recipe, train, test, sample_submission, extra_train)
+    launch.check(recipe, alone=workers is None and executor == "local")
+    tables = Tables(recipe, **given)
     recipe = tables.recipe
     fold_table = recipe.data.folds if fold_table is None else fold_table
     if smoke:
@@ -185,7 +194,7 @@ def cross_validate(
                 progress.say(note)
         choices = run.info.choices if resumed else start.choices if start is not None else None
         base_place = run.base_place() if resumed else None
-        learner = make_learner(recipe, data.label_names, choices, base_place, progress)
+        learner = make_learner(recipe, data.label_names, choices, base_place, progress, launch)
         trainer = learner.prepare(data, tables.test, teachers)
         trainer.adapt(tables.extra_texts)
         if not resumed:
@@ -197,17 +206,25 @@ def cross_validate(
         costs = Costs(run, learner, started)
         for listener in progress.listeners:
             listener.run_started(run)
+        launch.tell(
+            {
+                "run": str(path),
+                "recipe": recipe.to_dict(),
+                "trust_remote_code": run.trust_remote_code,
+                "folds": untrained,
+                "smoke": smoke,
+            }
+        )
         progress.expect(sum(not run.fold(number).finished for number in wanted))
         if processes is None or not untrained:
             for number in wanted:
-                f1 = train_fold(run, trainer, number)
+                f1 = train_fold(run, trainer, number, begun=launch.tell)
                 if f1 is not None:
                     costs.note()
                     progress.fold_scored(run, number, f1)
         else:
             del learner, trainer  # whose memory the processes need
             costs.hand_over()
-            given = {"train": train, "test": test, "sample": sample_submission, "extra": extra_train}
             FoldWork(run, recipe, given, untrained).spread(processes, progress, costs)
         with run.writing(progress.say):
             run.reread()
@@ -222,6 +239,7 @@ def cross_validate(
             write_reports(run, progress.say, results)
         for listener in progress.listeners:
             listener.run_done(run)
+    launch.tell(None)
     return run
 
 

@@ -22,10 +22,11 @@ from lora_cls.execution.executor import Executor
 from lora_cls.execution.pool import Pool
 from lora_cls.files import remove, scratch_folder, write_array
 from lora_cls.machine import peak_memory
-from lora_cls.recipe import Recipe
+from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs import FoldFolder, FoldInfo, RunFolder
-from lora_cls.training.factory import ask_fold
-from lora_cls.training.learner import FoldResult, FoldTrainer
+from lora_cls.training.factory import ask_fold, make_learner
+from lora_cls.training.learner import FoldResult, FoldTrainer, Learner
+from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress, fold_title
 from lora_cls.training.teachers import Teachers
 
@@ -47,13 +48,48 @@ def find_teachers(
     return Teachers(recipe, tables, fold, untrained, partial(ask_fold, recipe.engine), noted)
 
 
+def open_trainer(
+    run: RunFolder,
+    recipe: Recipe,
+    tables: Tables,
+    folds: Sequence[int],
+    progress: Progress,
+    processes: Processes = ALONE,
+) -> tuple[Learner, FoldTrainer]:
+    """Who trains folds of a run that stands, in another process than the one that started it.
+
+    Parameters
+    ----------
+    folds : that may be asked for; those that are finished already are left out
+
+    Raises
+    ------
+    RunError
+        If recipe or tables are not those of the run.
+    """
+    run.check_resume(recipe, tables.fingerprints(), tables.train)
+    choices = run.info.choices
+    untrained = [number for number in folds if not run.fold(number).finished]
+    teachers = find_teachers(recipe, tables, run.folds["fold"].to_numpy(np.int64), untrained, choices)
+    learner = make_learner(recipe, tables.train.label_names, choices, run.base_place(), progress, processes)
+    trainer = learner.prepare(tables.train, tables.test, teachers)
+    trainer.adapt(tables.extra_texts)
+    return learner, trainer
+
+
 def train_fold(
-    run: RunFolder, trainer: FoldTrainer, number: int, wait: Callable[[str], None] | None = None
+    run: RunFolder,
+    trainer: FoldTrainer,
+    number: int,
+    *,
+    begun: Callable[[int], None] = lambda _: None,
+    wait: Callable[[str], None] | None = None,
 ) -> float | None:
     """Train a fold, or go on with it, and write what it answers.
 
     Parameters
     ----------
+    begun : told the fold's number, if it is trained
     wait : see `FoldFolder.training`
 
     Returns
@@ -66,15 +102,45 @@ def train_fold(
     RunError
         If another process trains it.
     """
-    folder, fold = run.fold(number), run.folds["fold"].to_numpy(np.int64)
+    folder = run.fold(number)
     with folder.training(wait):
         if folder.finished:
             remove(folder.state)  # of a process that was killed as it finished the fold
             return None
-        held_out = fold == number
-        result = trainer.fit_fold(number, np.flatnonzero(~held_out), np.flatnonzero(held_out), folder)
+        begun(number)
+        result = fit_fold(run, trainer, number)
         complete_fold(folder, result)
+    held_out = run.folds["fold"].to_numpy(np.int64) == number
     return macro_f1(run.y_true[held_out], task_of(run.recipe.task).untuned(result.oof_logits))
+
+
+def fit_fold(run: RunFolder, trainer: FoldTrainer, number: int) -> FoldResult:
+    """Train a fold on the rows of all others."""
+    held_out = run.folds["fold"].to_numpy(np.int64) == number
+    return trainer.fit_fold(number, np.flatnonzero(~held_out), np.flatnonzero(held_out), run.fold(number))
+
+
+def train_beside(launch: Processes, given: Mapping[str, TableLike | None]) -> RunFolder:
+    """What every process of a launch but the first one does: train the folds that that one trains, and write nothing.
+
+    It opens the run folder that the first one has made, and so chooses and measures nothing itself.
+
+    Parameters
+    ----------
+    given : the tables, by the names of `Tables`' parameters
+    """
+    job = launch.heard()
+    recipe = load_recipe(job["recipe"], trust_remote_code=job["trust_remote_code"])
+    run = RunFolder(job["run"], trust_remote_code=job["trust_remote_code"])
+    tables = Tables(recipe, **given)
+    if job["smoke"]:
+        tables.smoke()
+    with Progress(0, False) as progress:
+        _, trainer = open_trainer(run, recipe, tables, job["folds"], progress, launch)
+        while (number := launch.heard()) is not None:
+            fit_fold(run, trainer, number)
+    run.reread()
+    return run
 
 
 def complete_fold(folder: FoldFolder, result: FoldResult) -> None:

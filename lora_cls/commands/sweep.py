@@ -29,6 +29,7 @@ from lora_cls.errors import RecipeError, RunError, shorten
 from lora_cls.evaluation import bootstrap_macro_f1
 from lora_cls.execution.executor import Executor
 from lora_cls.execution.local import LocalExecutor, end_of
+from lora_cls.execution.pool import in_threads
 from lora_cls.files import make_folder, write_bytes
 from lora_cls.recipe import Recipe, find_recipe, load_recipe
 from lora_cls.report.sweep import write_sweep_page, write_trials_table
@@ -204,17 +205,7 @@ class Search:
         self.progress.expect(max(0, self.n_trials - sum(trial.state != "running" for trial in before)))
         if before:
             self.progress.say(f"{self.folder.path} is gone on with: {len(before)} trials so far.")
-        workers = [threading.Thread(target=self._work, args=(worker,)) for worker in range(self.n_workers)]
-        try:
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                while worker.is_alive():  # in short waits, so that Ctrl-C is heard
-                    worker.join(0.2)
-        finally:
-            self.ended.set()
-            for worker in workers:
-                worker.join()
+        in_threads(self.n_workers, self._work, self.ended)
         if self.problems:
             raise self.problems[0]
 

@@ -18,6 +18,36 @@ GLANCE = 0.2
 """Seconds between two looks at whether all is to end."""
 
 
+def in_threads(n_workers: int, work: Callable[[int], None], ended: threading.Event) -> None:
+    """Call `work` with each worker's number, in a thread each, and wait for all; Ctrl-C is heard meanwhile.
+
+    Parameters
+    ----------
+    ended : set when this returns or is interrupted, so that `work` returns soon
+    """
+    # events, as Python 3.11 takes a thread for ended whose `join` was interrupted
+    idle = [threading.Event() for _ in range(n_workers)]
+
+    def until_idle(worker: int) -> None:
+        try:
+            work(worker)
+        finally:
+            idle[worker].set()
+
+    threads = [threading.Thread(target=until_idle, args=(worker,)) for worker in range(n_workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        for event in idle:
+            while not event.wait(GLANCE):  # in short waits, so that Ctrl-C is heard
+                pass
+    finally:
+        ended.set()
+        for thread, event in zip(threads, idle, strict=True):
+            if thread.ident is not None:
+                event.wait()
+
+
 class Pool:
     """Processes that each do one task after the other.
 
@@ -70,27 +100,14 @@ class Pool:
         self._waiting.extend(tasks)
         self._open = len(tasks)
         n_workers = min(self.executor.n_workers, len(tasks))
-        # events, as Python 3.11 takes a thread for ended whose `join` was interrupted
-        idle = [threading.Event() for _ in range(n_workers)]
-        threads = [threading.Thread(target=self._work, args=each) for each in enumerate(idle)]
-        try:
-            for thread in threads:
-                thread.start()
-            for event in idle:
-                while not event.wait(GLANCE):  # in short waits, so that Ctrl-C is heard
-                    pass
-        finally:
-            self._ended.set()
-            for thread, event in zip(threads, idle, strict=True):
-                if thread.ident is not None:
-                    event.wait()
+        in_threads(n_workers, self._work, self._ended)
         if self._problems:
             raise self._problems[0]
         if self._failures:
             told = [f"{self.title(task)}: {reason}" for task, reason in sorted(self._failures.items())]
             raise RunError("\n".join([*told, "What is finished is kept: the same command with --resume goes on."]))
 
-    def _work(self, worker: int, idle: threading.Event) -> None:
+    def _work(self, worker: int) -> None:
         process: Process | None = None
         try:
             while self._open and not self._ended.is_set():
@@ -111,11 +128,8 @@ class Pool:
             self._problems.append(error)
             self._ended.set()
         finally:
-            try:
-                if process is not None:
-                    process.stop()
-            finally:
-                idle.set()
+            if process is not None:
+                process.stop()
 
     def _next(self) -> int | None:
         """A task to do; None where none waits now. One that is lost by another worker may still come."""

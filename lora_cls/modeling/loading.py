@@ -53,11 +53,12 @@ def load_base(
     source: Source | None = None,
     attn_implementation: str | None = None,
     with_output: bool = False,
+    sharded: bool = False,
 ) -> nn.Module:
     """The bare base model (no head) in eval mode on `device`, its parameters frozen.
 
     `with_output` loads the causal language model around it, which predicts the next token. `dtype` "auto" is that of
-    the model's files.
+    the model's files. `sharded` packs 4-bit weights so that they can be cut (`lora_cls.modeling.sharding`).
 
     Raises
     ------
@@ -73,7 +74,10 @@ def load_base(
         options["attn_implementation"] = attn_implementation
     if quantization:
         assert isinstance(dtype, torch.dtype)
-        options |= {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
+        config = quantization_config(quantization, dtype)
+        if sharded:
+            config.bnb_4bit_quant_storage = dtype  # FSDP cuts floating point only: the same bytes under that name
+        options |= {"quantization_config": config, "device_map": {"": device}}
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8-bit logs a line per layer and step
     with quiet_transformers():
         base: Any
@@ -167,7 +171,7 @@ def base_fingerprint(base: nn.Module, dtype: torch.dtype | None = None) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(base.named_parameters()):
-        if not parameter.is_floating_point():
+        if not parameter.is_floating_point() or type(parameter).__name__ == "Params4bit":
             continue  # quantized on another device, the same weights may round to other bytes
         values = parameter.detach().flatten()[:4096].to("cpu", dtype or parameter.dtype).contiguous()
         digest.update(name.encode() + values.view(torch.uint8).numpy().tobytes())

@@ -207,6 +207,8 @@ class FoldInfo(Record):
     predict_pieces: int | None = None
     seconds: dict[str, float] = {}
     trainable_parameters: int | None = None
+    processes: int | None = None
+    """That trained it together, if several did (`accelerate launch`)."""
     predict_rows_per_second: float | None = None
     peak_memory_bytes: int | None = None
     answers: int | None = None

@@ -87,6 +87,12 @@ class Tokens:
             None if self.unknown is None else self.unknown[chosen],
         )
 
+    def pieces(self, chosen: np.ndarray) -> Tokens:
+        """The given pieces, in the given order, each as a text of its own."""
+        n_pieces = len(chosen)
+        ids = [self.ids[piece] for piece in chosen]
+        return Tokens(ids, np.arange(n_pieces), np.zeros(n_pieces, dtype=bool), self.max_length)
+
     def and_more(self, other: Tokens) -> Tokens:
         """These texts, and those of `other` behind them."""
         return Tokens(

@@ -20,10 +20,12 @@ class EvalBatches:
     ----------
     size : rows per batch. Halved once, it stays so for later calls too: the memory has not grown
     say : told each time that a smaller size was found to fit
+    halves : False where other processes compute the same batch in step with this one: a full memory is an error then
     """
 
-    def __init__(self, size: int, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, size: int, say: Callable[[str], None] | None = None, halves: bool = True) -> None:
         self.size = self._told = size
+        self._halves = halves
         self._say = say or (lambda _: None)
 
     def each(self, lengths: np.ndarray, answer: Callable[[np.ndarray], None]) -> None:
@@ -32,7 +34,7 @@ class EvalBatches:
         Raises
         ------
         TrainingError
-            If a single row does not fit.
+            If a single row does not fit; or no batch, where none is halved.
         """
         order, start = np.argsort(-lengths, kind="stable"), 0
         while start < len(order):
@@ -52,6 +54,11 @@ class EvalBatches:
                     f"The memory is full while a single row of {int(lengths[rows[0]])} tokens is predicted ({error}). "
                     "Make room on this machine, or lower data.max_length or head.prompt in a new run; data.long_text: "
                     "chunk then still reads long texts to their end."
+                )
+            if not self._halves:
+                raise TrainingError(
+                    f"The memory is full with {len(rows)} rows predicted at a time ({error}). Continue the run with "
+                    f"--resume and --set train.per_device_eval_batch_size={len(rows) // 2}."
                 )
             self.size = len(rows) // 2
 

@@ -12,6 +12,7 @@ from lora_cls.errors import RunError
 from lora_cls.recipe import Engine, Recipe
 from lora_cls.runs import RunFolder
 from lora_cls.training.learner import Learner, Predictor
+from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress
 
 
@@ -21,6 +22,7 @@ def make_learner(
     choices: Mapping[str, Any] | None = None,
     backbone: str | None = None,
     progress: Progress | None = None,
+    processes: Processes = ALONE,
 ) -> Learner:
     """The learner that a recipe with anything to train asks for; see `Session` for the parameters."""
     if recipe.tfidf is not None:
@@ -29,7 +31,7 @@ def make_learner(
         return TfidfLearner(recipe, label_names)
     from lora_cls.training.transformer import TransformerLearner
 
-    return TransformerLearner(recipe, label_names, choices, backbone, progress)
+    return TransformerLearner(recipe, label_names, choices, backbone, progress, processes)
 
 
 def make_predictor(

@@ -24,6 +24,7 @@ from lora_cls.training.averages import WeightAverages
 from lora_cls.training.batches import EvalBatches, training_memory_error
 from lora_cls.training.checkpoint import FoldState, Weights, load_state, restore, save_state, snapshot, trainable
 from lora_cls.training.objective import Objective
+from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress, fold_title
 from lora_cls.training.selection import Score, best_epoch, may_win
 
@@ -31,26 +32,20 @@ CHECK_EVERY = 16  # steps between looks at the loss: each look makes a GPU wait
 
 
 def make_accelerator(dtype: torch.dtype, device: torch.device) -> Any:
-    """Accelerate's `Accelerator` in the given precision (with a gradient scaler for fp16).
-
-    Raises
-    ------
-    TrainingError
-        Under a multi-process launcher: folds, not processes, are what this toolkit spreads out.
-    """
+    """Accelerate's `Accelerator` in the given precision (with a gradient scaler for fp16)."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+    from accelerate.utils import GradientAccumulationPlugin
 
     AcceleratorState._reset_state(
         reset_partial_state=True
     )  # else a second run in one process keeps the first's precision
     precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
-    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise TrainingError(
-            "Start one process, without a launcher. To use several GPUs give each its folds: --folds 0,1"
-        )
-    return accelerator
+    return Accelerator(
+        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),  # ours, whatever a launcher's file says
+    )
 
 
 def schedule(kind: str, step: int, n_steps: int, n_warmup: int) -> float:
@@ -100,6 +95,7 @@ def train_fold(
     score: Callable[[], Score] | None = None,
     after_epoch: Callable[[int], dict[str, str]] | None = None,
     n_epochs: int | None = None,
+    processes: Processes = ALONE,
 ) -> FoldState:
     """Train `model` on an objective, continuing from `state_file` if there is one.
 
@@ -111,6 +107,7 @@ def train_fold(
         the best is put back
     after_epoch : called with each finished epoch, before its state is saved; returns `FoldState.files` of it
     n_epochs : stop after so many epochs of the recipe's schedule; all of them where None
+    processes : those that train this model together, all with the same arguments; the first one alone writes
 
     Both functions, and whoever reads the model afterwards, see its averaged weights where the recipe asks for them.
 
@@ -132,8 +129,9 @@ def train_fold(
             accelerator.scaler.load_state_dict(state.scaler)
         check(state_file.parent, state.files, f" Remove {state_file} to train the fold again.")
         progress.say(f"{name}: continues after epoch {state.epoch}")
+    processes.take_over(state.epoch, list(trainable(model).values()))
     optimizer = accelerator.prepare(inner)
-    if state.metrics or metrics_file.exists():  # without lines of an epoch that is trained again
+    if processes.main and (state.metrics or metrics_file.exists()):  # without lines of an epoch that is trained again
         write_bytes(metrics_file, "".join(json.dumps(record) + "\n" for record in state.metrics).encode())
     batch_size, accumulate = train.per_device_train_batch_size, train.gradient_accumulation_steps
     lengths = objective.lengths
@@ -145,18 +143,19 @@ def train_fold(
     for epoch in range(state.epoch + 1, last_epoch + 1):
         started = time.monotonic()
         seed = epoch_seed(train.seed, fold, epoch)
-        torch.manual_seed(seed)
+        torch.manual_seed(processes.seed(seed))
         batches = shuffled_batches(lengths, batch_size, np.random.default_rng(seed))
         progress.epoch(name, epoch, train.num_train_epochs, steps_per_epoch)
         model.train()
         losses: list[torch.Tensor] = []
+        counts = torch.zeros(2, dtype=torch.int64)  # tokens, and tokens with padding
         unseen = 0  # losses since listeners were told
         for index in range(steps_per_epoch):
             step = (epoch - 1) * steps_per_epoch + index
             group = batches[index * accumulate : (index + 1) * accumulate]
             factor = schedule(train.lr_scheduler_type, step, n_steps, n_warmup)
             try:
-                total, masks = accumulated_loss(model, objective, group, accelerator)
+                total, masks = accumulated_loss(model, objective, group, accelerator, processes)
                 update(optimizer, factor, train.max_grad_norm, accelerator)
                 averages.after_step(step)
             except (RuntimeError, MemoryError) as error:
@@ -166,8 +165,7 @@ def train_fold(
                 where = f"{name}, epoch {epoch}, step {index + 1}"
                 raise training_memory_error(train, where, longest, error) from error
             state.rows += sum(len(rows) for rows in group)
-            state.tokens += sum(int(mask.sum()) for mask in masks)
-            state.padded_tokens += sum(mask.size for mask in masks)
+            counts += torch.tensor([sum(int(mask.sum()) for mask in masks), sum(mask.size for mask in masks)])
             losses.append(total)
             look = (index + 1) % CHECK_EVERY == 0 or index + 1 == steps_per_epoch
             if look:
@@ -179,6 +177,8 @@ def train_fold(
                 progress.loss_seen(fold, step + 1, n_steps, recent, train.learning_rate * factor)
                 unseen = 0
         seconds = time.monotonic() - started
+        processes.add_up([counts])
+        state.tokens, state.padded_tokens = state.tokens + int(counts[0]), state.padded_tokens + int(counts[1])
         state.epoch = epoch
         state.seconds["train"] += seconds
         mean_loss = float(torch.stack(losses).mean())
@@ -209,11 +209,13 @@ def train_fold(
                 state.files |= after_epoch(epoch)
         state.seconds["score"] += time.monotonic() - started
         state.metrics.append(record)
-        append_line(metrics_file, json.dumps(record))
+        if processes.main:
+            append_line(metrics_file, json.dumps(record))
         if accelerator.scaler is not None:
             state.scaler = accelerator.scaler.state_dict()
         started = time.monotonic()
-        save_state(state_file, model, inner, state, kept, averages.kept)
+        if processes.main:
+            save_state(state_file, model, inner, state, kept, averages.kept)
         state.seconds["save"] += time.monotonic() - started
         progress.epoch_done(fold, train.num_train_epochs, record, len(lengths) / seconds)
     accelerator.free_memory()  # it would keep this fold's optimizer, and with it the model, for good
@@ -225,17 +227,28 @@ def train_fold(
 
 
 def accumulated_loss(
-    model: nn.Module, objective: Objective, group: list[np.ndarray], accelerator: Any
+    model: nn.Module,
+    objective: Objective,
+    group: list[np.ndarray],
+    accelerator: Any,
+    processes: Processes = ALONE,
 ) -> tuple[torch.Tensor, list[np.ndarray]]:
-    """Gradients of the mean loss over the batches of one optimizer step; returns the loss and the batches' masks."""
+    """Gradients of the mean loss over the batches of one optimizer step; returns the loss and the batches' masks.
+
+    Gradients and loss are those of all processes together, masks those of this process's rows.
+    """
     n_rows = sum(len(rows) for rows in group)
     total, masks = torch.zeros((), device=next(model.parameters()).device), []
     for rows in group:
-        loss, mask = objective.loss(model, rows)
-        loss = loss / n_rows
+        mine = processes.share(rows)
+        # a process without rows takes part all the same: where the base is sharded, the others wait for its shards
+        loss, mask = objective.loss(model, mine if len(mine) else rows[:1])
+        loss = loss * (len(mine) > 0) / n_rows
         accelerator.backward(loss)
         total += loss.detach()
-        masks.append(mask)
+        if len(mine):
+            masks.append(mask)
+    processes.add_up_gradients(list(trainable(model).values()), total)
     return total, masks
 
 

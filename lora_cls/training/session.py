@@ -29,6 +29,7 @@ from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
+from lora_cls.modeling.sharding import device_mesh, shard_base
 from lora_cls.modeling.source import Source
 from lora_cls.modeling.start import begin_with
 from lora_cls.recipe import Recipe
@@ -39,6 +40,7 @@ from lora_cls.text.tokens import Tokens, refuse_unknown_ids
 from lora_cls.training.batches import EvalBatches
 from lora_cls.training.heads import head_type
 from lora_cls.training.loop import epoch_seed
+from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress
 from lora_cls.training.rows import Answered
 
@@ -54,6 +56,7 @@ class Session:
     label_names : order of the head's outputs
     choices : measured choices of an earlier start of the same run (`run.json`); measured now where missing
     backbone : another place of the same base model, as on a machine without a network
+    processes : those that train and answer together
 
     Attributes
     ----------
@@ -68,21 +71,25 @@ class Session:
         choices: Mapping[str, Any] | None = None,
         backbone: str | None = None,
         progress: Progress | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         assert recipe.backbone is not None
         self.recipe, self.backbone = recipe, recipe.backbone
         self.label_names, self.n_labels = list(label_names), len(label_names)
         self.task = task_of(recipe.task, recipe.thresholds, recipe.metric, recipe.metric_beta)
         self.progress = progress or Progress(0, show=False)
+        self.processes = processes
         self.device = default_device()
         self._said: set[str] = set()
         self._given = given = choices or {}
         self.source = run_source(recipe.backbone, given, backbone)
         self.seconds = {"load": 0.0, "tokenize": 0.0, "prefix": 0.0}
-        self.batches = EvalBatches(recipe.train.per_device_eval_batch_size, self.progress.say)
+        self.batches = EvalBatches(
+            recipe.train.per_device_eval_batch_size, self.progress.say, halves=not processes.sharded
+        )
         tokens = TokenCache(cache_folder() / "tokens", said=self.say_once)
         self.token_cache = tokens if recipe.engine.token_cache else None
-        threads = recipe.engine.num_threads or physical_cores()
+        threads = recipe.engine.num_threads or max(1, physical_cores() // processes.on_this_machine)
         torch.set_num_threads(threads)
         self._config = load_config(self.backbone, self.source)
         self.dtype = self._choose_dtype(given.get("dtype"))
@@ -91,6 +98,8 @@ class Session:
             "num_threads": threads,
             "dtype": str(self.dtype).removeprefix("torch."),
         }
+        if processes.size > 1:
+            self.choices |= {"processes": processes.size, "sharded": processes.sharded}
         self.choices |= {key: given[key] for key in (*CHOSEN_WITH_THE_MODEL, ADAPTED) if key in given}
         if depth := depth_options(recipe.backbone, self.source):
             self.choices["depth"] = depth  # for the snippet of the run's README
@@ -103,7 +112,8 @@ class Session:
         self.start_share: float | None = None  # of what folds begin with, the share that fits into the adapters
         self._pristine = True  # nothing was trained or read into the model yet
         self._prefix_cache: PrefixCache | None = None
-        self._no_prefix = False
+        self._no_prefix = processes.sharded  # its layers are not at hand one by one
+        self._is_sharded = False
 
     def say_once(self, note: str) -> None:
         """A note on a cache that several parts would say."""
@@ -137,7 +147,15 @@ class Session:
                 f"The run was started on {self._given['device']} and this machine has {self.device.type}: its folds "
                 "would not compare. Continue on such a device, or start a new run with another --out."
             )
-        self.choices |= {key: self._given[key] for key in ("num_threads", "prefix_cache") if key in self._given}
+        frozen = ["prefix_cache", "num_threads"]
+        before, now = (choices.get("processes", 1) for choices in (self._given, self.choices))
+        if "num_threads" in self._given and before != now:
+            frozen.remove("num_threads")  # the cores are divided otherwise, and the last digits are others as it is
+            self.progress.say(
+                f"The run was started by {before} process{'es' * (before > 1)}, and goes on with {now}: the steps are "
+                "the same, but for their last digits and for what dropout draws."
+            )
+        self.choices |= {key: self._given[key] for key in frozen if key in self._given}
         torch.set_num_threads(self.choices["num_threads"])
 
     @property
@@ -181,18 +199,32 @@ class Session:
             self.seconds["load"] += time.monotonic() - started
         return self._model
 
+    def shared_model(self, choose_attention: Callable[[SequenceClassifier], str]) -> SequenceClassifier:
+        """As `model`, for all processes at the same time: a base that is to be spread over them is.
+
+        One process after the other loads it, so that the memory of the CPU need not hold it twice.
+        """
+        if self.processes.sharded and not self._is_sharded:
+            mesh = device_mesh(self.device)
+            with self.processes.in_turn():
+                shard_base(self.model(choose_attention), mesh)
+            self._is_sharded = True
+        return self.model(choose_attention)
+
     def _load(self) -> SequenceClassifier:
         recipe, merged = self.recipe, self.choices.get("merged_dtype")
         # Full fine-tuning keeps fp32 weights and computes in self.dtype under autocast.
         dtype = self.dtype if recipe.lora else DTYPES[merged or "float32"]
         attention = self.choices.get("attn_implementation") or self.backbone.attn_implementation
+        sharded = self.processes.sharded
         base = load_base(
-            self.backbone, recipe.quantization, dtype, self.device, self.source, attention,
-            with_output=self.head.with_output_layer,
+            self.backbone, recipe.quantization, dtype, torch.device("cpu") if sharded else self.device, self.source,
+            attention, with_output=self.head.with_output_layer, sharded=sharded,
         )  # fmt: skip
         # a frozen base is in self.dtype already, and adapters compute in that of what they read
         mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None
-        if not self._check_base(base_fingerprint(base)):
+        on_gpus_only = sharded and attention not in ("auto", "sdpa", "eager")  # flash attention: none of it on the CPU
+        if not self._check_base(base_fingerprint(base)) and not on_gpus_only:
             note = probe_base(base, self.source, recipe.data.max_length, self.head.pad_id, mixed)
             if note is not None:
                 self.progress.say(note)
@@ -279,7 +311,9 @@ class Session:
         return model
 
     def save(self, model: SequenceClassifier, folder: FoldFolder) -> None:
-        """Write what was trained."""
+        """Write what was trained; of several processes the first one does."""
+        if not self.processes.main:
+            return
         if self.recipe.lora is None:
             save_model(model, folder.model)
         else:
@@ -288,15 +322,26 @@ class Session:
     # Answers
 
     def answer(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> Answered:
-        """What a model says of texts.
+        """What a model says of texts; of several processes each asks it about a share of their pieces.
 
         Parameters
         ----------
         weight : ndarray of shape (n_labels,), the model's positive or class weights
         """
-        pieces = self.head.answer(model, tokens, self.batches)
+        pieces = self._shared_answer(model, tokens) if self.processes.size > 1 else self._own_answer(model, tokens)
         combine = self.recipe.data.chunk_combine
         return Answered(self.task.link.combine_pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
+
+    def _own_answer(self, model: SequenceClassifier, tokens: Tokens) -> Answered:
+        return self.head.answer(model, tokens, self.batches)
+
+    def _shared_answer(self, model: SequenceClassifier, tokens: Tokens) -> Answered:
+        def answer(pieces: np.ndarray) -> tuple[np.ndarray, list[tuple[str, bool]]]:
+            found = self._own_answer(model, tokens.pieces(pieces))
+            return found.logits, [(answer, parsed) for _, answer, parsed in found.written]
+
+        logits, written = self.processes.shared_out(tokens.lengths, answer)
+        return Answered(logits, [(int(text), *said) for text, said in zip(tokens.text, written, strict=False)])
 
     def choose_prefix(self, tables: Sequence[Tokens]) -> None:
         """Note whether the lower layers are computed once or at every pass: a run keeps to it, to its last digits."""

@@ -26,6 +26,7 @@ from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
 from lora_cls.training.losses import LabelFacts, validation_loss
 from lora_cls.training.objective import Objective
+from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress
 from lora_cls.training.rows import TrainingRows
 from lora_cls.training.selection import Score, hold_back
@@ -45,8 +46,9 @@ class TransformerLearner:
         choices: Mapping[str, Any] | None = None,
         backbone: str | None = None,
         progress: Progress | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.session = Session(recipe, label_names, choices, backbone, progress)
+        self.session = Session(recipe, label_names, choices, backbone, progress, processes)
         self.choices, self.seconds = self.session.choices, self.session.seconds
         self.backbone_path: str | None = self.session.source.path_or_id
         self.notes: list[str] = []
@@ -159,27 +161,33 @@ class TransformerTrainer:
         n_epochs: int | None = None,
     ) -> FoldResult:
         """See `FoldTrainer.fit_fold`."""
-        make_folder(folder.path)
+        processes = self.session.processes
+        if processes.main:
+            make_folder(folder.path)
         select = "last" if fold < 0 else self.recipe.train.select  # of all rows nothing is held out to choose by
         seconds = {}
         answers = None
         if self.teachers is not None:
             asking = time.monotonic()
-            answers = self.teachers.answers(fold, train_rows, folder, self.session.progress)
+            with processes.main_first():
+                answers = self.teachers.answers(fold, train_rows, folder, self.session.progress)
             torch.set_num_threads(self.session.choices["num_threads"])  # whoever answered set its own
             seconds["teachers"] = time.monotonic() - asking
         train_rows, selection_rows = self.divide(fold, train_rows, oof_rows)
         rows = self.lesson(train_rows, answers)
-        self.session.model(self._choose_attention)
+        self.session.shared_model(self._choose_attention)
         self._fill_prefix_cache()
         model, objective, weight, accelerator = self.begin_fold(fold, train_rows, rows)
         score = partial(self._score, model, selection_rows, weight, self.head.facts(self.rows.take(train_rows)))
 
         def keep_epoch(epoch: int) -> dict[str, str]:
             kept = folder.epoch(epoch)
-            make_folder(kept.path)
+            if processes.main:
+                make_folder(kept.path)
             self.session.save(model, kept)
             oof_logits, test_logits = self._answer(model, oof_rows, weight, kept)
+            if not processes.main:
+                return {}
             write_array(kept.oof_logits, oof_logits)
             if test_logits is not None:
                 write_array(kept.test_logits, test_logits)
@@ -189,7 +197,7 @@ class TransformerTrainer:
             model, self.recipe, objective, fold=fold, accelerator=accelerator, state_file=folder.state,
             metrics_file=folder.metrics, progress=self.session.progress,
             score=score if select in ("inner", "scored_fold") else None,
-            after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs,
+            after_epoch=keep_epoch if select == "cross_fitted" else None, n_epochs=n_epochs, processes=processes,
         )  # fmt: skip
         started = time.monotonic()
         self.session.save(model, folder)
@@ -207,6 +215,8 @@ class TransformerTrainer:
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         }
+        if processes.size > 1:
+            info["processes"] = processes.size
         return FoldResult(oof_logits, test_logits, weight, info)
 
     def divide(self, fold: int, train_rows: np.ndarray, oof_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,7 +287,7 @@ class TransformerTrainer:
             found = self.session.answer(model, tokens, weight)
             logits.append(found.logits)
             written += [(ids[text], table, answer, int(parsed)) for text, answer, parsed in found.written]
-        if written:  # for those who want to see what went wrong
+        if written and self.session.processes.main:  # for those who want to see what went wrong
             write_csv(folder.answers, pd.DataFrame(written, columns=["id", "table", "answer", "parsed"]))
         return logits[0], logits[1] if len(logits) > 1 else None
 
@@ -285,6 +295,8 @@ class TransformerTrainer:
         """The faster of eager attention and PyTorch's fused one, timed on real rows; or what the recipe names."""
         session, current = self.session, str(model.base.config._attn_implementation)
         if session.backbone.attn_implementation != "auto" or current not in ("sdpa", "eager"):
+            return current
+        if session.processes.sharded:  # it lies on the CPU until it is spread, and no step of one process would tell
             return current
         if not model.base._supports_sdpa:  # Longformer, SqueezeBERT: they would go on with their own, and warn
             return current

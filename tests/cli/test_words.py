@@ -66,7 +66,16 @@ def test_words_are_parameters():
     public = [getattr(lora_cls, name) for name in lora_cls.__all__]
     known = {name for found in public if inspect.isfunction(found) for name in inspect.signature(found).parameters}
     # of check, of explain, of settings
-    known |= {"most_words"} | {"measure", "min_positives", "default", "strategy", "combine", "at_least_one", "metric", "metric_beta"}
+    known |= {"most_words"} | {
+        "measure",
+        "min_positives",
+        "default",
+        "strategy",
+        "combine",
+        "at_least_one",
+        "metric",
+        "metric_beta",
+    }
     with words_of("python"):
         told = {in_callers_words(option).partition("=")[0] for option in options()}
     assert told <= known

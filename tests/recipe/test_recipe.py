@@ -10,7 +10,8 @@ from lora_cls.recipe import ELSEWHERE, Recipe, flatten, load_recipe, parse_overr
 from lora_cls.reference import look_up
 
 BACKBONE = {"backbone": {"name_or_path": "org/model"}}
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+SHIPPED = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(set(SHIPPED.rglob("*.yaml")) - set(SHIPPED.glob("accelerate/*")))  # configurations of a launcher
 
 
 def message(values, overrides=()):

@@ -20,7 +20,7 @@ from lora_cls.commands.predict import Classifier
 from lora_cls.errors import RunError
 from lora_cls.recipe import load_recipe
 
-FILES = sorted(recipes.SHIPPED.rglob("*.yaml"))
+FILES = sorted(recipes.shipped_recipes().values())
 LORA = {"lora.r": 16, "train.learning_rate": 1e-3}
 FULL = {"lora": None, "train.learning_rate": 1e-4}
 SMALL = {

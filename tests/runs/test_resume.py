@@ -98,7 +98,7 @@ def test_ctrl_c(command, tmp_path):
         ("training.loop", "save_state", 1),  # the first epoch of fold 0 was lost
         ("training.loop", "save_state", 4),  # the last epoch of fold 1 was lost
         ("training.loop", "predict_logits", 1),  # all epochs of fold 0 done, its answers not
-        ("commands.cross_validation", "peak_memory", 1),  # answers of fold 0 written, fold.json not
+        ("commands.fold_training", "peak_memory", 1),  # answers of fold 0 written, fold.json not
         ("commands.cross_validation", "score", 1),  # all folds done, no score
     ],
 )

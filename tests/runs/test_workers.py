@@ -34,8 +34,8 @@ from lora_cls.commands import fold_worker
 
 train_fold = fold_worker.train_fold
 
-def die_of_fold_1(run, trainer, number, wait):
-    return os.kill(os.getpid(), signal.SIGKILL) if number == 1 else train_fold(run, trainer, number, wait)
+def die_of_fold_1(run, trainer, number, **rest):
+    return os.kill(os.getpid(), signal.SIGKILL) if number == 1 else train_fold(run, trainer, number, **rest)
 
 fold_worker.train_fold = die_of_fold_1
 fold_worker.main()
