@@ -89,8 +89,10 @@ def test_precisions(method, dtype, tiny_recipe, needs, train, test, tmp_path, de
     run = finished(recipe, train, test, tmp_path / "run", device)
     saved, texts = np.load(run.fold(1).test_logits), list(test["text"])
     bits = None if recipe.quantization is None else "8 bits" if recipe.quantization.load_in_8bit else "4 bits"
-    again = answers(run, texts)
-    assert apart(again, saved) <= (APART["8 bits"] if bits == "8 bits" else 1e-5), "another model was read back"
+    bound = APART["8 bits"] if bits == "8 bits" else 1e-5  # in 8 bits the texts of a batch change each other
+    if dtype == "float16" and device.type == "cpu":
+        bound = APART["float16"]  # where a CPU stands for the GPU it answers in float32
+    assert apart(answers(run, texts), saved) <= bound, "another model was read back"
     if recipe.head.kind == "generate":
         return  # an untrained answer hangs on the last digit
     with on_the_cpu():
@@ -198,4 +200,4 @@ def test_packaged_models(name, package, real_gpu, train, test, tmp_path, device,
 def test_card_is_named(tiny_recipe, train, test, tmp_path, real_gpu, device):
     """`run.json` says which card it was."""
     run = finished(tiny_recipe("llama"), train, test, tmp_path / "run", device)
-    assert run.info.machine["gpu"] == torch.cuda.get_device_name()
+    assert run.info.machine.gpu == torch.cuda.get_device_name()
