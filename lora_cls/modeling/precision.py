@@ -22,8 +22,8 @@ from lora_cls.machine import cache_folder, cache_note
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.recipe import Recipe
 
-# PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own, nor has oneDNN, which asks by itself, nor
-# have cuBLAS and cuDNN (CUBLAS_STATUS_ALLOC_FAILED), which ask for what the allocator left
+# PyTorch's allocators for CPUs and for Apple's GPUs have no error of their own, nor has oneDNN, which asks by itself,
+# nor have cuBLAS and cuDNN (CUBLAS_STATUS_ALLOC_FAILED), which ask for what the allocator left
 FULL = ("can't allocate memory", "out of memory", "could not create a primitive", "_STATUS_ALLOC_FAILED")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 NO_FP16 = ("gemma2", "gemma3", "gemma3_text", "deberta-v2", "t5", "mt5")  # overflow in fp16

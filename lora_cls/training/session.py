@@ -169,8 +169,8 @@ class Session:
         self.choices |= {key: self._given[key] for key in ("num_threads", "prefix_cache") if key in self._given}
         torch.set_num_threads(self.choices["num_threads"])
         if self.device.type == "cuda":
-            if self._given.get("deterministic", self.recipe.engine.deterministic):
-                self.choices["deterministic"] = True
+            self.choices["deterministic"] = self._given.get("deterministic", self.recipe.engine.deterministic)
+            if self.choices["deterministic"]:
                 compute_deterministically()
             if (n_gpus := torch.cuda.device_count()) > 1:
                 self.say_once(f"{n_gpus} GPUs are visible, and one process trains on the first of them alone.")
@@ -259,7 +259,7 @@ class Session:
         """The model as it is before training, the same whatever was trained before it."""
         if self.recipe.lora is None and not self._pristine:
             self._model = None  # full fine-tuning changed the base: load it again
-            release_memory()  # a gradient scaler's optimizer holds itself, and with it the weights, until it is collected
+            release_memory()  # a gradient scaler's optimizer holds itself, and so the weights, until it is collected
         model = self.model()
         self._pristine = False
         reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))

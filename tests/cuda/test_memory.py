@@ -141,8 +141,8 @@ def test_lower_layers_that_do_not_fit(wide_recipe, ballast, real_gpu):
 def test_estimate(changes, dtype, wide_recipe, needs, real_gpu, emotion_table, tmp_path, record_property):
     """What training took at its peak lies within half and twice the estimate.
 
-    PyTorch counts what it allocated, and not the CUDA context, which the estimate has among `libraries`. The bounds were
-    set before any GPU was at hand: read the recorded figures, and narrow them.
+    PyTorch counts what it allocated, and not the CUDA context, which the estimate has among `libraries`. The bounds
+    were set before any GPU was at hand: read the recorded figures, and narrow them.
     """
     from transformers import AutoConfig
 

