@@ -659,8 +659,8 @@ class Engine(Section):
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
     deterministic: bool = False
     """On a GPU: take only kernels that give the same bits every time, so that a run that was stopped goes on to the
-    bytes of one that was not. What it costs was not measured; where a model needs another kernel PyTorch says which, and
-    ends. A CPU gives the same bits anyway."""
+    bytes of one that was not. What it costs was not measured; where a model needs another kernel PyTorch says which,
+    and ends. A CPU gives the same bits anyway."""
 
 
 class Range(Section):

@@ -145,7 +145,7 @@ def no_flash_attention(device: torch.device, dtype: torch.dtype) -> str | None:
     ----------
     dtype : of the computation
     """
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     if device.type != "cuda":
         return f"it needs a CUDA GPU, and this machine has {device.type}"
@@ -167,7 +167,8 @@ def compute_deterministically() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # transformers hands it on
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    # nothing here reads what it did not write
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # not as a warning alone: PyTorch's memory-efficient attention then goes on as before
     torch.use_deterministic_algorithms(True)
 
