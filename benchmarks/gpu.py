@@ -5,7 +5,7 @@
 
 Every part is a process of its own: one that fails, or runs over its time, is written down with its error, and the rest
 goes on. What does not fit into `--minutes` is written as not run. Texts are those of the package's sample, repeated.
-Every part is a process of its own: one that fails, or runs over its time, is written down with its error, and the rest
+Good practice is that of `benchmarks.cv_speed`: Trainer and PEFT in mixed precision, grouped by length, in batches
 of 16; ours trains the same r and batches. It is asked first and last: what lies between the two is the card's drift.
 """
 

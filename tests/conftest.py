@@ -39,7 +39,7 @@ FILLER = (
 
 
 def pytest_configure(config):
-    """Hide GPUs: bounds and bytes are a CPU's. `pytest tests/cuda` shows them to the tests of a GPU."""
+    """Hide GPUs, as bounds and bytes are a CPU's; `pytest tests/cuda`, by itself, sees them."""
     given = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
     if not all(Path(__file__).parent / "cuda" in (path, *path.parents) for path in given):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

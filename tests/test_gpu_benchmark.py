@@ -1,6 +1,8 @@
 """The benchmark of a GPU, as far as a machine without one can run it."""
 
+import argparse
 import os
+import subprocess
 import sys
 
 import pytest
@@ -44,13 +46,23 @@ def test_all_parts(bench, tiny_recipe, tmp_path):
     assert "Failed:" not in text
 
 
-def test_a_part_that_fails(bench, tmp_path):
-    """It is written with its error, and the rest goes on."""
-    (tmp_path / "broken.yaml").write_text("backbone: {name_or_path: ./nowhere}")
-    text = bench("--models", tmp_path / "broken.yaml")
-    assert text.count("failed: ") >= 4 and "No folder at" in text
-    assert "| sdpa, padded, with a mask | " in text
-    assert "Failed:\n\n- " in text
+def test_a_part_that_fails(tmp_path):
+    """It is written with the last line that it said, or its time, and the rest goes on."""
+    given = argparse.Namespace(device="cpu", minutes=1, rows=8, rounds=1)
+    one = gpu.Bench(given, tmp_path)
+
+    def fails(seconds, said):
+        said.write("a warning\nError: No folder at nowhere.\n")
+        said.flush()
+        raise gpu.Failed("exit code 2")
+
+    def waits(seconds, said):
+        raise subprocess.TimeoutExpired("x", seconds)
+
+    assert one.attempt("first", fails) == "failed: Error: No folder at nowhere."
+    assert one.attempt("second", waits).startswith("failed: ran over its ")
+    assert one.attempt("third", lambda seconds, said: {"rate": 1.0}) == {"rate": 1.0}
+    assert [failure.partition(":")[0] for failure in one.failures] == ["first", "second"]
 
 
 def test_no_time(bench):
