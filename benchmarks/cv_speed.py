@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,36 @@ class Rounds:
         if sys.platform == "linux":  # all ways wait at once: what one does not need, the others do
             ctypes.CDLL(None).malloc_trim(0)
         if sys.stdin.readline().strip() != "go":
-            answer(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            answer(peak=peak())
             os._exit(0)
         self.rows = self.tokens = 0
-        self.started = time.perf_counter()
+        self.started = now()
 
     def step(self, rows: int, tokens: int) -> None:
         """One batch was trained on: so many rows, so many tokens with their padding."""
         self.done += 1
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
         if self.done % self.steps == 0:
-            answer(rows=self.rows, tokens=self.tokens, seconds=time.perf_counter() - self.started)
+            answer(rows=self.rows, tokens=self.tokens, seconds=now() - self.started)
             self.wait()
+
+
+def now() -> float:
+    """The time when all that was asked of a GPU is done."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak() -> int:
+    """Bytes at the peak: allocated on the GPU where one is used, else of this process."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def answer(**values: Any) -> None:
@@ -127,7 +145,9 @@ def work_with_trainer(way: str, given: argparse.Namespace) -> None:
     model.config.pad_token_id = tokenizer.pad_token_id
     config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="SEQ_CLS")
     model = get_peft_model(model, config)
+    model.to(given.device)
     notebook = way == "notebook"
+    mixed = not notebook and given.precision != "float32"
     encoded = tokenizer(texts, truncation=True, max_length=128, padding="max_length" if notebook else False)
     data = [{key: encoded[key][i] for key in encoded} | {"labels": list(row)} for i, row in enumerate(labels)]
     rounds = Rounds(STEPS.get(way, 16))
@@ -149,15 +169,16 @@ def work_with_trainer(way: str, given: argparse.Namespace) -> None:
 
     batch = 8 if notebook else 16
     arguments = TrainingArguments(
-        given.scratch, per_device_train_batch_size=batch, num_train_epochs=100, bf16=not notebook, report_to=[],
+        given.scratch, per_device_train_batch_size=batch, num_train_epochs=100, report_to=[],
+        bf16=mixed and given.precision == "bfloat16", fp16=mixed and given.precision == "float16",
         train_sampling_strategy="random" if notebook else "group_by_length", save_strategy="no",
-        logging_strategy="no", disable_tqdm=True, use_cpu=True,
+        logging_strategy="no", disable_tqdm=True, use_cpu=given.device == "cpu",
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=data, data_collator=collator, callbacks=[Pause()])
 
     def step() -> int:
-        chosen = collate(data[:batch])
-        with torch.autocast("cpu", torch.bfloat16, enabled=not notebook):
+        chosen = collate(data[:batch]).to(given.device)
+        with torch.autocast(given.device, getattr(torch, given.precision), enabled=mixed):
             model(**chosen).loss.backward()
         model.zero_grad()
         return int(chosen["input_ids"].numel())
@@ -167,14 +188,12 @@ def work_with_trainer(way: str, given: argparse.Namespace) -> None:
 
 
 def work_with_recipe(way: str, given: argparse.Namespace) -> None:
-    """A recipe of ours: the learner's own model, objective and loop of steps."""
-    import torch
-
+    """A recipe of ours: the learner's own model, objective and steps."""
     from lora_cls import load_recipe, read_table
     from lora_cls.data import load_train
     from lora_cls.modeling import adapter, prefix_cache
     from lora_cls.text.tokens import shuffled_batches
-    from lora_cls.training.loop import parameter_groups
+    from lora_cls.training.loop import accumulated_loss, make_optimizer, update
     from lora_cls.training.transformer import TransformerLearner
 
     if "PEFT" in way:
@@ -183,36 +202,31 @@ def work_with_recipe(way: str, given: argparse.Namespace) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     prefix_cache.cache_folder = lambda: folder
     overrides = [
+        "quantization=null",
         *(WAYS[way] or []),
         "task=multi_label",
-        "quantization=null",
-        "backbone.dtype=bfloat16",
+        f"backbone.dtype={given.precision}",
         "data.max_length=128",
         f"engine.num_threads={given.threads}",
     ]
     overrides += [f"data.label_columns=[{', '.join(given.labels)}]", f"data.text_columns=[{given.text}]"]
-    recipe = load_recipe(given.model, overrides)
+    recipe = load_recipe(given.model, [*overrides, *given.set])
     data = load_train(recipe.data, read_table(given.data).head(given.rows))
     trainer = TransformerLearner(recipe, data.label_names).prepare(data)
     session, training = trainer.session, trainer.rows
-    model = session.fresh_model(0)
+    model, objective, _, accelerator = trainer.begin_fold(0, np.arange(len(data)))
     cache_seconds = 0.0
     if (cache := session.prefix_cache(training.tokens)) is not None:
         cache.fill(training.tokens)
         used = cache.used
         cache_seconds = used.seconds / used.computed if used.computed else float("nan")
-    objective = session.head.objective(training, session.head.weight(training))
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), fused=True)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer = accelerator.prepare(make_optimizer(model, recipe))
     model.train()
 
     def step(pieces: np.ndarray) -> int:
-        loss, mask = objective.loss(model, pieces)
-        (loss / len(pieces)).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return int(mask.size)
+        _, masks = accumulated_loss(model, objective, [pieces], accelerator)
+        update(optimizer, 1.0, recipe.train.max_grad_norm, accelerator)
+        return int(sum(mask.size for mask in masks))
 
     answer(flops=flops(lambda: step(np.arange(16))), cache_seconds=cache_seconds)
     rounds = Rounds(STEPS.get(way, 16))
@@ -250,11 +264,15 @@ def work_matrix(given: argparse.Namespace) -> None:
 class Worker:
     """A way's process, from the side of the one who asks."""
 
-    def __init__(self, way: str, given: argparse.Namespace) -> None:
+    def __init__(
+        self, way: str, arguments: Sequence[str], started: Callable[[Any], None] | None = None, **options: Any
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.cv_speed", *sys.argv[1:], "--worker", way],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "benchmarks.cv_speed", *arguments, "--worker", way],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options,
         )  # fmt: skip
+        if started is not None:
+            started(self.process)
         first = self.hear()
         self.flops, self.cache_seconds = float(first["flops"]), float(first["cache_seconds"])
         self.rounds: list[dict[str, Any]] = []
@@ -343,6 +361,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None, help="of every way; the physical cores by default")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--set", action="append", default=[], help="key=value, for every recipe of ours")
     parser.add_argument("--only", action="append", choices=list(WAYS))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--scratch", default="/tmp/cv_speed", help="a folder for caches and what Trainer wants")
@@ -351,6 +372,8 @@ def main() -> None:
     from lora_cls.machine import physical_cores
 
     given.threads = given.threads or physical_cores()
+    if given.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # ours would take a GPU
     if given.worker:
         import torch
 
@@ -362,7 +385,7 @@ def main() -> None:
     else:
         workers = {}
         for way in [MATRIX, *(given.only or WAYS)]:
-            workers[way] = Worker(way, given)
+            workers[way] = Worker(way, sys.argv[1:])
             print(f"{way}: ready", file=sys.stderr, flush=True)
         for number in range(given.rounds):
             for worker in workers.values():

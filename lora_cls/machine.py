@@ -62,8 +62,9 @@ def launched() -> tuple[int, int]:
 def reset_peak_memory() -> None:
     """Count the peak from here on. Where the system cannot, a peak no higher than that of before is not told."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+        _held[0] = torch.cuda.memory_allocated()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         _before[0] = 0
@@ -74,7 +75,8 @@ def reset_peak_memory() -> None:
 def peak_memory() -> int | None:
     """Bytes at the peak since the reset: of the GPU where one is used, else of this process; None where unknown."""
     torch = sys.modules.get("torch")  # loaded by a transformer's learner; nothing else needs it
-    if torch is not None and torch.cuda.is_available():
+    # what other models hold since before, as in a notebook, is no use of the GPU
+    if torch is not None and torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > _held[0]:
         return int(torch.cuda.max_memory_allocated())
     peak = _high_water_mark()
     return peak if peak > _before[0] else None
@@ -82,6 +84,8 @@ def peak_memory() -> int | None:
 
 _before = [0]
 """The high-water mark at the last reset, where the system could not take it back."""
+_held = [0]
+"""Bytes of the GPU's memory that were taken at the last reset."""
 
 
 def _high_water_mark() -> int:

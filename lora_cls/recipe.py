@@ -660,6 +660,10 @@ class Engine(Section):
     resources: dict[Literal["num_cpus", "num_gpus", "memory_gb"], Annotated[float, Field(ge=0, le=1e6)]] = {}
     """What each process of `--executor ray` takes of a node, as Ray counts it: cores (1 where nothing is said), GPUs
     (1 where the cluster has any; 0.5 lets two processes share one) and GiB of memory."""
+    deterministic: bool = False
+    """On a GPU: take only kernels that give the same bits every time, so that a run that was stopped goes on to the
+    bytes of one that was not. What it costs was not measured; where a model needs another kernel PyTorch says which,
+    and ends. A CPU gives the same bits anyway."""
 
 
 class Range(Section):

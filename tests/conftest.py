@@ -6,6 +6,7 @@ Nothing here touches the network: the hub is switched off before transformers is
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -35,6 +36,13 @@ FILLER = (
     *("told", "again", "before", "because", "while", "still", "never", "always", "maybe", "today", "about", "with"),
     *("from", "into", "over", "train", "dog", "house", "morning", "letter", "friend", "week", "ticket", "garden"),
 )
+
+
+def pytest_configure(config):
+    """Hide GPUs, as bounds and bytes are a CPU's; `pytest tests/cuda`, by itself, sees them."""
+    given = [Path(argument.partition("::")[0]).resolve() for argument in config.args]
+    if not all(Path(__file__).parent / "cuda" in (path, *path.parents) for path in given):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_sessionfinish():
@@ -353,3 +361,25 @@ def losses_of_steps():
         return losses
 
     return train
+
+
+@pytest.fixture
+def fp16_on_cpu(monkeypatch):
+    """float16 with a gradient scaler on the CPU, which no user gets there: what a GPU without bfloat16 does."""
+    import torch
+
+    from lora_cls.training import adaptation, loop, session, transformer
+
+    def accelerator(dtype, device):
+        made = loop.make_accelerator(torch.float32 if dtype == torch.float16 else dtype, device)
+        if dtype == torch.float16:
+            made.scaler, made.native_amp = torch.amp.GradScaler("cpu"), True
+            made.state._mixed_precision = "fp16"
+        return made
+
+    def choose(recipe, *rest, _original=session.choose_dtype):
+        return torch.float16 if recipe.backbone.dtype == "float16" else _original(recipe, *rest)
+
+    monkeypatch.setattr(session, "choose_dtype", choose)
+    for module in (transformer, adaptation):
+        monkeypatch.setattr(module, "make_accelerator", accelerator)

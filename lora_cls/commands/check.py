@@ -165,6 +165,9 @@ def _too_large(memory: dict[str, Any]) -> str | None:
     import psutil
     import torch
 
+    from lora_cls.training.batches import release_memory
+
+    release_memory()  # of a GPU: what PyTorch keeps of earlier runs of this process counts as taken
     free = torch.cuda.mem_get_info()[0] if memory["device"] == "cuda" else psutil.virtual_memory().available
     if memory["total"] <= free:
         return None

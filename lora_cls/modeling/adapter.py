@@ -128,6 +128,12 @@ def adapt(base: Any, recipe: Recipe, **settings: Any) -> nn.Module:
                 f"PEFT cannot apply {shown(fields, 600, quoted=False)} to {type(base).__name__}: "
                 f"{type(error).__name__}: {shown(error, 600, quoted=False)}. Remove what does not fit this model."
             ) from error
+    half = [name for name, p in backbone.named_parameters() if p.requires_grad and p.dtype == torch.float16]
+    if half:
+        raise BackboneError(
+            f"lora trains weights of the base ({shorten(half, 2)}), which are in float16 here, and no gradient scaler "
+            "takes gradients in it. Set backbone.dtype: float32, or take out what trains them (lora.bias)."
+        )
     if recipe.train.gradient_checkpointing:
         try:
             base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

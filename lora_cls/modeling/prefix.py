@@ -18,6 +18,7 @@ from torch import nn
 from lora_cls.errors import BackboneError
 from lora_cls.modeling.classifier import HEAD, SequenceClassifier, pool
 from lora_cls.modeling.layers import find_layers
+from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.text.tokens import pad
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the greatest value
@@ -157,6 +158,8 @@ class Prefix:
                 with prefix.stand_in(rows, mask.bool()):
                     stood_in = model.last_hidden_state(input_ids.to(device), mask.to(device))
         except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             # whatever a model of foreign code does with a layer that is none
             raise BackboneError(f"{type(error).__name__}: {error}") from error
         finally:

@@ -30,9 +30,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lora_cls.errors import TrainingError, WriteError
+from lora_cls.errors import TrainingError, WriteError, memory_full
 from lora_cls.files import make_folder, sweep, whole_file
 from lora_cls.machine import cache_folder
+from lora_cls.modeling.precision import is_out_of_memory
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.text.tokens import Tokens
 
@@ -271,7 +272,15 @@ class PrefixCache:
         model.eval()
         order = np.argsort(-lengths, kind="stable")
         for batch in np.split(order, range(self.batch_size, len(order), self.batch_size)):
-            for i, row in zip(batch, self.prefix.hidden([stretch.ids[i] for i in batch]), strict=True):
+            try:
+                hidden = self.prefix.hidden([stretch.ids[i] for i in batch])
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                where = f" while the lower layers are computed ({len(batch)} texts of up to {lengths[batch[0]]} tokens)"
+                advice = f"lower train.per_device_eval_batch_size (now {self.batch_size}) or data.max_length."
+                raise TrainingError(memory_full(where, advice)) from error
+            for i, row in zip(batch, hidden, strict=True):
                 if whole is None:
                     whole = torch.empty(int(starts[-1]), row.shape[1], dtype=row.dtype)
                 whole[starts[i] : starts[i + 1]] = row

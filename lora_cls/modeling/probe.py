@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_cls.errors import BackboneError, brief
 from lora_cls.modeling.classifier import SequenceClassifier, pool
@@ -94,7 +95,7 @@ def probe_base(
     inner = getattr(base, "base_model", base)  # without the output layer: that of a whole text would fill the memory
     reader = _Reader(SequenceClassifier(inner, "mean", dtype=dtype).eval(), pad_id)
     n_short = min(SHORT, n_positions)
-    with torch.no_grad(), quiet_transformers():
+    with torch.no_grad(), quiet_transformers(), _WithinTables():
         try:
             alone = reader.pooled(n_short)
         except Exception as error:  # whatever a model of another kind asks for
@@ -194,6 +195,29 @@ def looks_ahead(base: Any, n_padded: int) -> bool:
             for i in range(2)
         )
     return bool(((one - other).norm(dim=-1) > LOOKED_AHEAD * one.norm(dim=-1)).any())
+
+
+class _WithinTables(TorchDispatchMode):
+    """Within it a place beyond the end of a table is an IndexError on every device: a GPU would only say so later, and
+    compute nothing more in this process."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.embedding.default:
+            self._check(args[1], len(args[0]))
+        elif func in (torch.ops.aten.index_select.default, torch.ops.aten.gather.default):
+            self._check(args[2], args[0].shape[args[1]] if args[0].ndim else 1)
+        elif func is torch.ops.aten.index.Tensor:
+            for axis, index in enumerate(args[1]):
+                if index is not None and index.dtype == torch.long:  # masks may take the place of several axes
+                    self._check(index, args[0].shape[axis], lowest=-args[0].shape[axis])
+                elif index is not None:
+                    break
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _check(index: torch.Tensor, size: int, lowest: int = 0) -> None:
+        if index.numel() and not (lowest <= int(index.min()) and int(index.max()) < size):
+            raise IndexError(f"a place from {int(index.min())} to {int(index.max())} in a table of {size}")
 
 
 class _Reader:

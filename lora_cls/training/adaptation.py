@@ -378,6 +378,7 @@ class _Trainer:
         optimizer, n_passes = self.accelerator.prepare(self._optimizer(self.model.own)), self.output_layer_passes
         for number in range(1, n_passes + 1):
             mean = self._epoch(optimizer, number, n_passes, f"{TITLE}: its output layer")
+        self.accelerator.free_memory()  # else its gradients would be divided by the scaler's factor for both optimizers
         for parameter in frozen:
             parameter.requires_grad_(True)
         self.session.progress.say(

@@ -124,7 +124,9 @@ def _empty_base(recipe: Recipe, config: Any, dtype: torch.dtype, with_output: bo
     assert recipe.backbone is not None
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": recipe.backbone.trust_remote_code}
     if recipe.backbone.attn_implementation != "auto":
-        options["attn_implementation"] = recipe.backbone.attn_implementation
+        # flash attention runs on no tensor without data, and keeps as much as PyTorch's fused one
+        flash = recipe.backbone.attn_implementation == "flash_attention_2"
+        options["attn_implementation"] = "sdpa" if flash else recipe.backbone.attn_implementation
     auto = AutoModelForCausalLM if with_output else AutoModel
     with quiet_transformers(), torch.device("meta"):
         try:

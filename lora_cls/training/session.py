@@ -25,7 +25,13 @@ from lora_cls.modeling.loading import (
     load_tokenizer,
     vocabulary_size,
 )
-from lora_cls.modeling.precision import DTYPES, choose_dtype, default_device
+from lora_cls.modeling.precision import (
+    DTYPES,
+    choose_dtype,
+    compute_deterministically,
+    default_device,
+    no_flash_attention,
+)
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
@@ -37,7 +43,7 @@ from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.start import Start, noted_start
 from lora_cls.text.token_cache import TokenCache
 from lora_cls.text.tokens import Tokens, refuse_unknown_ids
-from lora_cls.training.batches import EvalBatches
+from lora_cls.training.batches import EvalBatches, release_memory
 from lora_cls.training.heads import head_type
 from lora_cls.training.loop import epoch_seed
 from lora_cls.training.processes import ALONE, Processes
@@ -93,6 +99,7 @@ class Session:
         torch.set_num_threads(threads)
         self._config = load_config(self.backbone, self.source)
         self.dtype = self._choose_dtype(given.get("dtype"))
+        self._no_flash = self._flash_attention()
         self.choices: dict[str, Any] = {
             "device": self.device.type,
             "num_threads": threads,
@@ -128,6 +135,23 @@ class Session:
             return DTYPES[frozen]
         return choose_dtype(self.recipe, self.device, self._config.model_type, self.say_once)
 
+    def _flash_attention(self) -> str | None:
+        """Why a finished run's models must do without their flash attention here; None where there is nothing to miss.
+
+        Raises
+        ------
+        BackboneError
+            If a new run asks for it in vain.
+        """
+        if self.backbone.attn_implementation != "flash_attention_2":
+            return None
+        reason = no_flash_attention(self.device, self.dtype)
+        if reason is not None and "attn_implementation" not in self._given:
+            raise BackboneError(
+                f"backbone.attn_implementation: flash_attention_2 cannot be taken here: {reason}. Set it to auto."
+            )
+        return reason
+
     def stand_on(self, source: Source, choices: Mapping[str, Any]) -> None:
         """Take another base of the same kind, before any is loaded; `choices` say what it is."""
         assert self._model is None
@@ -140,12 +164,17 @@ class Session:
         Raises
         ------
         TrainingError
-            If the run was started on another kind of device.
+            If the run was started on another kind of device, or with attention that this machine does not have.
         """
         if self._given.get("device", self.device.type) != self.device.type:
             raise TrainingError(
                 f"The run was started on {self._given['device']} and this machine has {self.device.type}: its folds "
                 "would not compare. Continue on such a device, or start a new run with another --out."
+            )
+        if self._no_flash is not None:
+            raise TrainingError(
+                f"The run was started with flash attention, which cannot be taken here: {self._no_flash}. Continue on "
+                "such a machine, or start a new run with another --out."
             )
         frozen = ["prefix_cache", "num_threads"]
         before, now = (choices.get("processes", 1) for choices in (self._given, self.choices))
@@ -157,6 +186,15 @@ class Session:
             )
         self.choices |= {key: self._given[key] for key in frozen if key in self._given}
         torch.set_num_threads(self.choices["num_threads"])
+        if self.device.type == "cuda":
+            self.choices["deterministic"] = self._given.get("deterministic", self.recipe.engine.deterministic)
+            if self.choices["deterministic"]:
+                compute_deterministically()
+            if (n_gpus := torch.cuda.device_count()) > 1:
+                self.say_once(
+                    f"{n_gpus} GPUs are visible, and one process trains on the first of them alone: --workers auto trains a "
+                    "fold on each."
+                )
 
     @property
     def reused(self) -> dict[str, int]:
@@ -217,6 +255,8 @@ class Session:
         dtype = self.dtype if recipe.lora else DTYPES[merged or "float32"]
         attention = self.choices.get("attn_implementation") or self.backbone.attn_implementation
         sharded = self.processes.sharded
+        if self._no_flash is not None:
+            attention = "sdpa"  # the same numbers but for their last digits
         base = load_base(
             self.backbone, recipe.quantization, dtype, torch.device("cpu") if sharded else self.device, self.source,
             attention, with_output=self.head.with_output_layer, sharded=sharded,
@@ -254,6 +294,7 @@ class Session:
         """The model as it is before training, the same whatever was trained before it."""
         if self.recipe.lora is None and not self._pristine:
             self._model = None  # full fine-tuning changed the base: load it again
+            release_memory()  # a gradient scaler's optimizer holds itself, and so the weights, until it is collected
         model = self.model()
         self._pristine = False
         reset_model(model, self.recipe, epoch_seed(self.recipe.train.seed, fold, 0))
