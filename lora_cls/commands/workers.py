@@ -55,7 +55,8 @@ def make_executor(
             "backbone.start_from": recipe.backbone is not None and recipe.backbone.start_from is not None,
         }
         return RayExecutor(
-            executor, None if workers == "auto" else workers, n_tasks, {str(name): amount for name, amount in recipe.engine.resources.items()},
+            executor, None if workers == "auto" else workers, n_tasks,
+            {str(name): amount for name, amount in recipe.engine.resources.items()},
             uses_gpu=recipe.backbone is not None, folder=folder,
             needs_shared=[*needs_shared, *(name for name, needed in elsewhere.items() if needed)],
         )  # fmt: skip

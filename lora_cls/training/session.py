@@ -192,8 +192,8 @@ class Session:
                 compute_deterministically()
             if (n_gpus := torch.cuda.device_count()) > 1:
                 self.say_once(
-                    f"{n_gpus} GPUs are visible, and one process trains on the first of them alone: --workers auto trains a "
-                    "fold on each."
+                    f"{n_gpus} GPUs are visible, and one process trains on the first of them alone: --workers auto "
+                    "trains a fold on each."
                 )
 
     @property
