@@ -1,4 +1,4 @@
-"""Many rows through `lora-cls predict`: rows a second, and peak memory against a tenth of the rows; killed, and repeated.
+"""Many rows through `lora-cls predict`: rows a second, peak memory against a tenth of the rows; killed and repeated.
 
     python -m benchmarks.predict_rows RUN TEXTS.csv --rows 1000000 --work DIR [--results FILE]
 
