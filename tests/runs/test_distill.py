@@ -113,6 +113,37 @@ def test_resume(student, taught, teachers, results, train, test, fold_table, tmp
     assert results(again) == results(taught)
 
 
+def test_killed_with_averages_and_an_adapted_base(
+    student, teachers, tiny_model, results, train, test, fold_table, tmp_path, monkeypatch
+):
+    """Averages, teachers and a base trained on the texts at once: stopped twice, the run goes on to the same bytes."""
+    import lora_cls.training.loop as loop
+
+    class Stopped(BaseException):
+        pass
+
+    save, saved = loop.save_state, []
+
+    def stop(file, *rest):
+        save(file, *rest)
+        saved.append(file)
+        if len(saved) in (1, 4):  # an epoch of fold 0, and one of fold 1
+            raise Stopped
+
+    more = {"train__ema_decay": 0.8, "train__average_epochs": 2, "train__num_train_epochs": 3, "lora": {"r": 2}}
+    adapt = {"num_train_epochs": 1, "learning_rate": 1e-3}
+    recipe = student(teachers, backbone__name_or_path=tiny_model("gemma3"), adapt=adapt, **more)
+    whole = cross_validate(recipe, train, test, tmp_path / "whole", fold_table=fold_table)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", stop)
+        for _ in range(2):
+            with pytest.raises(Stopped):
+                cross_validate(recipe, train, test, tmp_path / "stopped", fold_table=fold_table, resume=True)
+    run = cross_validate(recipe, train, test, tmp_path / "stopped", fold_table=fold_table, resume=True)
+    assert results(run) == results(whole)
+    assert saved[0].parent.name == "fold-00" and saved[3].parent.name == "fold-01"
+
+
 def test_changed_teacher(student, teachers, train, test, fold_table, tmp_path):
     """A teacher that was trained anew in between is refused."""
     copies = shutil.copytree(teachers, tmp_path / "teachers")
