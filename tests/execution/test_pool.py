@@ -103,8 +103,9 @@ def test_what_every_process_would_meet(work):
     assert gone(work.processes, 0) == []
 
 
-def test_ctrl_c(work, monkeypatch):
+def test_ctrl_c(work):
     """Stops all, and nobody stays."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 
     def interrupt():
         while len(work.processes) < 2:
@@ -112,8 +113,11 @@ def test_ctrl_c(work, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        work(seconds=300)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work(seconds=300)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert gone(work.processes, 0) == []
 
 
