@@ -95,7 +95,7 @@ def main() -> None:
             "",
             *lines,
             "",
-            f"Killed after {seconds / 2:.0f} s {'(it had ended)' if was_whole else ''} and repeated in {rest:.0f} s: "
+            f"Killed after {seconds / 2:.0f} s {'(it had ended) ' if was_whole else ''}and repeated in {rest:.0f} s: "
             + ("the same bytes." if same else "OTHER BYTES."),
             "",
         ]

@@ -657,9 +657,9 @@ class Engine(Section):
     """How large that cache may get, over all runs; what was used least recently goes first."""
     token_cache: bool = True
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
-    resources: dict[Literal["num_cpus", "num_gpus", "memory_gb"], Annotated[float, Field(ge=0, le=1e6)]] = {}
+    resources: dict[Literal["num_cpus", "num_gpus", "memory_gb"], Annotated[float, Field(ge=0, le=1e6)]] | None = None
     """What each process of `--executor ray` takes of a node, as Ray counts it: cores (1 where nothing is said), GPUs
-    (1 where the cluster has any; 0.5 lets two processes share one) and GiB of memory."""
+    (1 where the cluster has any; 0.5 lets two processes share one) and GiB of memory. Null says nothing."""
     deterministic: bool = False
     """On a GPU: take only kernels that give the same bits every time, so that a run that was stopped goes on to the
     bytes of one that was not. What it costs was not measured; where a model needs another kernel PyTorch says which,

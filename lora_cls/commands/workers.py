@@ -56,7 +56,7 @@ def make_executor(
         }
         return RayExecutor(
             executor, None if workers == "auto" else workers, n_tasks,
-            {str(name): amount for name, amount in recipe.engine.resources.items()},
+            {str(name): amount for name, amount in (recipe.engine.resources or {}).items()},
             uses_gpu=recipe.backbone is not None, folder=folder,
             needs_shared=[*needs_shared, *(name for name, needed in elsewhere.items() if needed)],
         )  # fmt: skip

@@ -190,7 +190,8 @@ class SweepFolder:
     @property
     def settings(self) -> Sweep:
         """The recipe's `sweep` section."""
-        assert self.recipe.sweep is not None
+        if self.recipe.sweep is None:
+            raise RunError(f"{self.files.base} is damaged: it has no section sweep.")
         return self.recipe.sweep
 
     @property
