@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ import pandas as pd
 
 from lora_cls.commands.costs import Costs
 from lora_cls.data import TableLike
+from lora_cls.data.table import write_frame
 from lora_cls.data.tables import Tables
-from lora_cls.errors import DataError, brief
 from lora_cls.evaluation import macro_f1, task_of
 from lora_cls.execution.executor import Executor
 from lora_cls.execution.pool import Pool
@@ -178,6 +177,10 @@ class FoldWork:
     def spread(self, executor: Executor, progress: Progress, costs: Costs) -> None:
         """Have the folds trained by processes; for what is raised see `Pool.run`."""
         run = self.run
+        if self.recipe.backbone is not None:
+            from lora_cls.training.batches import release_memory  # needs torch
+
+            release_memory()  # of the model that was measured: it and its caches hold each other
 
         def done(number: int, macro_f1: float | None) -> None:
             run.reread()
@@ -211,18 +214,9 @@ class FoldWork:
         for name, table in self.given.items():
             if isinstance(table, pd.DataFrame):
                 scratch = stack.enter_context(scratch_folder(self.run.path))
-                places[name] = str(_written(table, scratch.absolute() / f"{name}.parquet"))
+                file = scratch.absolute() / f"{name}.parquet"
+                write_frame(table, file)
+                places[name] = str(file)
             else:
                 places[name] = None if table is None else str(table)
         return places
-
-
-def _written(table: pd.DataFrame, file: Path) -> Path:
-    try:
-        table.to_parquet(file, index=False)
-    except Exception as error:  # of pyarrow, which says what it cannot hold
-        raise DataError(
-            f"The DataFrame cannot be handed to other processes ({brief(error)}). Write it to a file and give its "
-            "path, or train without --workers."
-        ) from None
-    return file

@@ -21,7 +21,7 @@ import pandas as pd
 
 from lora_cls.data.encoding import LINE_END, decode
 from lora_cls.data.header import check_header, lacks_header
-from lora_cls.errors import DataError, did_you_mean, shorten, shown
+from lora_cls.errors import DataError, brief, did_you_mean, shorten, shown
 
 TableLike: TypeAlias = "str | os.PathLike[str] | pd.DataFrame"
 
@@ -181,6 +181,22 @@ def problem_report(where: str, problems: Sequence[str], hint: str = "", at_most:
     others = [f"and {left} more such lines."] if left else []
     lines = [*problems[:at_most], *others, *([hint] if hint else [])]
     return DataError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def write_frame(frame: pd.DataFrame, file: Path) -> None:
+    """Write a DataFrame down for other processes, which read the same rows from the file.
+
+    Raises
+    ------
+    DataError
+        If Parquet cannot hold what is in it.
+    """
+    try:
+        _plain_index(frame).to_parquet(file)
+    except (ValueError, TypeError, NotImplementedError) as error:  # pyarrow's own are kinds of these
+        raise DataError(
+            f"The DataFrame cannot be handed to other processes ({brief(error)}). Write it to a file and give its path."
+        ) from None
 
 
 def _plain_index(frame: pd.DataFrame) -> pd.DataFrame:

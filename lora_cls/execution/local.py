@@ -32,12 +32,12 @@ class LocalProcess:
     command : the program and its arguments
     log : what it prints is added there
     environment : variables beside those of this process
-    where : what it is called in tables and messages
+    where : what stands before the number of the process in tables and messages
     folder : that it works in; that of this process where None
 
     Attributes
     ----------
-    where : see above; the number of the process where nothing was given
+    where : the place and the number of the process, which no other has
     """
 
     placed = True
@@ -57,7 +57,7 @@ class LocalProcess:
                 list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 env={**os.environ, **(environment or {})}, cwd=folder,
             )  # fmt: skip
-        self.where = where or f"process {self._process.pid}"
+        self.where = f"{where}process {self._process.pid}"
         self._said: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -130,7 +130,7 @@ class LocalExecutor:
         if not self.gpus:
             return LocalProcess(command, log)
         gpu = self.gpus[worker % len(self.gpus)]
-        return LocalProcess(command, log, {"CUDA_VISIBLE_DEVICES": gpu}, f"GPU {gpu}")
+        return LocalProcess(command, log, {"CUDA_VISIBLE_DEVICES": gpu}, f"GPU {gpu}, ")
 
     def close(self) -> None:
         """Nothing is held."""

@@ -13,6 +13,7 @@ import pandas as pd
 
 from lora_cls.data import Dataset, TableLike, fold_notes, read_table, stratified_folds
 from lora_cls.data.folds import check_rows, chosen_folds, make_folds
+from lora_cls.data.table import write_frame
 from lora_cls.data.tables import Tables
 from lora_cls.errors import RecipeError, RunError, visible
 from lora_cls.files import make_folder, whole_file, write_bytes, write_csv
@@ -62,7 +63,7 @@ class Plan:
         if isinstance(self.train, pd.DataFrame):
             say(f"The DataFrame is kept as {files.train}, which trials read: its texts lie there.")
             with whole_file(files.train) as scratch:
-                self.train.to_parquet(scratch)
+                write_frame(self.train, scratch)
             info = info.model_copy(update={"paths": info.paths | {"train": str(files.train.absolute())}})
         if self.held_out:
             write_csv(files.holdout, pd.DataFrame({"id": self.held_out}))

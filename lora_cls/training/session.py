@@ -190,7 +190,7 @@ class Session:
             self.choices["deterministic"] = self._given.get("deterministic", self.recipe.engine.deterministic)
             if self.choices["deterministic"]:
                 compute_deterministically()
-            if (n_gpus := torch.cuda.device_count()) > 1:
+            if self.processes.size == 1 and (n_gpus := torch.cuda.device_count()) > 1:
                 self.say_once(
                     f"{n_gpus} GPUs are visible, and one process trains on the first of them alone: --workers auto "
                     "trains a fold on each."

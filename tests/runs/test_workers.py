@@ -7,7 +7,7 @@ import pytest
 
 from lora_cls.commands import fold_training
 from lora_cls.commands.cross_validation import cross_validate
-from lora_cls.errors import RecipeError, RunError
+from lora_cls.errors import DataError, RecipeError, RunError
 from lora_cls.runs import RunFolder
 from lora_cls.training.progress import Listener
 
@@ -115,3 +115,17 @@ def test_what_is_refused(given, said, train, tfidf_recipe, tmp_path):
     with pytest.raises(RecipeError, match=said):
         cross_validate(tfidf_recipe(), train, out=tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dataframe_with_its_ids_in_the_index(finished, train, test, sample, tfidf_recipe, results, tmp_path):
+    """As `read_csv(..., index_col="id")` makes it."""
+    tables = (train.set_index("id"), test.set_index("id"))
+    run = cross_validate(tfidf_recipe(), *tables, tmp_path / "run", sample_submission=sample, workers=2)
+    assert results(run) == results(finished("tfidf"))
+
+
+def test_a_dataframe_that_no_file_can_hold(train, tfidf_recipe, tmp_path):
+    """Said in a sentence."""
+    odd = train.assign(note=[object() for _ in range(len(train))])
+    with pytest.raises(DataError, match="cannot be handed to other processes"):
+        cross_validate(tfidf_recipe(), odd, out=tmp_path / "run", workers=2)
