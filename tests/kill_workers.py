@@ -22,32 +22,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
-
 HERE = Path(__file__).resolve().parent
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 os.environ["PYTHONPATH"] = str(HERE.parent)
 sys.path[:0] = [str(HERE.parent), str(HERE), str(HERE / "execution")]
+
+from fold_processes import workers_of  # noqa: E402
 
 COMMAND = [sys.executable, "-c", "from lora_cls.cli import main; main()", "run", "recipe.yaml", "--train", "train.csv"]
 SAME = ("oof_proba.csv", "metrics.json", "thresholds.json")
 LEFT_AFTER = 30.0
 """Seconds that processes have to end after their driver."""
 DEADLINE = 300.0
-
-
-def workers_of(run):
-    """Processes that write a log of a run."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "lora_cls.commands.fold_worker" in (process.info["cmdline"] or []):
-            try:
-                outputs = os.readlink(f"/proc/{process.pid}/fd/2")
-            except OSError:
-                continue
-            if outputs.startswith(str(run)):
-                found.append(process)
-    return found
 
 
 def compared(run):

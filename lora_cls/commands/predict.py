@@ -246,7 +246,7 @@ class Classifier:
             for i, folder in enumerate(self._folders):
                 logits[i] = self._predictor.predict(folder, texts)
                 seconds += self._predictor.predict_seconds
-                progress.fold_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._predictor.notes]))
+                progress.part_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._predictor.notes]))
                 if told is not None:
                     told()
             n_models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"

@@ -58,5 +58,5 @@ def refit(
         trainer.adapt([])
         rows = np.arange(len(data))  # extra rows too
         complete_fold(run.refit, trainer.fit_fold(-1, rows, rows[:0], run.refit, n_epochs))
-        progress.fold_done("all rows", "done")
+        progress.part_done("all rows", "done")
     return run.refit

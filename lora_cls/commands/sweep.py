@@ -354,7 +354,7 @@ class Search:
                 "failed": f"failed, {trial.reason}",
             }[trial.state]
             so_far = f"; best {best.score:.4f}, trial {best.number}" if best and best.score is not None else ""
-            self.progress.fold_done(f"trial {trial.number}", said + so_far)
+            self.progress.part_done(f"trial {trial.number}", said + so_far)
             self._drop_models()
             if time.monotonic() - self._page_written > PAGE_EVERY:
                 with suppress(Exception):  # the page is written again at the end, and what is wrong is then said

@@ -191,11 +191,11 @@ class Progress:
         optimistic = " (OPTIMISTIC)" if run.recipe.train.select == "scored_fold" else ""
         if self._table:
             self._table.done(fold_title(fold), f"macro-F1 {macro_f1:.4f}")
-        self.fold_done(fold_title(fold), f"macro-F1 {macro_f1:.4f} untuned{optimistic}")
+        self.part_done(fold_title(fold), f"macro-F1 {macro_f1:.4f} untuned{optimistic}")
         for listener in self.listeners:
             listener.fold_done(run, fold, macro_f1)
 
-    def fold_done(self, name: str, note: str) -> None:
+    def part_done(self, name: str, note: str) -> None:
         """One of the parts that were expected is done."""
         self.done += 1
         if self._bars:

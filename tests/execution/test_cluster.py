@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 ray = pytest.importorskip("ray")
-psutil = pytest.importorskip("psutil")
+sys.path.insert(0, str(Path(__file__).parent))
 
 from lora_cls import cross_validate  # noqa: E402
 from lora_cls.errors import RecipeError  # noqa: E402
+
+from fold_processes import workers_of  # noqa: E402  isort: skip
 
 QUICK = {  # a node that is gone is noticed within seconds; no metrics, no dashboard
     "RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
@@ -131,20 +133,6 @@ def test_driver_and_worker_die_at_once(cluster, local_run, tmp_path):
     assert same(local_run[2].of(out), local) == []
     assert not [file for file in out.rglob("*") if file.name.endswith(".tmp")]
     assert workers_of(out) == []
-
-
-def workers_of(run):
-    """Processes that write a log of a run."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if "lora_cls.commands.fold_worker" in (process.info["cmdline"] or []):
-            try:
-                outputs = os.readlink(f"/proc/{process.pid}/fd/2")
-            except OSError:
-                continue
-            if outputs.startswith(str(run)):
-                found.append(process)
-    return found
 
 
 def recipe_text(recipe):

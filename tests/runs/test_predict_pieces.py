@@ -43,6 +43,21 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_PIECE", 5)
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """How many rows the models were asked for, by call; the fourth call is stopped."""
+    answer, sizes = Classifier.answer, []
+
+    def stop(self, rows, *told):
+        sizes.append(len(rows))
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+        return answer(self, rows, *told)
+
+    monkeypatch.setattr(Classifier, "answer", stop)
+    return sizes
+
+
 def answers(folder):
     return {name: (folder / name).read_bytes() for name in ANSWERS}
 
@@ -83,41 +98,27 @@ def test_parquet_out(finished, written, tmp_path, small_pieces):
     assert sorted(file.name for file in as_parquet.iterdir()) == ["submission.parquet", "test_proba.parquet"]
 
 
-def test_stopped_and_repeated(finished, written, tmp_path, small_pieces, monkeypatch):
+@pytest.fixture
+def whole(finished, written, tmp_path, small_pieces):
+    """Predictions that nobody stopped."""
+    return predict_file(finished("tfidf"), written(".csv"), tmp_path / "whole")
+
+
+def test_stopped_and_repeated(whole, finished, written, tmp_path, asked):
     """The same call goes on with the pieces that were not answered, and ends in the same files."""
     run, file = finished("tfidf"), written(".csv")
-    whole = predict_file(run, file, tmp_path / "whole")
-    answer, asked = Classifier.answer, []
-
-    def stop(self, rows, *told):
-        asked.append(len(rows))
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        return answer(self, rows, *told)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Classifier, "answer", stop)
-        with pytest.raises(KeyboardInterrupt):
-            predict_file(run, file, tmp_path / "stopped")
-        assert not (tmp_path / "stopped" / "submission.csv").exists()
+    with pytest.raises(KeyboardInterrupt):
         predict_file(run, file, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "submission.csv").exists()
+    predict_file(run, file, tmp_path / "stopped")
     assert len(asked) == 4 + 4, "seven pieces, of which three were kept"
     assert answers(tmp_path / "stopped") == answers(whole)
     assert sorted(file.name for file in (tmp_path / "stopped").iterdir()) == sorted(ANSWERS)
 
 
-def test_another_table_is_not_taken_for_the_first(finished, table, written, tmp_path, small_pieces, monkeypatch):
+def test_another_table_is_not_taken_for_the_first(finished, table, written, tmp_path, small_pieces, asked):
     """Kept pieces belong to the texts that they answer."""
     run, file = finished("tfidf"), written(".csv")
-    answer, asked = Classifier.answer, []
-
-    def stop(self, rows, *told):
-        asked.append(len(rows))
-        if len(asked) == 4:
-            raise KeyboardInterrupt
-        return answer(self, rows, *told)
-
-    monkeypatch.setattr(Classifier, "answer", stop)
     with pytest.raises(KeyboardInterrupt):
         predict_file(run, file, tmp_path / "out")
     changed = table.assign(text=["joy" if i == 0 else text for i, text in enumerate(table["text"])])

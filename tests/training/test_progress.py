@@ -17,7 +17,7 @@ def test_who_sees_progress(prompt, show, shown, monkeypatch, capsys):
     if prompt:
         monkeypatch.setattr(sys, "ps1", "In : ", raising=False)
     with Progress(2, show) as progress:
-        progress.fold_done("fold 0", "done")
+        progress.part_done("fold 0", "done")
     said = capsys.readouterr()
     assert (said.out != "", said.err != "") == (shown == "out", shown == "err")
 
