@@ -65,6 +65,15 @@ class Host:
         self._process = LocalProcess(
             [sys.executable, *command[1:]], self._log, environment, folder=self._scratch or Path(folder)
         )
+        threading.Thread(target=self._end_with_node, args=(os.getppid(),), daemon=True).start()
+
+    def _end_with_node(self, raylet: int) -> None:
+        """End when the raylet that started this actor is gone: Ray itself was seen to leave actors there (2.60)."""
+        while os.getppid() == raylet:
+            time.sleep(1)
+        with suppress(Exception):
+            self.stop()
+        os._exit(1)
 
     def hello(self) -> tuple[str, bool]:
         """Where this is, and whether the disk is shared."""

@@ -93,16 +93,25 @@ def kill_node_after(run, node, n_folds):
     return killed
 
 
+def gone(run):
+    """Processes that train folds of a run still, after they had time to end."""
+    ends = time.monotonic() + 30
+    while (left := workers_of(run)) and time.monotonic() < ends:
+        time.sleep(0.2)
+    return left
+
+
 @pytest.mark.parametrize(
     "shared", ["yes", pytest.param("no", marks=pytest.mark.skipif(not ALL, reason="tried with LORA_CLS_RAY=all"))]
 )
 def test_a_raylet_dies(cluster, local_run, tmp_path, monkeypatch, shared):
-    """The run ends on the other node, and its files are those of the local run."""
+    """The run ends on the other node, its files are those of the local run, and no process of the lost node stays."""
     recipe, files, local = local_run
     monkeypatch.setenv("LORA_CLS_SHARED_FOLDER", shared)
     killed = kill_node_after(tmp_path / "run", cluster, 2)
     run = cross_validate(recipe, **files, out=tmp_path / "run", executor="ray")
     assert killed
+    assert gone(run.path) == []
     assert same(run, local) == []
     assert not [file for file in run.path.rglob("*") if file.name.endswith(".tmp")]
     assert (run.path / "logs" / "worker-1.log").is_file()
@@ -125,10 +134,7 @@ def test_driver_and_worker_die_at_once(cluster, local_run, tmp_path):
         os.kill(workers_of(out)[0].pid, signal.SIGKILL)
         driver.kill()
         driver.wait()
-        ends = time.monotonic() + 30
-        while workers_of(out) and time.monotonic() < ends:
-            time.sleep(0.2)
-        assert workers_of(out) == []
+        assert gone(out) == []
         subprocess.run([*command, "--resume"], env=environment, stdout=printed, stderr=printed, check=True, timeout=300)
     assert same(local_run[2].of(out), local) == []
     assert not [file for file in out.rglob("*") if file.name.endswith(".tmp")]
