@@ -172,9 +172,9 @@ def run(
     if rank == 0:
         _print_run(finished)
     if size > 1:
-        from torch.distributed import destroy_process_group
+        from lora_cls.training.processes import end_launched
 
-        destroy_process_group()
+        end_launched()
 
 
 @app.command(

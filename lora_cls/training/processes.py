@@ -9,11 +9,12 @@ processes, whatever rows each had, and cannot leave one without any.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -277,6 +278,21 @@ def processes_of_launch() -> Processes:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
     return Processes(rank, size, sharded)
+
+
+def end_launched() -> NoReturn:
+    """End this process, which has done its work, with exit code 0.
+
+    Not by Python's own way out: threads of torch that still want to run Python are ended there in the middle, which
+    now and then aborts the process ("terminate called without an active exception", seen on a busy machine), and the
+    launcher then calls the whole launch a failure.
+    """
+    import torch
+
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _is_set(name: str) -> bool:

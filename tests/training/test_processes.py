@@ -22,7 +22,7 @@ from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.sharding import device_mesh, shard_base
 from lora_cls.recipe import load_recipe
 from lora_cls.training.loop import accumulated_loss, make_accelerator
-from lora_cls.training.processes import ALONE, processes_of_launch
+from lora_cls.training.processes import ALONE, end_launched, processes_of_launch
 
 values, folder = json.loads(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -105,8 +105,9 @@ for name in ("whole", "sharded"):
     off = max(float((grads[key] - alone[key]).abs().max()) for key in alone) / scale
     found[name] = [off, abs(its_loss - loss) / loss, n_rows, n_alone, sorted(kinds)]
 found["seeds"] = processes.seed(7)
-open(f"{folder}/found-{rank}.json", "w").write(json.dumps(found))
-torch.distributed.destroy_process_group()  # else its threads may abort the process as it ends
+with open(f"{folder}/found-{rank}.json", "w") as file:
+    file.write(json.dumps(found))
+end_launched()
 '''
 
 
