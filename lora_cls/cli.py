@@ -273,6 +273,8 @@ def predict(
             help="Write answers.csv, too, in which labels whose yes or no would be right less often, as 0.9, abstain.",
         ),
     ] = None,
+    workers: RunWorkers = None,
+    executor: ExecutorName = "local",
     trust_remote_code: TrustRemoteCode = False,
     outside_runs: OutsideRuns = False,
     overwrite: Overwrite = False,
@@ -282,8 +284,8 @@ def predict(
 
     folder = predict_file(
         run, input, out, sample_submission=sample_submission, backbone=backbone, models=models, format=format,
-        abstain_below_precision=abstain_below_precision, overwrite=overwrite, show=True,
-        trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+        abstain_below_precision=abstain_below_precision, workers=_workers(workers), executor=executor,
+        overwrite=overwrite, show=True, trust_remote_code=trust_remote_code, outside_runs=outside_runs,
     )  # fmt: skip
     _print(f"Probabilities  {folder / f'test_proba.{format}'}\nSubmission     {folder / f'submission.{format}'}")
     if abstain_below_precision is not None:

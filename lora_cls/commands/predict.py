@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from copy import copy
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,9 @@ import pandas as pd
 
 from lora_cls.choices import Models, TableFormat
 from lora_cls.commands.abstain import answer_columns, fit_abstention
+from lora_cls.commands.answers import PIECES, Answers
 from lora_cls.commands.explain import MOST_PARTS, Explanation, explain_text
+from lora_cls.commands.workers import Workers, check_workers, make_executor, threads_of
 from lora_cls.data import Dataset, TableLike, read_sample_submission, write_submission
 from lora_cls.data.names import free_name
 from lora_cls.data.new_rows import NewRows
@@ -35,17 +37,14 @@ from lora_cls.data.table_file import Cells, table_file
 from lora_cls.data.texts import Texts, given_texts
 from lora_cls.errors import DataError, RunError, no_fold_finished, shorten
 from lora_cls.evaluation.abstention import Abstention
-from lora_cls.files import array_bytes, make_folder, remove, write_bytes, writing
-from lora_cls.recipe import Prediction
+from lora_cls.files import make_folder, remove, writing
+from lora_cls.recipe import Prediction, load_recipe
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.folder import ABSTENTION, ANSWERS
-from lora_cls.runs.io import read_array
 from lora_cls.training.factory import make_predictor
-from lora_cls.training.progress import Progress, RowProgress
+from lora_cls.training.progress import Progress
 
 ROWS_PER_PIECE = 10_000
-PIECES = ".pieces-"  # and what of; within the folder of predictions that are not finished
-
 BASE = "base"  # folder of an export that carries the base which a run adapted to its texts
 
 
@@ -72,9 +71,14 @@ class Classifier:
         prediction: Prediction,
         backbone: str | None,
         show: bool | None,
+        num_threads: int | None = None,
     ) -> None:
         self.run = run
         self.recipe = run.recipe
+        if num_threads is not None:
+            self.recipe = load_recipe(
+                run.recipe, {"engine.num_threads": num_threads}, trust_remote_code=run.trust_remote_code
+            )
         self.label_names = run.label_names
         self.thresholds = thresholds
         # one model has no votes to count
@@ -98,6 +102,7 @@ class Classifier:
         show: bool | None = False,
         trust_remote_code: bool = False,
         outside_runs: bool = False,
+        num_threads: int | None = None,
     ) -> Classifier:
         """Open a run folder, or what `export` made of one.
 
@@ -108,6 +113,7 @@ class Classifier:
         show : progress of each prediction; where None, in notebooks and at a prompt
         trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
         outside_runs : let a blend open runs that lie outside the folder that it lies in
+        num_threads : of the CPU, in place of the recipe's; where neither says, one for each core
 
         Raises
         ------
@@ -135,7 +141,7 @@ class Classifier:
                 raise no_fold_finished(run.path)
         decision = run.decision()
         shipped = np.array([decision.shipped[name] for name in run.label_names])
-        return cls(run, folders, shipped, decision.prediction, backbone, show)
+        return cls(run, folders, shipped, decision.prediction, backbone, show, num_threads)
 
     def fingerprint(self) -> str:
         """SHA-256 of what answers: the models' weights, thresholds, and how the folds are combined."""
@@ -238,20 +244,38 @@ class Classifier:
         DataError
             For what is no text: names its position and type.
         """
+        return self.together(self.logits(texts, range(self.n_models), told))
+
+    def logits(
+        self, texts: Texts | Dataset, models: Sequence[int], told: Callable[[], None] | None = None
+    ) -> np.ndarray:
+        """What some of the models say, before anything is made of it: ndarray of shape (n_models, n_texts, n_labels),
+        float32.
+
+        Parameters
+        ----------
+        models : positions, from 0 to `n_models` - 1
+        told : as in `answer`, which also names what is raised
+        """
         columns = self.run.info.data.text_columns or ["text"]
         texts = texts.texts if isinstance(texts, Dataset) else given_texts(self.recipe.data, texts, columns)
-        logits = np.empty((len(self._folders), len(texts), len(self.label_names)), dtype=np.float32)
+        folders = [self._folders[model] for model in models]
+        logits = np.empty((len(folders), len(texts), len(self.label_names)), dtype=np.float32)
         seconds = 0.0
-        with self._turn, Progress(len(self._folders), self._show if told is None else False) as progress:
-            for i, folder in enumerate(self._folders):
+        with self._turn, Progress(len(folders), self._show if told is None else False) as progress:
+            for i, folder in enumerate(folders):
                 logits[i] = self._predictor.predict(folder, texts)
                 seconds += self._predictor.predict_seconds
                 progress.part_done(folder.path.name, "; ".join([f"{len(texts)} rows", *self._predictor.notes]))
                 if told is not None:
                     told()
-            n_models = f"{len(self._folders)} model{'s' * (len(self._folders) > 1)}"
-            rate = len(texts) * len(self._folders) / max(seconds, 1e-9)
+            n_models = f"{len(folders)} model{'s' * (len(folders) > 1)}"
+            rate = len(texts) * len(folders) / max(seconds, 1e-9)
             progress.say(f"{len(texts)} rows by {n_models} in {seconds:.1f} s: {rate:.0f} rows/s by each")
+        return logits
+
+    def together(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities and decisions of all models' logits, as `answer` returns them."""
         task = self.run.task()
         per_fold = task.link.probabilities(logits, self._weights[:, None, :])
         return task.together(per_fold, self.thresholds, self.prediction)
@@ -284,6 +308,8 @@ def predict_file(
     models: Models = "folds",
     format: TableFormat = "csv",
     abstain_below_precision: float | None = None,
+    workers: Workers | None = None,
+    executor: str = "local",
     overwrite: bool = False,
     show: bool | None = None,
     trust_remote_code: bool = False,
@@ -301,6 +327,9 @@ def predict_file(
     format : `parquet` writes `test_proba.parquet` and `submission.parquet` instead
     abstain_below_precision : as 0.9; write `answers.csv`, too, in which labels whose yes or no would be right less
         often say `abstain`, and `abstain.json`, what that comes to out of fold (`lora_cls.commands.abstain`)
+    workers : processes that answer at once, each a piece, or a part of the models; where None, this process alone. The
+        files are the same where the threads of each are
+    executor : where those processes are started, see `lora_cls.commands.workers.make_executor`
     overwrite : replace the predictions that `out` holds, once there are new ones
     trust_remote_code, outside_runs : see `Classifier.load`
 
@@ -327,6 +356,7 @@ def predict_file(
     )
     with writing(folder):
         refuse_predictions(folder, overwrite)
+    check_workers(workers, executor)
     pieces = read_pieces(table, ROWS_PER_PIECE, name="the test DataFrame")
     rows = NewRows(run.recipe.data, pieces, run.info.data.columns())
     submission = _Submission(run, rows, sample_submission)
@@ -336,10 +366,22 @@ def predict_file(
         for note in submission.notes:
             progress.say(note)
     classifier = Classifier.load(run, backbone=backbone, models=models, show=show)
-    _answer(classifier, rows, folder, show)
+    answers = Answers(classifier, rows, folder)
+    n_tasks = sum(len(models) for _, models in answers.missing())
+    elsewhere = [name for name, given in (("blend", run.recipe.blend), ("--backbone", backbone)) if given]
+    processes = make_executor(run.recipe, workers, executor, n_tasks, run.path, elsewhere)
+    if processes is None:
+        answers.ask(show)
+    else:
+        load = {
+            "backbone": backbone, "models": models, "trust_remote_code": trust_remote_code,
+            "outside_runs": outside_runs, "num_threads": threads_of(processes, run.recipe),
+        }  # fmt: skip
+        with closing(processes):
+            answers.share_out(processes, {"run": str(run.path.absolute()), "load": load, "whole_run": True}, show)
     for name in (ANSWERS, ABSTENTION):  # of an earlier prediction
         remove(folder / name)
-    _write(classifier, rows, submission, folder, format, None if abstention is None else abstention[0])
+    _write(answers, run.label_names, rows, submission, folder, format, None if abstention is None else abstention[0])
     if abstention is not None:
         abstention[1].write(folder / ABSTENTION)
     with writing(folder):
@@ -350,66 +392,6 @@ def predict_file(
             remove(folder / f"submission.{other}")
             remove(folder / f"test_proba.{other}")
     return folder
-
-
-def answer_piece(
-    classifier: Classifier, rows: NewRows, number: int, folder: Path, told: Callable[[], None] | None = None
-) -> np.ndarray:
-    """What the models say of one piece of a table: found in the folder of predictions, or asked and kept there.
-
-    Several processes may answer pieces of one table for one folder: who asks last for the same piece writes the same
-    file again.
-
-    Parameters
-    ----------
-    folder : of the predictions
-    told : see `Classifier.answer`
-
-    Returns
-    -------
-    ndarray of shape (2, n_rows, n_labels), float64
-        Probabilities, and decisions as 0 or 1.
-
-    Raises
-    ------
-    LoraClsError
-        If the piece was kept and its file is damaged, if the table has changed, and as `Classifier.answer`.
-    """
-    kept = _kept(classifier, rows, folder)
-    first, n_rows = rows.place(number).first, rows.place(number).n_rows
-    found = sorted(kept.glob(f"{first:09d}-*.npy"))  # named by what is in it
-    if found:
-        file, shape = found[0], (2, n_rows, len(classifier.label_names))
-        return read_array(file, shape, file.stem.partition("-")[2], " Remove it, and predict again.")
-    answered = np.array(classifier.answer(rows.piece(number), told) if told else classifier.answer(rows.piece(number)))
-    content = array_bytes(answered)
-    make_folder(kept)
-    write_bytes(kept / f"{first:09d}-{hashlib.sha256(content).hexdigest()}.npy", content)
-    return answered
-
-
-def _kept(classifier: Classifier, rows: NewRows, folder: Path) -> Path:
-    """The folder of the answers to a table by these models."""
-    return folder / f"{PIECES}{classifier.fingerprint()[:12]}-{rows.fingerprint()[:12]}"
-
-
-def _answer(classifier: Classifier, rows: NewRows, folder: Path, show: bool | None) -> None:
-    """Have all pieces answered: the same call goes on where one was stopped."""
-    if rows.n_pieces == 1:
-        answer_piece(classifier, rows, 0, folder)
-        return
-    with RowProgress(len(rows), show) as progress:
-        for number in range(rows.n_pieces):
-            n_rows = rows.place(number).n_rows
-            asked = 0
-
-            def told(share: float = n_rows / classifier.n_models) -> None:
-                nonlocal asked
-                asked += 1
-                progress.advance(share)
-
-            answer_piece(classifier, rows, number, folder, told)
-            progress.piece_done(rows.place(number).n_rows, found=not asked)
 
 
 class _Submission:
@@ -453,7 +435,8 @@ class _Submission:
 
 
 def _write(
-    classifier: Classifier,
+    answers: Answers,
+    names: list[str],
     rows: NewRows,
     submission: _Submission,
     folder: Path,
@@ -461,10 +444,9 @@ def _write(
     band: Abstention | None,
 ) -> None:
     """Write the tables, piece by piece; the submission, which says that all is done, appears last."""
-    names = classifier.label_names
     file = folder / f"submission.{format}"
     ids: list[str] = []
-    answers: list[np.ndarray] = []
+    values: list[np.ndarray] = []
     with ExitStack() as opened:  # closed from the last to the first
         form = submission.form
         add = opened.enter_context(table_file(file, form.columns, format)) if submission.in_order else None
@@ -474,7 +456,7 @@ def _write(
         add_answers = None
         for number in range(rows.n_pieces):
             piece = rows.piece(number)
-            y_score, decided = answer_piece(classifier, rows, number, folder)
+            y_score, decided = answers.piece(number)
             y_pred = decided.astype(np.int8)
             add_values([piece.ids, *y_score.T])
             if band is not None:
@@ -486,6 +468,6 @@ def _write(
                 add(submission.cells(number, piece.ids, y_pred, y_score))
             else:
                 ids += piece.ids
-                answers.append(y_score if form.probabilities else y_pred)
+                values.append(y_score if form.probabilities else y_pred)
     if not submission.in_order:
-        submission.write(file, ids, answers, format)
+        submission.write(file, ids, values, format)

@@ -34,7 +34,7 @@ WAIT = 0.5
 """Seconds that one question to a process waits for an answer."""
 COMPLETES = "fold.json"
 """The file that makes the others of its folder count: written last."""
-NOT_RETURNED = (".lock", "state.safetensors")
+NOT_SENT = (".lock", "state.safetensors")
 TABLES = ("train", "test", "sample_submission", "extra_train", "folds")
 """Fields of the recipe's `data` that name files."""
 
@@ -123,7 +123,7 @@ class Host:
             return found
         for file in sorted(self._run.rglob("*")):
             inside = file.relative_to(self._run)
-            if not file.is_file() or file.name in NOT_RETURNED or any(part.endswith(".tmp") for part in inside.parts):
+            if not file.is_file() or file.name in NOT_SENT or any(part.endswith(".tmp") for part in inside.parts):
                 continue
             state = (file.stat().st_mtime_ns, file.stat().st_ino)
             if self._seen.get(str(inside)) != state:
@@ -389,11 +389,16 @@ class RayExecutor:
 
     def _packed(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """What a process needs of this machine's disk, by the names that it has in its job; `run/...` for the run's
-        own files, without those of folds."""
+        own files, and for those of its folds where the job is of the `whole_run`."""
         run = Path(job["run"])
-        files = {f"run/{file.name}": file for file in sorted(run.iterdir()) if file.is_file() and file.name != ".lock"}
-        data = job["recipe"].get("data", {})
-        for name in [*job["tables"].values(), *(data.get(field) for field in TABLES)]:
+        inside = run.rglob("*") if job.get("whole_run") else run.iterdir()
+        files = {
+            f"run/{file.relative_to(run).as_posix()}": file
+            for file in sorted(inside)
+            if file.is_file() and file.name not in NOT_SENT and "predictions" not in file.relative_to(run).parts
+        }
+        data = job.get("recipe", {}).get("data", {})
+        for name in [*job.get("tables", {}).values(), *(data.get(field) for field in TABLES)]:
             if name is not None and Path(name).is_file():
                 files[name] = Path(name)
         return {name: self._kept(file) for name, file in files.items()}

@@ -51,9 +51,8 @@ def in_threads(n_workers: int, work: Callable[[int], None], ended: threading.Eve
 class Pool:
     """Processes that each do one task after the other.
 
-    A process is told `job` first and then one task at a time, as `{"task": 3}`. What it says while it works on one
-    belongs to that task; `{"done": ...}` ends it, and `{"failed": "why"}` ends all: a reason that every process would
-    meet.
+    A process is told `job` first and then one task at a time. What it says while it works on one belongs to that task;
+    `{"done": ...}` ends it, and `{"failed": "why"}` ends all: a reason that every process would meet.
 
     Parameters
     ----------
@@ -61,9 +60,12 @@ class Pool:
     job : what every process is told first
     logs : folder of their logs, `worker-0.log` and so on
     title : what a task is called in messages
+    task : what a process is told of a task; `{"task": 3}` where None
     heard : told the task, where it is done, and a message
     done : told of a task that is finished, and what was said of it
     say : told of what went wrong and is tried again
+    again : what becomes of a task whose process died
+    advice : the last sentence of an error
     """
 
     def __init__(
@@ -77,7 +79,12 @@ class Pool:
         heard: Callable[[int, str, dict[str, Any]], None],
         done: Callable[[int, Any], None],
         say: Callable[[str], None],
+        task: Callable[[int], dict[str, Any]] | None = None,
+        again: str = "It is begun again, from its last finished epoch.",
+        advice: str = "What is finished is kept: the same command with --resume goes on.",
     ) -> None:
+        self._message = task or (lambda number: {"task": number})
+        self.again, self.advice = again, advice
         self.executor, self.command, self.job, self.logs = executor, command, job, logs
         self.title, self.heard, self.done, self.say = title, heard, done, say
         self._waiting: deque[int] = deque()
@@ -105,7 +112,7 @@ class Pool:
             raise self._problems[0]
         if self._failures:
             told = [f"{self.title(task)}: {reason}" for task, reason in sorted(self._failures.items())]
-            raise RunError("\n".join([*told, "What is finished is kept: the same command with --resume goes on."]))
+            raise RunError("\n".join([*told, self.advice]))
 
     def _work(self, worker: int) -> None:
         process: Process | None = None
@@ -138,7 +145,7 @@ class Pool:
 
     def _do(self, process: Process, task: int) -> bool:
         """Have a task done; whether the process can be given another one."""
-        process.send(task=task)
+        process.send(**self._message(task))
         while not self._ended.is_set():
             for message in process.heard(GLANCE):
                 if "failed" in message:
@@ -158,7 +165,7 @@ class Pool:
         with self._lock:
             self._lost[task] += 1
             if self._lost[task] < MOST_ATTEMPTS:
-                self.say(f"{self.title(task)}, {where}: {reason}. It is begun again, from its last finished epoch.")
+                self.say(f"{self.title(task)}, {where}: {reason}. {self.again}")
                 self._waiting.appendleft(task)
                 return
             self._open -= 1

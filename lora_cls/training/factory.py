@@ -58,8 +58,12 @@ def make_predictor(
     from lora_cls.training.blend import BlendPredictor
 
     def of_run(run: RunFolder) -> Predictor:
+        member = run.recipe
+        if recipe.engine.num_threads is not None:
+            engine = member.engine.model_copy(update={"num_threads": recipe.engine.num_threads})
+            member = member.model_copy(update={"engine": engine})
         return make_predictor(
-            run.recipe, run.label_names, run.info.choices, run.base_place(), progress,
+            member, run.label_names, run.info.choices, run.base_place(), progress,
             trust_remote_code=trust_remote_code, outside_runs=outside_runs,
         )  # fmt: skip
 

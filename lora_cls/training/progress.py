@@ -238,13 +238,14 @@ class RowProgress(Progress):
         if self._bars:
             self._bars.update(self._folds, completed=self._found + round(self._answered), note=f"{self.rate:,.0f}/s")
 
-    def piece_done(self, n_rows: int, found: bool) -> None:
-        """A piece is answered; or was before, and is `found`."""
-        if found:
-            self._found += n_rows
-            if self._bars:
-                self._bars.update(self._folds, completed=self._found + round(self._answered))
-            return
+    def found(self, n_rows: float) -> None:
+        """So many rows were answered before."""
+        self._found = round(n_rows)
+        if self._bars:
+            self._bars.update(self._folds, completed=self._found)
+
+    def tell(self) -> None:
+        """Say how far it is; a line each ten seconds at most, and a last one."""
         done = self._found + round(self._answered)
         now = time.monotonic()
         if self._bars or (now - self._said < SECONDS_BETWEEN_LINES and done < self.n_rows):

@@ -17,6 +17,7 @@ ray = pytest.importorskip("ray")
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lora_cls import cross_validate  # noqa: E402
+from lora_cls.commands.predict import predict_file  # noqa: E402
 from lora_cls.errors import RecipeError  # noqa: E402
 
 from fold_processes import workers_of  # noqa: E402  isort: skip
@@ -145,6 +146,20 @@ def recipe_text(recipe):
     import yaml
 
     return yaml.safe_dump(recipe.to_dict())
+
+
+@pytest.mark.parametrize(
+    "shared", ["yes", pytest.param("no", marks=pytest.mark.skipif(not ALL, reason="tried with LORA_CLS_RAY=all"))]
+)
+def test_nodes_answer(cluster, local_run, tmp_path, monkeypatch, shared):
+    """A table of new texts is shared out by models; where no disk is shared the models travel to the nodes."""
+    _, files, local = local_run
+    monkeypatch.setenv("LORA_CLS_SHARED_FOLDER", shared)
+    alone = predict_file(local, files["test"], tmp_path / "alone")
+    nodes = predict_file(local, files["test"], tmp_path / "nodes", executor="ray")
+    assert [file.name for file in sorted(nodes.iterdir())] == ["submission.csv", "test_proba.csv"]
+    for file in alone.iterdir():
+        assert file.read_bytes() == (nodes / file.name).read_bytes()
 
 
 def test_too_little_room(cluster, tiny_recipe, emotion_table, tmp_path):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lora_cls.commands import predict as module
+from lora_cls.commands.answers import Answers
 from lora_cls.commands.predict import Classifier, predict_file
 from lora_cls.errors import DataError
 
@@ -46,15 +47,15 @@ def small_pieces(monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """How many rows the models were asked for, by call; the fourth call is stopped."""
-    answer, sizes = Classifier.answer, []
+    logits, sizes = Classifier.logits, []
 
-    def stop(self, rows, *told):
+    def stop(self, rows, models, *told):
         sizes.append(len(rows))
         if len(sizes) == 4:
             raise KeyboardInterrupt
-        return answer(self, rows, *told)
+        return logits(self, rows, models, *told)
 
-    monkeypatch.setattr(Classifier, "answer", stop)
+    monkeypatch.setattr(Classifier, "logits", stop)
     return sizes
 
 
@@ -124,6 +125,33 @@ def test_another_table_is_not_taken_for_the_first(finished, table, written, tmp_
     changed = table.assign(text=["joy" if i == 0 else text for i, text in enumerate(table["text"])])
     predict_file(run, written(".csv", changed), tmp_path / "out")
     assert len(asked) == 4 + 7
+
+
+def test_models_that_did_not_answer_yet(finished, written, tmp_path, monkeypatch):
+    """Of a piece that some models have answered, the others alone are asked."""
+    run, file = finished("tfidf"), written(".csv")
+    whole = predict_file(run, file, tmp_path / "whole")
+    keep, logits, asked = Answers._keep, Classifier.logits, []
+
+    def ask(self, rows, models, *told):
+        asked.append(list(models))
+        return logits(self, rows, models, *told)
+
+    monkeypatch.setattr(Classifier, "logits", ask)
+
+    def lose_the_second(self, number, models, logits):
+        keep(self, number, models[:1], logits)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Answers, "_keep", lose_the_second)
+        predict_file(run, file, tmp_path / "out")
+    models, logits = [], Classifier.logits
+    monkeypatch.setattr(
+        Classifier, "logits", lambda self, rows, of, *told: (models.append(of), logits(self, rows, of))[1]
+    )
+    assert answers(predict_file(run, file, tmp_path / "out")) == answers(whole)
+    assert models == [[1, 2]]
 
 
 def test_mistakes_of_all_pieces_at_once(finished, table, written, tmp_path, small_pieces):

@@ -145,15 +145,15 @@ def test_many_rows_in_pieces(finished, copy_of, test, tmp_path, monkeypatch):
     run = copy_of(finished("tfidf"))
     whole = predict_file(run, test, tmp_path / "whole")
     monkeypatch.setattr(module, "ROWS_PER_PIECE", 5)
-    answer, asked = Classifier.answer, []
+    logits, asked = Classifier.logits, []
 
-    def stop(self, rows, *told):
+    def stop(self, rows, models, *told):
         asked.append(len(rows))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return answer(self, rows, *told)
+        return logits(self, rows, models, *told)
 
-    monkeypatch.setattr(Classifier, "answer", stop)
+    monkeypatch.setattr(Classifier, "logits", stop)
     with pytest.raises(KeyboardInterrupt):
         predict_file(run, test, tmp_path / "pieces")
     predict_file(run, test, tmp_path / "pieces")
