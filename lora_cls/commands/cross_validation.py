@@ -184,6 +184,8 @@ def cross_validate(
 
     started_processes = nullcontext() if processes is None else closing(processes)
     with started_processes, Progress(0, show, listeners) as progress, tracked(recipe, progress):
+        if smoke and (workers not in (None, 1) or executor != "local"):
+            progress.say("--smoke tries the way out in this process alone, without --workers and --executor.")
         for note in [*tables.notes, *fold_notes(data.labels, fold, data.label_names, data.groups)]:
             progress.say(note)
         for note in teachers.notes if teachers is not None else []:
