@@ -23,6 +23,7 @@ from lora_cls.evaluation.objectives import (
     Rate,
     ascend,
     best_cuts,
+    best_cuts_of_others,
     f1_rate,
     f_beta_rate,
     highest_best_cut,
@@ -183,6 +184,22 @@ class Metric:
             reached = [ascend(truth, scores, min_positives, own(rate), exact_rows) for rate in (right_rate, f1_rate)]
             return max(reached, key=lambda cuts: self.gain(truth, scores >= cuts, scores))
         return own(self._rate)
+
+    def cut_others(
+        self, truth: BoolArray, scores: FloatArray, part: Counts, min_positives: int, default: float
+    ) -> FloatArray:
+        """`cut_each` of the rows outside of each part, of shape (n_parts, n_labels).
+
+        Parameters
+        ----------
+        part : array of int of shape (n_samples,), from 0 to n_parts - 1
+        """
+        if self.of_scores:
+            return self.for_thresholds.cut_others(truth, scores, part, min_positives, default)
+        if self.name in ("micro_f1", "samples_jaccard", "accuracy"):  # of which labels are worth something together
+            others = [part != k for k in range(int(part.max()) + 1)]
+            return np.stack([self.cut_each(truth[rows], scores[rows], min_positives, default) for rows in others])
+        return best_cuts_of_others(truth, scores, part, min_positives, default, self._rate)
 
     def cut_all(self, truth: BoolArray, scores: FloatArray, min_positives: int, default: float) -> float:
         """The best one threshold for all labels, exactly; see `tune_thresholds`."""

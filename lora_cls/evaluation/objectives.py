@@ -55,25 +55,76 @@ def best_cuts(truth: BoolArray, scores: FloatArray, min_positives: int, default:
     Exact, by one descending sort. A label without negatives is always positive: whatever is decided, its correlation
     is 0.
     """
-    columns = (slice(j, j + 1) for j in range(truth.shape[1]))
-    return np.array(
-        [
-            float(scores[:, c].min())
-            if len(truth) >= max(min_positives, 1) and truth[:, c].all()
-            else highest_best_cut(truth[:, c], scores[:, c], min_positives, default, rate)
-            for c in columns
-        ],
-        float,
-    )
+    cuts = np.full(truth.shape[1], float(default))
+    for j in range(truth.shape[1]):
+        order = np.argsort(-scores[:, j])
+        cuts[j] = _best_cut(truth[order, j], scores[order, j], min_positives, default, rate)
+    return cuts
+
+
+def best_cuts_of_others(
+    truth: BoolArray, scores: FloatArray, part: Counts, min_positives: int, default: float, rate: Rate
+) -> FloatArray:
+    """`best_cuts` of the rows outside of each part, from one sort per label: the others' order is that of all rows.
+
+    Parameters
+    ----------
+    part : array of int of shape (n_samples,), from 0
+
+    Returns
+    -------
+    ndarray of float64 of shape (n_parts, n_labels)
+    """
+    n_parts = int(part.max()) + 1
+    cuts = np.empty((n_parts, truth.shape[1]))
+    for j in range(truth.shape[1]):
+        order = np.argsort(-scores[:, j])
+        positive, falling, part_of_row = truth[order, j], scores[order, j], part[order]
+        for k in range(n_parts):
+            others = part_of_row != k
+            cuts[k, j] = _best_cut(positive[others], falling[others], min_positives, default, rate)
+    return cuts
+
+
+def _best_cut(positive: BoolArray, falling: FloatArray, min_positives: int, default: float, rate: Rate) -> float:
+    """The best cut of one label, whose rows stand from the greatest score to the least."""
+    if len(positive) >= max(min_positives, 1) and positive.all():
+        return float(falling[-1])
+    return _cut_of_falling(positive, falling, min_positives, default, rate)
+
+
+def _cut_of_falling(positive: BoolArray, falling: FloatArray, min_positives: int, default: float, rate: Rate) -> float:
+    """`highest_best_cut` of one column, whose rows stand from the greatest score to the least.
+
+    By every rate here no decision at all is worth 0, and a cut above 0 is worth less than the one before it if it takes
+    no positive more: such cuts are not looked at.
+    """
+    at = np.flatnonzero(positive)
+    n_positives = len(at)
+    if n_positives < max(min_positives, 1):
+        return float(default)
+    n = len(falling)
+    found, rows = np.arange(1, n_positives + 1), at
+    ends = np.flatnonzero(falling[:-1] != falling[1:])  # but for the last row, of every run of equal scores
+    if len(ends) < n - 1:
+        run = np.searchsorted(ends, at)
+        last = np.flatnonzero(np.append(run[:-1] != run[1:], True))  # positive of a run
+        found, rows = found[last], np.append(ends, n - 1)[run[last]]
+    values = np.rint(rate(found, rows + 1, n_positives, n) * (1 << 52))  # without the last bit's noise
+    best = int(np.argmax(values))  # argmax: the first of equals
+    return _above(float(falling[0])) if values[best] <= 0 else _cut_after(falling, int(rows[best]))
 
 
 def highest_best_cut(
     truth: BoolArray, scores: FloatArray, min_positives: int, default: float, rate: Rate = f1_rate
 ) -> float:
     """The one threshold for all columns with the greatest sum of their rates; of equals the highest."""
+    n, n_columns = truth.shape
+    if n_columns == 1:
+        order = np.argsort(-scores[:, 0])
+        return _cut_of_falling(truth[order, 0], scores[order, 0], min_positives, default, rate)
     if truth.sum() < max(min_positives, 1):
         return float(default)
-    n, n_columns = truth.shape
     order = np.argsort(-scores, axis=0)
     positives = truth.sum(axis=0, dtype=np.int64)
     found = np.zeros((n + 1, n_columns), dtype=np.int64)
@@ -86,16 +137,14 @@ def highest_best_cut(
     unit = 1 << min(52, 62 - n_columns.bit_length())
     steps = np.diff(np.rint(values * unit).astype(np.int64), axis=0).ravel()
     falling = np.take_along_axis(scores, order, axis=0).ravel()
-    if n_columns > 1:  # one column is in order already
-        order = np.argsort(-falling)
-        steps, falling = steps[order], falling[order]
+    order = np.argsort(-falling)
+    steps, falling = steps[order], falling[order]
 
     cuts = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))  # the last row of every run of equal scores
     total = np.cumsum(steps)[cuts]
-    slack = n_columns if n_columns > 1 else 0
-    if total.max() <= slack:
+    if total.max() <= n_columns:
         return _above(float(falling[0]))
-    best = int(cuts[np.argmax(total >= total.max() - slack)])
+    best = int(cuts[np.argmax(total >= total.max() - n_columns)])
     return _cut_after(falling, best)
 
 

@@ -22,7 +22,7 @@ from lora_cls.evaluation.links import Link, Sigmoid, Softmax
 from lora_cls.evaluation.metric import Metric
 from lora_cls.evaluation.mistakes import Doubts, class_doubts, label_doubts
 from lora_cls.evaluation.stacking import stack_classes, stack_labels
-from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_thresholds
+from lora_cls.evaluation.thresholds import CrossFit, apply_thresholds, cross_fit, tune_on_others, tune_thresholds
 from lora_cls.recipe import Prediction, TaskName, Thresholds
 
 EXPONENTS = tuple(step / 10 for step in range(16))
@@ -128,7 +128,12 @@ class Task(ABC):
         self, y_true: npt.ArrayLike, y_score: npt.ArrayLike, fold: npt.ArrayLike, at_least_one: bool = False
     ) -> CrossFit:
         """Decide the rows of each fold by thresholds tuned on all other folds; see `cross_fit_thresholds`."""
-        return cross_fit(y_true, y_score, fold, self.tune, partial(self.apply, at_least_one=at_least_one))
+        return cross_fit(y_true, y_score, fold, self.tune_others, partial(self.apply, at_least_one=at_least_one))
+
+    def tune_others(self, truth: BoolArray, scores: FloatArray, part: npt.NDArray[np.intp]) -> FloatArray:
+        """`tune` on the rows outside of each part, numbered from 0; of shape (n_parts, n_labels)."""
+        others = (part != k for k in range(int(part.max()) + 1))
+        return np.stack([self.tune(truth[rows], scores[rows]) for rows in others])
 
     @abstractmethod
     def together(
@@ -179,15 +184,22 @@ class LabelTask(Task):
 
     def tune(self, y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> FloatArray:
         """See `tune_thresholds`."""
+        return tune_thresholds(y_true, y_score, **self._tuning)
+
+    def tune_others(self, truth: BoolArray, scores: FloatArray, part: npt.NDArray[np.intp]) -> FloatArray:
+        """See `tune_on_others`."""
+        return tune_on_others(truth, scores, part, **self._tuning)
+
+    @property
+    def _tuning(self) -> dict[str, Any]:
+        """What both are told; they refuse the strategies of single_label."""
         settings = self.settings
-        return tune_thresholds(
-            y_true,
-            y_score,
-            metric=self.metric,
-            strategy=self.strategy,  # type: ignore[arg-type]  # tune_thresholds refuses those of single_label
-            min_positives=settings.min_positives,
-            default=settings.default,
-        )
+        return {
+            "metric": self.metric,
+            "strategy": self.strategy,
+            "min_positives": settings.min_positives,
+            "default": settings.default,
+        }
 
     def apply(
         self, y_score: npt.ArrayLike, thresholds: npt.ArrayLike, at_least_one: bool = False

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -146,6 +146,38 @@ def tune_thresholds(
     )
 
 
+def tune_on_others(
+    truth: BoolArray,
+    scores: FloatArray,
+    part: npt.NDArray[np.intp],
+    *,
+    metric: Metric = MACRO_F1,
+    strategy: LabelStrategy = "per_label",
+    min_positives: int = 5,
+    default: float = 0.5,
+) -> FloatArray:
+    """`tune_thresholds` on the rows outside of each part.
+
+    Parameters
+    ----------
+    truth, scores : arrays of shape (n_samples, n_labels)
+    part : array of int of shape (n_samples,), from 0 to n_parts - 1
+    metric, strategy, min_positives, default
+        As in `tune_thresholds`, with the same errors.
+
+    Returns
+    -------
+    ndarray of float64 of shape (n_parts, n_labels)
+    """
+    if strategy == "per_label":
+        return metric.cut_others(truth, scores, part, min_positives, default)
+    others = (part != k for k in range(int(part.max()) + 1))
+    settings: dict[str, Any] = {
+        "metric": metric, "strategy": strategy, "min_positives": min_positives, "default": default,
+    }  # fmt: skip
+    return np.stack([tune_thresholds(truth[rows], scores[rows], **settings) for rows in others])
+
+
 def apply_thresholds(
     y_score: npt.ArrayLike, thresholds: npt.ArrayLike, *, at_least_one: bool = False
 ) -> npt.NDArray[np.int8]:
@@ -239,7 +271,7 @@ def cross_fit_thresholds(
         y_true,
         y_score,
         fold,
-        partial(tune_thresholds, strategy=strategy, min_positives=min_positives, default=default),
+        partial(tune_on_others, strategy=strategy, min_positives=min_positives, default=default),
         partial(apply_thresholds, at_least_one=at_least_one),
     )
 
@@ -248,14 +280,20 @@ def cross_fit(
     y_true: npt.ArrayLike,
     y_score: npt.ArrayLike,
     fold: npt.ArrayLike,
-    tune: Callable[[BoolArray, FloatArray], FloatArray],
+    tune_others: Callable[[BoolArray, FloatArray, npt.NDArray[np.intp]], FloatArray],
     apply: Callable[[FloatArray, FloatArray], npt.NDArray[np.int8]],
 ) -> CrossFit:
-    """Decide the rows of each fold by what `tune` finds on the rows of all other folds; see `cross_fit_thresholds`."""
+    """Decide the rows of each fold by what `tune_others` finds on the rows of all others; see `cross_fit_thresholds`.
+
+    Parameters
+    ----------
+    tune_others : as `tune_on_others`: thresholds of shape (n_folds, n_labels) from truth, scores and each row's fold,
+        counted from 0
+    """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
     fold_of_row = as_row_keys(fold, "fold", len(truth))
-    folds = np.unique(fold_of_row)
+    folds, number_of_row = np.unique(fold_of_row, return_inverse=True)
     if len(folds) < 2:
         raise ValueError(
             "The 'fold' parameter must hold at least two folds: the thresholds of a fold are tuned on the others. "
@@ -263,9 +301,8 @@ def cross_fit(
         )
     thresholds: dict[int, FloatArray] = {}
     y_pred = np.empty(truth.shape, dtype=np.int8)
-    for k in folds:
-        inside = fold_of_row == k
-        tuned = tune(truth[~inside], scores[~inside])
-        thresholds[int(k)] = tuned
+    for number, tuned in enumerate(tune_others(truth, scores, number_of_row)):
+        inside = number_of_row == number
+        thresholds[int(folds[number])] = tuned
         y_pred[inside] = apply(scores[inside], tuned)
     return CrossFit(thresholds=thresholds, y_pred=y_pred)

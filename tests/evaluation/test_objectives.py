@@ -9,7 +9,15 @@ import pytest
 from lora_cls.choices import DecisionMetric, MetricName, ScoreMetric
 from lora_cls.evaluation import apply_thresholds, fit_blend, task_of, tune_thresholds
 from lora_cls.evaluation.metric import TITLES, Metric, exact_rows, jaccard_rows
-from lora_cls.evaluation.objectives import ascend
+from lora_cls.evaluation.objectives import (
+    ascend,
+    between,
+    f1_rate,
+    f_beta_rate,
+    highest_best_cut,
+    mcc_rate,
+    right_rate,
+)
 from lora_cls.recipe import Thresholds
 
 LOCAL = ("samples_jaccard", "accuracy")
@@ -160,3 +168,40 @@ def test_weights_of_a_blend_are_no_worse_than_equal_ones_or_one_run(name):
 
     weights = fit_blend("weights", task, y_true, runs)["weights"]
     assert reached(weights) >= max(map(reached, ([0.5, 0.5], [1, 0], [0, 1]))) - 1e-9
+
+
+def every_row_tried(truth, scores, min_positives, default, rate):
+    """The best cut of one label by the rate after every row, as a reference."""
+    if truth.sum() < max(min_positives, 1):
+        return default
+    order = np.argsort(-scores, kind="stable")
+    falling, found = scores[order], np.concatenate([[0], np.cumsum(truth[order])])
+    values = np.rint(rate(found, np.arange(len(truth) + 1), truth.sum(), len(truth)) * 2**52)
+    ends = np.flatnonzero(np.append(falling[:-1] != falling[1:], True)) + 1
+    if values[ends].max() <= values[0]:
+        return between(falling[0], 1.0) if falling[0] < 1 else np.nextafter(falling[0], np.inf)
+    best = ends[np.argmax(values[ends])]
+    return falling[-1] if best == len(truth) else between(falling[best], falling[best - 1])
+
+
+@pytest.mark.parametrize("rate", [f1_rate, f_beta_rate(0.5), f_beta_rate(3.0), mcc_rate, right_rate])
+def test_cuts_that_are_not_looked_at_are_not_the_best(rate):
+    """Only cuts that take another positive are tried, and the very same cut is found as by trying all of them."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(1, 200))
+        truth, scores = rng.random((n, 1)) < rng.random(), rng.integers(0, rng.choice([3, 40, 10**6]), (n, 1)) / 10**6
+        found = highest_best_cut(truth, scores, 2, 0.5, rate)
+        assert found == every_row_tried(truth[:, 0], scores[:, 0], 2, 0.5, rate)
+
+
+@pytest.mark.parametrize("name", get_args(MetricName))
+@pytest.mark.parametrize("levels", [3, 10**6])
+def test_cuts_of_the_other_parts_are_those_of_their_rows_alone(name, levels):
+    """All parts' cuts come of one sort of all rows, and are the same to the last bit."""
+    metric, rng = metric_of(name), np.random.default_rng(levels)
+    y_true, y_score = rng.random((150, 4)) < [0.0, 1.0, 0.05, 0.5], rng.integers(0, levels, (150, 4)) / levels
+    part = rng.integers(0, 4, 150)
+    found = metric.cut_others(y_true, y_score, part, 3, 0.5)
+    expected = [metric.cut_each(y_true[part != k], y_score[part != k], 3, 0.5) for k in range(4)]
+    np.testing.assert_array_equal(found, expected)
