@@ -23,6 +23,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "pos_weight": "training.losses",
     "predict_file": "commands.predict",
+    "push": "commands.push",
     "read_table": "data",
     "refit": "commands.refit",
     "score_file": "commands.score",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lora_cls.commands.export import export as export
     from lora_cls.commands.predict import Classifier as Classifier
     from lora_cls.commands.predict import predict_file as predict_file
+    from lora_cls.commands.push import push as push
     from lora_cls.commands.refit import refit as refit
     from lora_cls.commands.score import score_file as score_file
     from lora_cls.commands.status import status as status

@@ -392,6 +392,43 @@ def export(
     print_export(exported)
 
 
+@app.command(
+    **_example(
+        "push runs/minilm-l6 ann/emotions --base-model sentence-transformers/all-MiniLM-L6-v2 --dry-run",
+        "push runs/minilm-l6 ann/emotions --base-model sentence-transformers/all-MiniLM-L6-v2",
+    )
+)
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or an export.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the hub; made if it is not there.")],
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            metavar="NAME",
+            help="What the base is called on the hub, where the run took it from a folder or a Python package.",
+        ),
+    ] = None,
+    train: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="The run's training table, if it was moved: none of its texts may go."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A public repository; private by default.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and send nothing.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Send models, card, thresholds and page to the Hugging Face Hub; texts, ids and local paths stay here."""
+    from lora_cls.commands.push import push as push_run
+    from lora_cls.terminal import print_push
+
+    print_push(
+        push_run(
+            run, repo_id, public=public, dry_run=dry_run, base_model=base_model, train=train,
+            trust_remote_code=trust_remote_code,
+        )
+    )  # fmt: skip
+
+
 @app.command(**_example("tune runs/minilm-l6 --strategy global"))
 def tune(
     run: RunPath,

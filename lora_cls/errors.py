@@ -26,12 +26,13 @@ Caller = Literal["shell", "python"]
 _caller: Caller = "python"
 _OPTIONS = {
     "abstain-below-precision": "abstain_below_precision=", "at-least-one": "at_least_one=True",
-    "backbone": "backbone=", "combine": "combine=", "default": "default=",
+    "backbone": "backbone=", "base-model": "base_model=", "combine": "combine=", "default": "default=",
     "executor": "executor=", "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=",
     "format": "format=", "holdout": "holdout=",
     "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
     "min-positives": "min_positives=", "minutes": "minutes=", "models": "models=", "no-measure": "measure=False",
     "only": "only=", "out": "out=", "outside-runs": "outside_runs=True", "overwrite": "overwrite=True",
+    "public": "public=True",
     "rank": "rank=", "resume": "resume=True", "sample-submission": "sample_submission=", "score": "score=",
     "set": "overrides=", "share": "share=", "smoke": "smoke=True", "strategy": "strategy=", "test": "test=",
     "to": "to=", "train": "train=", "trials": "trials=", "trust-remote-code": "trust_remote_code=True",

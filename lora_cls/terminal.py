@@ -48,6 +48,7 @@ from lora_cls.search.folder import SweepFolder
 if TYPE_CHECKING:
     from lora_cls.commands.check import Check
     from lora_cls.commands.explain import Explanation
+    from lora_cls.commands.push import Push
     from lora_cls.commands.status import RunStatus, SweepStatus
 
 MOST_LABELS = 8  # columns of an explanation
@@ -192,6 +193,25 @@ def print_refit(run: Path, folder: FoldFolder) -> None:
     """Where the model of all rows of `run` is, and how to use it."""
     say(f"Model of all rows: {folder.path}\n{NO_SCORE_OF_ALL_ROWS} Use it with:")
     say(f"lora-cls predict {quote(str(run))} --models refit --input FILE")
+
+
+def print_push(push: Push) -> None:
+    """What went to the hub, or would go, and what did not."""
+    rows = [[file.path, _size(file.size)] for file in push.files]
+    kind = "public" if push.public else "private"
+    what = f"Sent to {push.repo_id}" if push.url else f"Would be sent to {push.repo_id}, {kind}; nothing was sent"
+    show(what, ["file", "size"], [*rows, [f"{len(rows)} files", _size(push.size)]])
+    if push.kept:
+        say(f"Stays here: {', '.join(push.kept)}.")
+    for note in push.notes:
+        say(note)
+    if push.url:
+        fetch = f"hf download {quote(push.repo_id)} --local-dir DIR"
+        say(f"{push.url}\nUse it with: {fetch} && lora-cls predict DIR --input FILE")
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.1f} kB"
 
 
 def print_export(exported: RunFolder) -> None:

@@ -34,6 +34,8 @@ HUB_METRICS = {
 }  # fmt: skip
 """What the hub calls the scores that it knows."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+BEFORE_SHARING = "## Before you share this folder"
+"""The heading of a card's last part."""
 
 
 def write_card(run: RunFolder, metrics: Scores) -> None:

@@ -366,6 +366,12 @@ class RunFolder:
         """The SHA-256 that `run.json` holds of a file at the top of the folder."""
         return self.info.files.get(file.name)
 
+    def told_as(self, name: str, recipe: Recipe, info: RunInfo) -> RunFolder:
+        """The same files under another name, with another recipe and `run.json`, as a run is shown to others."""
+        told = RunFolder(self.path, name, trust_remote_code=self.trust_remote_code, outside_runs=self.outside_runs)
+        told.recipe, told._info = recipe, info
+        return told
+
     def _has(self, file: Path) -> bool:
         """Whether there is, or should be, such a file."""
         return self._noted(file) is not None or file.is_file()
@@ -417,6 +423,9 @@ class RunFolder:
 
     @property
     def fold_numbers(self) -> list[int]:
+        if not self._has(self.files.folds):  # a run that was pushed to the hub: its rows stayed where they were
+            names = [path.name for path in self.path.glob("fold-*") if path.is_dir()]
+            return sorted(int(name[5:]) for name in names if name[5:].isdecimal())
         return sorted(int(f) for f in set(self.folds["fold"]) if f >= 0)
 
     @property

@@ -1,0 +1,179 @@
+"""Runs and exports on the hub: what a server on this machine receives, and what is refused before anything is sent."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lora_cls.commands.export import export
+from lora_cls.commands.predict import Classifier
+from lora_cls.commands.push import push
+
+REPO = "ann/emotions"
+TOKEN = "hf_test"
+OWN_PATH = re.compile(rb"/(tmp|home|root|usr|work|opt)/")
+
+
+class Hub(ThreadingHTTPServer):
+    """As much of the hub as a push asks for: repositories with their files, in memory, and what it was asked."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Requests)
+        self.repos, self.blobs, self.asked, self.commits = {}, {}, [], 0
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+
+
+class Requests(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, value=None, **headers):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        for name, said in {"Content-Type": "application/json", "Content-Length": len(body), **headers}.items():
+            self.send_header(name.replace("_", "-"), str(said))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def handle_one(self):
+        hub, path = self.server, self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        hub.asked.append(f"{self.command} {path}")
+        if path.startswith("/lfs/"):
+            assert hashlib.sha256(body).hexdigest() == path.removeprefix("/lfs/")
+            hub.blobs[path.removeprefix("/lfs/")] = body
+            return self.answer(200)
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.answer(401, {"error": "Invalid username or password."})
+        if path == "/api/repos/create":
+            given = json.loads(body)
+            name = f"{given['organization']}/{given['name']}"
+            if given["organization"] != "ann":
+                return self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
+            hub.repos[name] = {"private": given.get("visibility") == "private" or given.get("private"), "files": {}}
+            return self.answer(200, {"url": f"{hub.endpoint}/{name}"})
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        name = re.fullmatch(r"(?:/api/models)?/(\w+/\w+)(?:\.git|/.*)?.*", path)[1]
+        if name not in hub.repos:
+            return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        repo = hub.repos[name]
+        if path == f"/api/models/{name}":
+            found = [{"rfilename": file} for file in repo["files"]]
+            return self.answer(200, {"id": name, "private": repo["private"], "sha": "0" * 40, "siblings": found})
+        if path == f"/api/models/{name}/tree/main":
+            found = [
+                {"type": "file", "path": file, "size": len(content), "oid": "0"}
+                for file, content in repo["files"].items()
+            ]
+            return self.answer(200, found)
+        given = [json.loads(line) for line in body.splitlines()]
+        if path == f"/api/models/{name}/preupload/main":
+            modes = [
+                {
+                    "path": f["path"],
+                    "uploadMode": "lfs" if f["path"].endswith("s") else "regular",
+                    "shouldIgnore": False,
+                }
+                for f in given[0]["files"]
+            ]
+            return self.answer(200, {"files": modes})
+        if path == f"/{name}.git/info/lfs/objects/batch":
+            actions = [
+                o | {"actions": {"upload": {"href": f"{hub.endpoint}/lfs/{o['oid']}"}}} for o in given[0]["objects"]
+            ]
+            return self.answer(200, {"transfer": "basic", "objects": actions})
+        assert path == f"/api/models/{name}/commit/main", path
+        hub.commits += 1
+        for line in given:
+            value = line["value"]
+            if line["key"] == "file":
+                repo["files"][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                repo["files"][value["path"]] = hub.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del repo["files"][value["path"]]
+        return self.answer(200, {"commitUrl": f"{hub.endpoint}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40})
+
+    do_GET = do_POST = do_PUT = handle_one  # noqa: N815
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running stub of the hub, which huggingface_hub takes for it."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    served = Hub()
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    for name, value in {"ENDPOINT": served.endpoint, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    _http.close_session()
+    yield served
+    served.shutdown()
+    served.server_close()
+    _http.close_session()
+
+
+@pytest.fixture(scope="module")
+def run(small_recipe, train, test, tmp_path_factory):
+    """Two folds of adapters, from files; the rows are called by names of people."""
+    from lora_cls.commands.cross_validation import cross_validate
+
+    folder = tmp_path_factory.mktemp("push")
+    train.assign(id=[f"ann.{i}@example.org" for i in range(len(train))]).to_csv(folder / "train.csv", index=False)
+    test.to_csv(folder / "test.csv", index=False)
+    return cross_validate(small_recipe("bert"), folder / "train.csv", folder / "test.csv", folder / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    return export(run, tmp_path_factory.mktemp("export") / "shipped")
+
+
+def texts_of(run):
+    return pd.read_csv(run.path.parent / "train.csv")["text"].tolist()
+
+
+def downloaded(hub, folder):
+    """What the hub holds, as files."""
+    for name, content in hub.repos[REPO]["files"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_dry_run_and_what_arrives(run, hub, tmp_path):
+    """A dry run asks nobody; the hub then receives these very files, in one commit, in a private repository; nothing
+    in them is a text, an id or a path; and they answer as the run does."""
+    told = push(run, REPO, base_model="org/tiny", dry_run=True)
+    assert (told.url, hub.asked) == (None, [])
+    assert {"README.md", "report.html", "thresholds.json", "labels.json", "fold-00/adapter/adapter_config.json"} <= {
+        file.path for file in told.files
+    }
+    assert {"folds.csv", "train_labels.csv", "oof_proba.csv", "text_hashes.npy", "mistakes.csv"} <= set(told.kept)
+    sent = push(run, REPO, base_model="org/tiny")
+    repo = hub.repos[REPO]
+    assert (repo["private"], hub.commits, sent.files) == (True, 1, told.files)
+    arrived = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in repo["files"].items()}
+    assert arrived == {file.path: (file.size, file.sha256) for file in told.files}
+    for name, content in repo["files"].items():
+        assert not OWN_PATH.search(content), name
+        assert b"example.org" not in content, name
+        assert not [text for text in texts_of(run) if len(text) > 20 and text.encode() in content], name
+    there = downloaded(hub, tmp_path / "there")
+    config = json.loads((there / "fold-00/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "org/tiny"
+    card = (there / "README.md").read_text()
+    assert "base_model: org/tiny" in card and "from_pretrained('org/tiny')" in card and "Before you share" not in card
+    base = run.info.backbone_path
+    texts = ["so happy", "afraid and worried"]
+    answers = Classifier.load(there, backbone=base).predict_proba(texts)
+    np.testing.assert_array_equal(answers, Classifier.load(run).predict_proba(texts))
