@@ -377,6 +377,14 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="A labelled table: score the export beside the folds together and refit."),
     ] = None,
+    align: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A table of texts: make the export's scores those of the folds together, so that the run's thresholds "
+            "fit; labels in it are not looked at. May be repeated.",
+        ),
+    ] = None,
     backbone: BackbonePath = None,
     overwrite: Overwrite = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -386,8 +394,8 @@ def export(
     from lora_cls.terminal import print_export
 
     exported = export_run(
-        run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, overwrite=overwrite, show=True,
-        trust_remote_code=trust_remote_code,
+        run, out, to=to, rank=rank, share=share, score=score, align=align or (), backbone=backbone, overwrite=overwrite,
+        show=True, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     print_export(exported)
 

@@ -227,6 +227,8 @@ def print_export(exported: RunFolder) -> None:
             f"{compression.share:.2%} of the exact mean's squared norm is kept (rank {about.exact_rank} before), least "
             f"in {compression.lowest_module}: {compression.lowest_share:.2%}."
         )
+    if mapped := about.score_map:
+        say(f"Aligned: its scores are mapped to those of the folds together, by {mapped.texts} texts without labels.")
     say(about.note)
     if about.scores and about.scored:
         rows: list[list[str]] = []

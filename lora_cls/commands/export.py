@@ -16,6 +16,7 @@ import numpy as np
 
 from lora_cls.choices import ExportKind, Models
 from lora_cls.commands.predict import BASE, Classifier
+from lora_cls.commands.score_map import fit_to_folds, read_texts
 from lora_cls.data import Dataset, TableLike
 from lora_cls.errors import RecipeError, RunError, no_fold_finished
 from lora_cls.evaluation import bootstrap_difference, bootstrap_macro_f1
@@ -42,6 +43,7 @@ def export(
     rank: int | None = None,
     share: float | None = None,
     score: TableLike | None = None,
+    align: TableLike | Sequence[TableLike] = (),
     backbone: str | None = None,
     overwrite: bool = False,
     show: bool | None = None,
@@ -59,7 +61,9 @@ def export(
     refused.
 
     Logits of a model trained with positive weights w are shifted by log w, and each fold has its own w: the export's is
-    exp(mean(log w)). Thresholds are the run's: tuned on probabilities of the folds' own models.
+    exp(mean(log w)). Thresholds are the run's: tuned on probabilities of the folds' own models. They do not quite fit
+    an export, whose scores are shifted: `align` maps these to those of the folds together, label by label, by what both
+    say of texts that need no labels (`lora_cls.evaluation.score_map`).
 
     Parameters
     ----------
@@ -70,6 +74,8 @@ def export(
     rank : compress the adapter to this rank
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
+    align : one or several tables of texts, 100 at least, as those that it will be asked about; what labels they may
+        hold plays no part
     backbone : where the same base model lies on this machine, if elsewhere
     overwrite : replace an export that stands in `out`, once the new one is complete
     show : progress; where None, in notebooks and at a prompt
@@ -95,20 +101,38 @@ def export(
     """
     run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
-    _check(run, out, to, rank, share, overwrite)
+    tables = list(align) if isinstance(align, (list, tuple)) else [align]
+    _check(run, out, to, rank, share, tables, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
+    texts = read_texts(run, tables) if tables else []
     with whole_folder(out, replace=overwrite) as scratch:
         about = _write(run, scratch, to, rank, share, backbone)
+        if texts:
+            fitted = fit_to_folds(run, RunFolder(scratch), texts, backbone=backbone, show=show)
+            about = _note(run, RunFolder(scratch), about.model_copy(update={"score_map": fitted}))
     exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
     if labelled is not None:
         scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
-        about = about.model_copy(update={"scored": labelled.about, "scores": scores})
-        about.write(exported.files.export)
-        write_bytes(exported.files.card, export_card(run, exported, about).encode())
+        _note(run, exported, about.model_copy(update={"scored": labelled.about, "scores": scores}))
     return exported
 
 
-def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool) -> None:
+def _note(run: RunFolder, exported: RunFolder, about: ExportInfo) -> ExportInfo:
+    """Write what is known of an export, as values and as its README."""
+    about.write(exported.files.export)
+    write_bytes(exported.files.card, export_card(run, exported, about).encode())
+    return about
+
+
+def _check(
+    run: RunFolder,
+    out: Path,
+    to: ExportKind,
+    rank: int | None,
+    share: float | None,
+    tables: Sequence[TableLike],
+    overwrite: bool,
+) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     with writing(out):
@@ -136,6 +160,11 @@ def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: f
         raise RecipeError("Give either --rank or --share: both say how far the adapter is compressed.")
     if to == "merged" and (rank is not None or share is not None):
         raise RecipeError("--rank and --share compress an adapter: merged weights have no rank. Leave them out.")
+    if tables and run.task().exclusive:
+        raise RunError(
+            f"{run.path}: --align maps the scores of labels that are decided one by one, and a row's classes would no "
+            "longer sum to 1. Leave it out."
+        )
     if rank is not None and rank < 1:
         raise RecipeError(f"--rank must be at least 1. Got {rank} instead.")
     if share is not None and not 0 < share <= 1:
@@ -202,9 +231,7 @@ def _write(
     run.labels_info.write(files.labels)
     run.decision().write(files.decision)
     FoldFolder(folder).write_info(FoldInfo(pos_weight=weight))
-    about.write(files.export)
-    write_bytes(files.card, export_card(run, RunFolder(folder), about).encode())
-    return about
+    return _note(run, RunFolder(folder), about)
 
 
 def _copy_base(run: RunFolder, folder: Path, backbone: str | None) -> str:

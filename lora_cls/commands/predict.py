@@ -41,6 +41,7 @@ from lora_cls.files import make_folder, remove, writing
 from lora_cls.recipe import Prediction, load_recipe
 from lora_cls.runs import FoldFolder, RunFolder
 from lora_cls.runs.folder import ABSTENTION, ANSWERS
+from lora_cls.runs.records import ExportInfo
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
 
@@ -87,6 +88,7 @@ class Classifier:
         self._turn = Lock()
         self._folders = folders
         self._weights = np.array([folder.pos_weight(len(self.label_names)) for folder in folders])
+        self._score_map = ExportInfo.read(run.files.export).score_map if run.exported else None
         self._predictor = make_predictor(
             self.recipe, self.label_names, run.info.choices, run.base_place(backbone),
             trust_remote_code=run.trust_remote_code, outside_runs=run.outside_runs,
@@ -144,9 +146,11 @@ class Classifier:
         return cls(run, folders, shipped, decision.prediction, backbone, show, num_threads)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what answers: the models' weights, thresholds, and how the folds are combined."""
+        """SHA-256 of what answers: the models' weights, thresholds, and how scores are combined or mapped."""
         said = [folder.info.model_dump(mode="json") for folder in self._folders]
         said += [self.thresholds.tolist(), self.prediction.model_dump(mode="json"), self.recipe.to_dict()]
+        if self._score_map is not None:
+            said.append(self._score_map.model_dump(mode="json"))
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @property
@@ -278,6 +282,8 @@ class Classifier:
         """Probabilities and decisions of all models' logits, as `answer` returns them."""
         task = self.run.task()
         per_fold = task.link.probabilities(logits, self._weights[:, None, :])
+        if self._score_map is not None:
+            per_fold = self._score_map.apply(per_fold, task.link)
         return task.together(per_fold, self.thresholds, self.prediction)
 
 

@@ -134,8 +134,7 @@ def _score_test(run: RunFolder, results: Results, labelled: Labelled, say: Calla
 
 def test_answers(run: RunFolder, labelled: Labelled) -> Answers | None:
     """What the run's folds said of these rows, as its submission has it; None where they are not its test rows."""
-    rows = labelled.rows
-    if run.exported or run.test_ids != rows.ids or run.info.data.test_sha256 != rows.fingerprint():
+    if run.exported or not run.is_test_table(labelled.rows):
         return None
     decision, per_fold = run.decision(), run.test_scores()
     assert per_fold is not None

@@ -141,6 +141,7 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
     return fill(
         "export.md.j2",
         about=about,
+        mapped=about.score_map,
         scores=about.scores,
         scored=about.scored,
         run=run.name,

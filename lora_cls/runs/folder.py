@@ -548,6 +548,10 @@ class RunFolder:
         logits = self.test_logits()
         return None if logits is None else self.task().link.probabilities(logits, self.pos_weights()[:, None, :])
 
+    def is_test_table(self, rows: Dataset) -> bool:
+        """Whether these are the test rows that the folds have answered for, in their order."""
+        return self.test_ids == rows.ids and self.info.data.test_sha256 == rows.fingerprint()
+
     def check_resume(self, recipe: Recipe, fingerprints: dict[str, Any], train: Dataset) -> None:
         """Refuse to continue with another recipe or other data.
 

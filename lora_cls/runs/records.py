@@ -11,13 +11,14 @@ from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_cls.choices import ExportKind, MetricName, Models, Over
 from lora_cls.data import Columns
 from lora_cls.errors import RunError
-from lora_cls.evaluation import Interval, Metric
+from lora_cls.evaluation import Interval, Link, Metric, apply_score_map
 from lora_cls.files import write_json
 from lora_cls.recipe import Prediction, TaskName, Thresholds
 from lora_cls.runs.io import read_bytes
@@ -410,6 +411,27 @@ class ExportScore(Part):
     rows_per_second: float
 
 
+class ScoreMap(Part):
+    """What makes an export's scores those of the folds together, of one label after the other; fitted to texts alone.
+
+    With z = logit - log(pos_weight), a label's probability is the sigmoid of m(z). m is a straight line from knot to
+    knot, (x, y), and beyond the outermost two it shifts z as they do.
+    """
+
+    tables: list[str]
+    """The tables of the texts; what labels they may hold played no part."""
+    texts: int
+    """How many different ones it was fitted to."""
+    x: list[list[float]]
+    """Knots of every label, rising."""
+    y: list[list[float]]
+    """What they become: never falling."""
+
+    def apply(self, proba: np.ndarray, link: Link) -> np.ndarray:
+        """Probabilities of the export, shape (..., n_labels), as the folds together would say them."""
+        return link.probabilities(apply_score_map(self.x, self.y, link.logits(proba)))
+
+
 class ExportInfo(Record):
     """`export.json`: one model made of a run's folds."""
 
@@ -424,6 +446,7 @@ class ExportInfo(Record):
     pos_weight: list[float]
     scored: ScoredTable | None = None
     scores: list[ExportScore] | None = None
+    score_map: ScoreMap | None = None
 
     @property
     def name(self) -> str:
