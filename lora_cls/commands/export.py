@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal, overload
 
 import numpy as np
 
 from lora_cls.choices import ExportKind, Models
+from lora_cls.commands.plain import is_plain, refuse_unfit, write_plain
 from lora_cls.commands.predict import BASE, Classifier
 from lora_cls.data import Dataset, TableLike
 from lora_cls.errors import RecipeError, RunError, no_fold_finished
@@ -34,6 +36,34 @@ from lora_cls.training.heads import head_type
 FOLDS = "the folds together"
 
 
+@overload
+def export(
+    run: str | Path | RunFolder,
+    out: str | Path,
+    *,
+    to: Literal["adapter", "merged"] = "adapter",
+    rank: int | None = None,
+    share: float | None = None,
+    score: TableLike | None = None,
+    backbone: str | None = None,
+    overwrite: bool = False,
+    show: bool | None = None,
+    trust_remote_code: bool = False,
+) -> RunFolder: ...
+@overload
+def export(
+    run: str | Path | RunFolder,
+    out: str | Path,
+    *,
+    to: Literal["transformers"],
+    rank: int | None = None,
+    share: float | None = None,
+    score: TableLike | None = None,
+    backbone: str | None = None,
+    overwrite: bool = False,
+    show: bool | None = None,
+    trust_remote_code: bool = False,
+) -> Path: ...
 def export(
     run: str | Path | RunFolder,
     out: str | Path,
@@ -46,7 +76,7 @@ def export(
     overwrite: bool = False,
     show: bool | None = None,
     trust_remote_code: bool = False,
-) -> RunFolder:
+) -> RunFolder | Path:
     """Make one model of a run's finished folds.
 
     The mean of K low-rank updates is an update of K times the rank, exactly (`lora_cls.modeling.updates`); it can be
@@ -64,9 +94,10 @@ def export(
     Parameters
     ----------
     out : a new folder; appears when it is complete. `Classifier.load` and `lora-cls predict` open it
-    to : `adapter`, a PEFT adapter with the head in it; or `merged`, plain weights in the precision of the base's files
+    to : `adapter`, a PEFT adapter with the head in it; `merged`, plain weights in the precision of the base's files
         (a base that was trained on quantized is merged unquantized: the update has made up for rounding that is not
-        there then)
+        there then); or `transformers`, the same in a folder that transformers opens by itself
+        (`lora_cls.commands.plain`)
     rank : compress the adapter to this rank
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
@@ -78,7 +109,7 @@ def export(
     Returns
     -------
     RunFolder
-        With `export.json`, `README.md`, and `adapter/` or `model/`.
+        With `export.json`, `README.md`, and `adapter/` or `model/`; of `transformers` the folder's path.
 
     Raises
     ------
@@ -95,8 +126,10 @@ def export(
     """
     run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
-    _check(run, out, to, rank, share, overwrite)
+    _check(run, out, to, rank, share, backbone, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
+    if to == "transformers":
+        return _plain(run, out, labelled, backbone, overwrite, show)
     with whole_folder(out, replace=overwrite) as scratch:
         about = _write(run, scratch, to, rank, share, backbone)
     exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
@@ -108,7 +141,35 @@ def export(
     return exported
 
 
-def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool) -> None:
+def _plain(
+    run: RunFolder, out: Path, labelled: Labelled | None, backbone: str | None, overwrite: bool, show: bool | None
+) -> Path:
+    """A folder for transformers, made of a merged model that is not kept; scored as that."""
+    with whole_folder(out, replace=overwrite) as folder:
+        beside = folder.parent / "merged"  # gone with the scratch folder
+        beside.mkdir()
+        about = _write(run, beside, "merged", None, None, backbone)
+        merged = RunFolder(beside, trust_remote_code=run.trust_remote_code)
+        scores = None
+        if labelled is not None:
+            scores = score_export(run, merged, about, labelled, backbone=backbone, show=show)
+        texts = [] if labelled is None else labelled.rows.texts
+        about = about.model_copy(
+            update={"kind": "transformers", "scored": labelled.about if labelled else None, "scores": scores}
+        )
+        write_plain(run, merged, folder, about, texts)
+    return out
+
+
+def _check(
+    run: RunFolder,
+    out: Path,
+    to: ExportKind,
+    rank: int | None,
+    share: float | None,
+    backbone: str | None,
+    overwrite: bool,
+) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     with writing(out):
@@ -116,9 +177,12 @@ def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: f
     if exists:
         if not overwrite:
             raise RunError(f"{out} exists already: replace it with --overwrite, or choose another folder with --out.")
-        refuse_foreign(out)
-        if not RunFolder(out).exported:
-            raise RunError(f"{out} is a run, and no export: it is not overwritten. Choose another folder with --out.")
+        if not is_plain(out):
+            refuse_foreign(out)
+            if not RunFolder(out).exported:
+                raise RunError(
+                    f"{out} is a run, and no export: it is not overwritten. Choose another folder with --out."
+                )
     if run.exported:
         raise RunError(f"{run.path} is an export itself: give the run that it was made from.")
     if recipe.tfidf is not None:
@@ -134,7 +198,7 @@ def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: f
         )
     if (rank is not None) + (share is not None) > 1:
         raise RecipeError("Give either --rank or --share: both say how far the adapter is compressed.")
-    if to == "merged" and (rank is not None or share is not None):
+    if to != "adapter" and (rank is not None or share is not None):
         raise RecipeError("--rank and --share compress an adapter: merged weights have no rank. Leave them out.")
     if rank is not None and rank < 1:
         raise RecipeError(f"--rank must be at least 1. Got {rank} instead.")
@@ -146,11 +210,13 @@ def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: f
         from lora_cls.modeling.updates import check_plain, is_grouped
 
         check_plain(recipe.lora)
-        if to == "merged" and is_grouped(run.fold(run.finished_folds[0]).adapter):
+        if to != "adapter" and is_grouped(run.fold(run.finished_folds[0]).adapter):
             raise RunError(
                 f"{run.path} adapts grouped convolutions (as SqueezeBERT's): such an update reads all channels and "
-                "fits no weight of the base. Export an adapter instead, without --to merged."
+                "fits no weight of the base. Export an adapter instead, without --to."
             )
+    if to == "transformers":
+        refuse_unfit(run, backbone)
 
 
 def _write(

@@ -410,6 +410,18 @@ class ExportScore(Part):
     rows_per_second: float
 
 
+class Parity(Part):
+    """How far the answers of an exported model, opened by another program, lie from ours."""
+
+    dtype: str
+    """What it computed in; ours was fp32."""
+    texts: int
+    difference: float
+    """Of a probability, the largest."""
+    decisions: int
+    """Labels that were decided otherwise, of all labels of all texts."""
+
+
 class ExportInfo(Record):
     """`export.json`: one model made of a run's folds."""
 
@@ -424,11 +436,15 @@ class ExportInfo(Record):
     pos_weight: list[float]
     scored: ScoredTable | None = None
     scores: list[ExportScore] | None = None
+    parity: list[Parity] | None = None
+    """Of a folder for another program."""
+    files: dict[str, str] | None = None
+    """SHA-256 of the other files of such a folder, by path within it."""
 
     @property
     def name(self) -> str:
         """What an export is called in tables."""
-        if self.kind == "merged":
+        if self.kind != "adapter":
             return "merged"
         return "exact mean" if self.compression is None else "compressed mean"
 
