@@ -366,7 +366,10 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")],
     to: Annotated[
         ExportKind,
-        typer.Option(help="A PEFT adapter, or weights merged into the base in the precision of its files."),
+        typer.Option(
+            help="A PEFT adapter; weights merged into the base in the precision of its files; or a folder that "
+            "transformers opens by itself, as vLLM does.",
+        ),
     ] = "adapter",
     rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank.")] = None,
     share: Annotated[
@@ -393,11 +396,11 @@ def export(
     from lora_cls.commands.export import export as export_run
     from lora_cls.terminal import print_export
 
-    exported = export_run(
+    export_run(
         run, out, to=to, rank=rank, share=share, score=score, align=align or (), backbone=backbone, overwrite=overwrite,
         show=True, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    print_export(exported)
+    print_export(out)
 
 
 @app.command(

@@ -34,6 +34,7 @@ from lora_cls.report.sentences import (
     lengths_sentence,
     memory_sentence,
     other_metrics,
+    parity_sentence,
     reused_sentence,
     score_sentence,
     table_score_sentences,
@@ -214,14 +215,16 @@ def _size(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB" if n_bytes >= 1e6 else f"{n_bytes / 1e3:,.1f} kB"
 
 
-def print_export(exported: RunFolder) -> None:
+def print_export(folder: Path) -> None:
     """What was made, what is known of it, and how to use it."""
-    about = ExportInfo.read(exported.files.export)
+    about = ExportInfo.read(folder / "export.json")
     n = len(about.folds)
-    if about.kind == "merged":
-        say(f"One merged model of {n} folds: {exported.path / 'model'}")
+    if about.kind == "transformers":
+        say(f"One model of {n} folds, which transformers opens by itself: {folder}")
+    elif about.kind == "merged":
+        say(f"One merged model of {n} folds: {folder / 'model'}")
     else:
-        say(f"One adapter of {n} folds, rank {about.rank}: {exported.path / 'adapter'}")
+        say(f"One adapter of {n} folds, rank {about.rank}: {folder / 'adapter'}")
     if compression := about.compression:
         say(
             f"{compression.share:.2%} of the exact mean's squared norm is kept (rank {about.exact_rank} before), least "
@@ -251,10 +254,11 @@ def print_export(exported: RunFolder) -> None:
             ["model", "rank", "macro-F1", "95 %", "minus the folds together", "95 %", "seconds", "rows/s"],
             rows,
         )
-    say(
-        f"How to load it without lora_cls: {exported.path / 'README.md'}\n"
-        f"Or: lora-cls predict {quote(str(exported.path))} --input FILE"
-    )
+    for parity in about.parity or []:
+        say(parity_sentence(parity))
+    say(f"How to load it without lora_cls: {folder / 'README.md'}")
+    if about.parity is None:
+        say(f"Or: lora-cls predict {quote(str(folder))} --input FILE")
 
 
 def print_comparison(comparison: Comparison, files: Sequence[Path]) -> None:

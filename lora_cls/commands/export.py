@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal, overload
 
 import numpy as np
 
 from lora_cls.choices import ExportKind, Models
+from lora_cls.commands.plain import is_plain, refuse_unfit, write_plain
 from lora_cls.commands.predict import BASE, Classifier
 from lora_cls.commands.score_map import fit_to_folds, read_texts
 from lora_cls.data import Dataset, TableLike
@@ -35,6 +37,36 @@ from lora_cls.training.heads import head_type
 FOLDS = "the folds together"
 
 
+@overload
+def export(
+    run: str | Path | RunFolder,
+    out: str | Path,
+    *,
+    to: Literal["adapter", "merged"] = "adapter",
+    rank: int | None = None,
+    share: float | None = None,
+    score: TableLike | None = None,
+    align: TableLike | Sequence[TableLike] = (),
+    backbone: str | None = None,
+    overwrite: bool = False,
+    show: bool | None = None,
+    trust_remote_code: bool = False,
+) -> RunFolder: ...
+@overload
+def export(
+    run: str | Path | RunFolder,
+    out: str | Path,
+    *,
+    to: Literal["transformers"],
+    rank: int | None = None,
+    share: float | None = None,
+    score: TableLike | None = None,
+    align: TableLike | Sequence[TableLike] = (),
+    backbone: str | None = None,
+    overwrite: bool = False,
+    show: bool | None = None,
+    trust_remote_code: bool = False,
+) -> Path: ...
 def export(
     run: str | Path | RunFolder,
     out: str | Path,
@@ -48,7 +80,7 @@ def export(
     overwrite: bool = False,
     show: bool | None = None,
     trust_remote_code: bool = False,
-) -> RunFolder:
+) -> RunFolder | Path:
     """Make one model of a run's finished folds.
 
     The mean of K low-rank updates is an update of K times the rank, exactly (`lora_cls.modeling.updates`); it can be
@@ -68,9 +100,10 @@ def export(
     Parameters
     ----------
     out : a new folder; appears when it is complete. `Classifier.load` and `lora-cls predict` open it
-    to : `adapter`, a PEFT adapter with the head in it; or `merged`, plain weights in the precision of the base's files
+    to : `adapter`, a PEFT adapter with the head in it; `merged`, plain weights in the precision of the base's files
         (a base that was trained on quantized is merged unquantized: the update has made up for rounding that is not
-        there then)
+        there then); or `transformers`, the same in a folder that transformers opens by itself
+        (`lora_cls.commands.plain`)
     rank : compress the adapter to this rank
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
@@ -84,7 +117,7 @@ def export(
     Returns
     -------
     RunFolder
-        With `export.json`, `README.md`, and `adapter/` or `model/`.
+        With `export.json`, `README.md`, and `adapter/` or `model/`; of `transformers` the folder's path.
 
     Raises
     ------
@@ -102,8 +135,10 @@ def export(
     run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
     tables = list(align) if isinstance(align, (list, tuple)) else [align]
-    _check(run, out, to, rank, share, tables, overwrite)
+    _check(run, out, to, rank, share, tables, backbone, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
+    if to == "transformers":
+        return _plain(run, out, labelled, backbone, overwrite, show)
     texts = read_texts(run, tables) if tables else []
     with whole_folder(out, replace=overwrite) as scratch:
         about = _write(run, scratch, to, rank, share, backbone)
@@ -124,6 +159,26 @@ def _note(run: RunFolder, exported: RunFolder, about: ExportInfo) -> ExportInfo:
     return about
 
 
+def _plain(
+    run: RunFolder, out: Path, labelled: Labelled | None, backbone: str | None, overwrite: bool, show: bool | None
+) -> Path:
+    """A folder for transformers, made of a merged model that is not kept; scored as that."""
+    with whole_folder(out, replace=overwrite) as folder:
+        beside = folder.parent / "merged"  # gone with the scratch folder
+        beside.mkdir()
+        about = _write(run, beside, "merged", None, None, backbone)
+        merged = RunFolder(beside, trust_remote_code=run.trust_remote_code)
+        scores = None
+        if labelled is not None:
+            scores = score_export(run, merged, about, labelled, backbone=backbone, show=show)
+        texts = [] if labelled is None else labelled.rows.texts
+        about = about.model_copy(
+            update={"kind": "transformers", "scored": labelled.about if labelled else None, "scores": scores}
+        )
+        write_plain(run, merged, folder, about, texts)
+    return out
+
+
 def _check(
     run: RunFolder,
     out: Path,
@@ -131,6 +186,7 @@ def _check(
     rank: int | None,
     share: float | None,
     tables: Sequence[TableLike],
+    backbone: str | None,
     overwrite: bool,
 ) -> None:
     """Refuse what cannot be exported, before anything is read."""
@@ -140,9 +196,12 @@ def _check(
     if exists:
         if not overwrite:
             raise RunError(f"{out} exists already: replace it with --overwrite, or choose another folder with --out.")
-        refuse_foreign(out)
-        if not RunFolder(out).exported:
-            raise RunError(f"{out} is a run, and no export: it is not overwritten. Choose another folder with --out.")
+        if not is_plain(out):
+            refuse_foreign(out)
+            if not RunFolder(out).exported:
+                raise RunError(
+                    f"{out} is a run, and no export: it is not overwritten. Choose another folder with --out."
+                )
     if run.exported:
         raise RunError(f"{run.path} is an export itself: give the run that it was made from.")
     if recipe.tfidf is not None:
@@ -158,8 +217,10 @@ def _check(
         )
     if (rank is not None) + (share is not None) > 1:
         raise RecipeError("Give either --rank or --share: both say how far the adapter is compressed.")
-    if to == "merged" and (rank is not None or share is not None):
+    if to != "adapter" and (rank is not None or share is not None):
         raise RecipeError("--rank and --share compress an adapter: merged weights have no rank. Leave them out.")
+    if tables and to == "transformers":
+        raise RunError("transformers computes plain probabilities and maps none: leave --align out, or --to.")
     if tables and run.task().exclusive:
         raise RunError(
             f"{run.path}: --align maps the scores of labels that are decided one by one, and a row's classes would no "
@@ -175,11 +236,13 @@ def _check(
         from lora_cls.modeling.updates import check_plain, is_grouped
 
         check_plain(recipe.lora)
-        if to == "merged" and is_grouped(run.fold(run.finished_folds[0]).adapter):
+        if to != "adapter" and is_grouped(run.fold(run.finished_folds[0]).adapter):
             raise RunError(
                 f"{run.path} adapts grouped convolutions (as SqueezeBERT's): such an update reads all channels and "
-                "fits no weight of the base. Export an adapter instead, without --to merged."
+                "fits no weight of the base. Export an adapter instead, without --to."
             )
+    if to == "transformers":
+        refuse_unfit(run, backbone)
 
 
 def _write(

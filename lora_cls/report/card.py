@@ -13,6 +13,7 @@ from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
 from lora_cls.report.sentences import (
     base_name,
+    parity_sentence,
     score_sentence,
     settings_rows,
     share_of_test,
@@ -154,6 +155,25 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
         probabilities=task_of(recipe.task).meaning,
         snippet=snippet(recipe, exported.info, run.label_names, "."),
         columns=_several_columns(exported.info),
+    )
+
+
+def plain_card(run: RunFolder, about: ExportInfo) -> str:
+    """The text of the README of an export for transformers."""
+    recipe, task = run.recipe, run.task()
+    assert recipe.backbone is not None
+    no_score, _, why = about.note.partition(":")
+    return fill(
+        "plain.md.j2",
+        about=about,
+        run=run.name,
+        base=short_name(recipe.backbone.name_or_path),
+        label_names=run.label_names,
+        no_score=no_score,
+        why=why,
+        exclusive=task.exclusive,
+        max_length=recipe.data.max_length,
+        parity=[parity_sentence(parity) for parity in about.parity or []],
     )
 
 

@@ -10,7 +10,7 @@ from lora_cls.evaluation import Interval, Metric, task_of
 from lora_cls.recipe import Distill, Head, Recipe
 from lora_cls.runs import RunFolder, RunInfo, Scores, TableScores
 from lora_cls.runs.folder import TABLE_ROWS
-from lora_cls.runs.records import BlendInfo
+from lora_cls.runs.records import BlendInfo, Parity
 
 if TYPE_CHECKING:
     from lora_cls.training.estimate import Estimate
@@ -42,6 +42,14 @@ NO_SCORE = (
 )
 NO_SCORE_OF_ALL_ROWS = "It has no out-of-fold score of its own."
 NO_SCORE_OF_ONE = "It has no score of its own: that of the run is its one fold's model's, before it was made into this."
+
+
+def parity_sentence(parity: Parity) -> str:
+    """How near an exported model's answers are to ours."""
+    return (
+        f"In {parity.dtype}, probabilities of {parity.texts} texts differ from ours by at most "
+        f"{parity.difference:.1g}, and {parity.decisions} decisions do."
+    )
 
 
 def base_name(recipe: Recipe) -> str:

@@ -432,6 +432,18 @@ class ScoreMap(Part):
         return link.probabilities(apply_score_map(self.x, self.y, link.logits(proba)))
 
 
+class Parity(Part):
+    """How far the answers of an exported model, opened by another program, lie from ours."""
+
+    dtype: str
+    """What it computed in; ours was fp32."""
+    texts: int
+    difference: float
+    """Of a probability, the largest."""
+    decisions: int
+    """Labels that were decided otherwise, of all labels of all texts."""
+
+
 class ExportInfo(Record):
     """`export.json`: one model made of a run's folds."""
 
@@ -447,11 +459,15 @@ class ExportInfo(Record):
     scored: ScoredTable | None = None
     scores: list[ExportScore] | None = None
     score_map: ScoreMap | None = None
+    parity: list[Parity] | None = None
+    """Of a folder for another program."""
+    files: dict[str, str] | None = None
+    """SHA-256 of the other files of such a folder, by path within it."""
 
     @property
     def name(self) -> str:
         """What an export is called in tables."""
-        if self.kind == "merged":
+        if self.kind != "adapter":
             return "merged"
         return "exact mean" if self.compression is None else "compressed mean"
 
