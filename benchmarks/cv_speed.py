@@ -24,8 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -187,59 +189,90 @@ def work_with_trainer(way: str, given: argparse.Namespace) -> None:
     trainer.train()
 
 
-def work_with_recipe(way: str, given: argparse.Namespace) -> None:
-    """A recipe of ours: the learner's own model, objective and steps."""
+@dataclass
+class Fold:
+    """A fold of ours, begun: what a step of training needs."""
+
+    trainer: Any
+    model: Any
+    objective: Any
+    accelerator: Any
+    optimizer: Any
+    size: int
+    clip: float
+
+    def step(self, pieces: np.ndarray) -> int:
+        """Train on some pieces of text; their tokens, padding included."""
+        from lora_cls.training.loop import accumulated_loss, update
+
+        _, masks = accumulated_loss(self.model, self.objective, [pieces], self.accelerator)
+        update(self.optimizer, 1.0, self.clip, self.accelerator)
+        return int(sum(mask.size for mask in masks))
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Batches as training takes them, epoch after epoch, without end."""
+        from lora_cls.text.tokens import shuffled_batches
+
+        for epoch in count():
+            yield from shuffled_batches(self.objective.lengths, self.size, np.random.default_rng(epoch))
+
+
+def begin(overrides: Sequence[str], given: argparse.Namespace) -> Fold:
+    """Load a recipe's model and begin a fold over all rows."""
     from lora_cls import load_recipe, read_table
     from lora_cls.data import load_train
-    from lora_cls.modeling import adapter, prefix_cache
-    from lora_cls.text.tokens import shuffled_batches
-    from lora_cls.training.loop import accumulated_loss, make_optimizer, update
+    from lora_cls.training.loop import make_optimizer
     from lora_cls.training.transformer import TransformerLearner
+
+    overrides = [
+        "quantization=null",
+        *overrides,
+        "task=multi_label",
+        f"backbone.dtype={given.precision}",
+        "data.max_length=128",
+        f"engine.num_threads={given.threads}",
+        f"data.label_columns=[{', '.join(given.labels)}]",
+        f"data.text_columns=[{given.text}]",
+        *given.set,
+    ]
+    recipe = load_recipe(given.model, overrides)
+    data = load_train(recipe.data, read_table(given.data).head(given.rows))
+    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
+    trainer.measure()
+    model, objective, _, accelerator = trainer.begin_fold(0, np.arange(len(data)))
+    optimizer = accelerator.prepare(make_optimizer(model, recipe))
+    model.train()
+    train = recipe.train
+    return Fold(
+        trainer, model, objective, accelerator, optimizer, train.per_device_train_batch_size, train.max_grad_norm
+    )
+
+
+def work_with_recipe(way: str, given: argparse.Namespace) -> None:
+    """A recipe of ours: the learner's own model, objective and steps."""
+    from lora_cls.modeling import adapter, prefix_cache
 
     if "PEFT" in way:
         adapter.speed_up = lambda backbone: 0
     folder = Path(given.scratch) / way.replace("/", "-")  # empty: to be filled, and timed
     shutil.rmtree(folder, ignore_errors=True)
     prefix_cache.cache_folder = lambda: folder
-    overrides = [
-        "quantization=null",
-        *(WAYS[way] or []),
-        "task=multi_label",
-        f"backbone.dtype={given.precision}",
-        "data.max_length=128",
-        f"engine.num_threads={given.threads}",
-    ]
-    overrides += [f"data.label_columns=[{', '.join(given.labels)}]", f"data.text_columns=[{given.text}]"]
-    recipe = load_recipe(given.model, [*overrides, *given.set])
-    data = load_train(recipe.data, read_table(given.data).head(given.rows))
-    trainer = TransformerLearner(recipe, data.label_names).prepare(data)
-    session, training = trainer.session, trainer.rows
-    model, objective, _, accelerator = trainer.begin_fold(0, np.arange(len(data)))
+    fold = begin(WAYS[way] or [], given)
+    session, training = fold.trainer.session, fold.trainer.rows
     cache_seconds = 0.0
     if (cache := session.prefix_cache(training.tokens)) is not None:
         cache.fill(training.tokens)
         used = cache.used
         cache_seconds = used.seconds / used.computed if used.computed else float("nan")
-    optimizer = accelerator.prepare(make_optimizer(model, recipe))
-    model.train()
-
-    def step(pieces: np.ndarray) -> int:
-        _, masks = accumulated_loss(model, objective, [pieces], accelerator)
-        update(optimizer, 1.0, recipe.train.max_grad_norm, accelerator)
-        return int(sum(mask.size for mask in masks))
-
-    answer(flops=flops(lambda: step(np.arange(16))), cache_seconds=cache_seconds)
+    fold.model.train()
+    answer(flops=flops(lambda: fold.step(np.arange(16))), cache_seconds=cache_seconds)
     rounds = Rounds(STEPS.get(way, 16))
-    size = recipe.train.per_device_train_batch_size
-    waited = False
-    for epoch in range(10_000):
-        for pieces in shuffled_batches(objective.lengths, size, np.random.default_rng(epoch)):
-            tokens = step(pieces)
-            if not waited:  # warmed up
-                rounds.wait()
-                waited = True
-            else:
-                rounds.step(len(pieces), tokens)
+    for number, pieces in enumerate(fold.batches()):
+        tokens = fold.step(pieces)
+        if number:
+            rounds.step(len(pieces), tokens)
+        else:  # warmed up
+            rounds.wait()
 
 
 def work_matrix(given: argparse.Namespace) -> None:
