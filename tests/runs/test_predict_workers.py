@@ -120,9 +120,11 @@ def test_nothing_is_left(finished, test, tmp_path, monkeypatch):
     start = LocalExecutor.start
 
     def noted(self, *rest):
-        started.append(start(self, *rest))
-        os.kill(os.getpid(), signal.SIGINT)
-        return started[-1]
+        process = start(self, *rest)
+        started.append(process)
+        if len(started) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return process
 
     monkeypatch.setattr(LocalExecutor, "start", noted)
     with pytest.raises(KeyboardInterrupt):
