@@ -7,12 +7,13 @@ import hashlib
 import io
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from lora_cls.data import Dataset
 from lora_cls.data.new_rows import NewRows
 from lora_cls.execution.executor import Executor
 from lora_cls.execution.pool import Pool
@@ -20,12 +21,24 @@ from lora_cls.files import array_bytes, make_folder, write_bytes
 from lora_cls.runs.io import read_array
 from lora_cls.training.progress import RowProgress
 
-if TYPE_CHECKING:
-    from lora_cls.commands.predict import Classifier
-
 PIECES = ".pieces-"  # and what of; within the folder of predictions that are not finished
 COMMAND = [sys.executable, "-m", "lora_cls.commands.predict_worker"]
 """Of the processes that answer."""
+
+
+class Models(Protocol):
+    """Who answers: a `Classifier`."""
+
+    label_names: list[str]
+
+    @property
+    def n_models(self) -> int: ...
+
+    def fingerprint(self) -> str: ...
+
+    def logits(self, texts: Dataset, models: Sequence[int], told: Callable[[], None] | None = None) -> np.ndarray: ...
+
+    def together(self, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 class Answers:
@@ -39,7 +52,7 @@ class Answers:
     folder : of the predictions
     """
 
-    def __init__(self, classifier: Classifier, rows: NewRows, folder: Path) -> None:
+    def __init__(self, classifier: Models, rows: NewRows, folder: Path) -> None:
         self._classifier, self._rows = classifier, rows
         self._kept = folder / f"{PIECES}{classifier.fingerprint()[:12]}-{rows.fingerprint()[:12]}"
 

@@ -140,7 +140,7 @@ def test_models_that_did_not_answer_yet(finished, written, tmp_path, monkeypatch
     whole = predict_file(run, file, tmp_path / "whole")
 
     def lose_the_second(self, number, models, logits):
-        keep(self, number, models[:1], logits)
+        keep(self, number, models[:1], logits[:1])
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
