@@ -4,6 +4,7 @@ Nothing here touches the network: the hub is switched off before transformers is
 """
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -272,6 +273,14 @@ def _make_model(kind, vocab_size):
         )  # fmt: skip
     torch.manual_seed(KINDS.index(kind))
     return AutoModel.from_config(config)
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """SIGINT raises KeyboardInterrupt, which Python ignores where tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -103,9 +103,8 @@ def test_what_every_process_would_meet(work):
     assert gone(work.processes, 0) == []
 
 
-def test_ctrl_c(work):
+def test_ctrl_c(work, hears_ctrl_c):
     """Stops all, and nobody stays."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 
     def interrupt():
         while len(work.processes) < 2:
@@ -113,11 +112,8 @@ def test_ctrl_c(work):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            work(seconds=300)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        work(seconds=300)
     assert gone(work.processes, 0) == []
 
 

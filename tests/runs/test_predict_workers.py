@@ -114,7 +114,7 @@ def test_parts():
     assert module.parts_of([], 4) == []
 
 
-def test_nothing_is_left(finished, test, tmp_path, monkeypatch):
+def test_nothing_is_left(finished, test, tmp_path, monkeypatch, hears_ctrl_c):
     """Ctrl-C ends the processes, too."""
     started = []
     start = LocalExecutor.start
