@@ -69,9 +69,8 @@ def taken_for(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> IntArray:
     same_shape(truth, "y_true", decided, "y_pred")
     from scipy.sparse import csr_array  # here, as it takes a part of a second to import
 
-    missed, given = (
-        csr_array(where, dtype=np.int64) for where in (truth & ~decided, decided & ~truth)
-    )  # most is right
+    # sparse, as most decisions are right
+    missed, given = (csr_array(where, dtype=np.int64) for where in (truth & ~decided, decided & ~truth))
     return np.asarray((missed.T @ given).toarray())
 
 

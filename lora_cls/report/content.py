@@ -103,7 +103,7 @@ class Shown:
 
     def _joined(self, chosen: np.ndarray) -> np.ndarray:
         """The names of every row's labels, ndarray of shape (n_samples,), of str."""
-        packed = np.packbits(chosen, axis=1)
+        packed: np.ndarray = np.packbits(chosen, axis=1)
         if packed.shape[1] <= 8:  # as one number, which sorts ten times as fast
             packed = np.pad(packed, ((0, 0), (0, 8 - packed.shape[1]))).view(np.uint64).ravel()
         _, first, of_row = np.unique(packed, axis=0, return_index=True, return_inverse=True)
