@@ -14,11 +14,10 @@ from lora_cls.data import read_sample_submission, write_submission
 from lora_cls.data.submission import Sample
 from lora_cls.evaluation import (
     Answers,
-    Interval,
+    Metric,
+    Resamples,
     Task,
-    bootstrap_macro_f1,
-    bootstrap_metric,
-    bootstrap_metric_difference,
+    label_ranks,
     summary,
     task_of,
 )
@@ -112,11 +111,11 @@ def score(
     shipped, fitted = task.tune(oof.y_true, oof.y_score), oof.cross_fit(task, prediction.at_least_one)
     cross_fitted: dict[str, Any] = {"over": oof.over, "n_parts": len(fitted.thresholds)}
     untuned = task.untuned(oof.logits)
+    ways = [Answers(y_pred, oof.y_score) for y_pred in (fitted.y_pred, untuned)]
+    drawn = Resamples.draw(_judged_by(task), oof.y_true, ways, oof.groups)
     more: dict[str, Any] = _answers(run)
     if task.strategy not in UNTUNED:
-        tuned, plain = (Answers(y_pred, oof.y_score) for y_pred in (fitted.y_pred, untuned))
-        aim = task.metric.for_thresholds
-        gain = bootstrap_metric_difference(aim, oof.y_true, tuned, plain, oof.groups)
+        gain = drawn.difference(task.metric.for_thresholds, 0, 1)
         more["tuning_gain"] = asdict(gain)
         if gain.low <= 0 and (strategy := _decides_as(untuned, task, oof)) is not None:
             more["untuned_strategy"] = strategy
@@ -139,9 +138,11 @@ def score(
     if submission is not None:
         more["test"] = submission.rows
 
-    def of_way(y_pred: np.ndarray, limits: np.ndarray | None, **more: Any) -> ScoreSet:
-        answers = Answers(y_pred, oof.y_score)
-        return score_set(task, oof.y_true, answers, oof.groups, names, limits, optimistic=optimistic, **more)
+    ranks = label_ranks(oof.y_true, oof.y_score)  # the same for both ways
+
+    def of_way(i: int, limits: np.ndarray | None, **more: Any) -> ScoreSet:
+        figures = summary(oof.y_true, ways[i].y_pred, oof.y_score, names, limits, ranks)
+        return _score_set(task, figures, drawn, i, optimistic=optimistic, **more)
 
     scores = Scores.model_validate(
         {
@@ -154,8 +155,8 @@ def score(
             "n_splits": len(run.fold_numbers),
             "rows_scored": len(oof),
             "rows": int((run.folds["fold"] >= 0).sum()),
-            "cross_fitted": of_way(fitted.y_pred, shipped, **cross_fitted),
-            "untuned": of_way(untuned, None),
+            "cross_fitted": of_way(0, shipped, **cross_fitted),
+            "untuned": of_way(1, None),
             "note": f"{LEFT_OUT} {MANY_MODELS if len(run.fold_numbers) > 1 else ONE_MODEL}",
         }
         | more
@@ -245,16 +246,25 @@ def score_set(
     thresholds: np.ndarray | None,
     **more: Any,
 ) -> ScoreSet:
-    """Scores of one way to decide rows, with their intervals; see `summary` and `bootstrap_metric`."""
-    scores = summary(y_true, answers.y_pred, answers.y_score, label_names, thresholds)
-    scores |= task.more_scores(scores)
-    interval = bootstrap_macro_f1(y_true, answers.y_pred, groups)
-    judged: Interval | None = interval
-    if task.metric.name != "macro_f1":
-        judged = bootstrap_metric(task.metric, y_true, answers, groups)
+    """Scores of one way to decide rows, with their intervals; see `summary` and `Resamples`."""
+    figures = summary(y_true, answers.y_pred, answers.y_score, label_names, thresholds)
+    drawn = Resamples.draw(_judged_by(task), y_true, [answers], groups)
+    return _score_set(task, figures, drawn, 0, **more)
+
+
+def _judged_by(task: Task) -> list[Metric]:
+    """Macro-F1, which is always told, and the task's metric."""
+    return list(dict.fromkeys([Metric("macro_f1", None, task.metric.exclusive), task.metric]))
+
+
+def _score_set(task: Task, figures: dict[str, Any], drawn: Resamples, i: int, **more: Any) -> ScoreSet:
+    """The figures of `summary` with intervals of the i-th answers."""
+    interval, judged = (drawn.interval(metric, i) for metric in (_judged_by(task)[0], task.metric))
+    assert interval is not None  # macro-F1 is always defined
     return ScoreSet.model_validate(
         more
-        | scores
+        | figures
+        | task.more_scores(figures)
         | {
             "macro_f1_interval": asdict(interval),
             "metric": None if judged is None else judged.estimate,

@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -638,22 +638,31 @@ def _constant_notes(dataset: Dataset) -> list[str]:
 
 def _groups(texts: Sequence[str], values: pd.Series | None) -> np.ndarray:
     """Groups of shape (n_samples,), numbered in order of appearance: what shares a text or a value is connected."""
-    from scipy.sparse import coo_array
+    of_text = _numbered(text_key(text) for text in texts)
+    if values is None:
+        return of_text
+    # A missing value groups nothing: such rows must not all be thrown together.
+    of_value = _numbered((i,) if is_missing(value) else as_id(value) for i, value in enumerate(values.tolist()))
+    return _numbered(_connected(of_text, of_value).tolist())
+
+
+def _numbered(keys: Iterable[Hashable]) -> np.ndarray:
+    """The number of each key, from 0 in order of appearance; int64."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _connected(*of_rows: np.ndarray) -> np.ndarray:
+    """The component of each row in a graph that connects rows with the same number in any of the columns."""
+    from scipy.sparse import coo_array  # here, as they take a part of a second to import, and most tables have no group
     from scipy.sparse.csgraph import connected_components
 
-    n = len(texts)
-    keys: list[Sequence[object]] = [[text_key(text) for text in texts]]
-    if values is not None:
-        # A missing value groups nothing: such rows must not all be thrown together.
-        keys.append([(i,) if is_missing(value) else as_id(value) for i, value in enumerate(values.tolist())])
-    rows, nodes, size = [], [], n
-    for column in keys:
-        numbers: dict[object, int] = {}
-        nodes += [size + numbers.setdefault(key, len(numbers)) for key in column]
-        rows += list(range(n))
-        size += len(numbers)
-    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, nodes)), shape=(size, size))
+    n = len(of_rows[0])
+    nodes, size = [], n
+    for numbers in of_rows:
+        nodes.append(size + numbers)
+        size += int(numbers.max(initial=-1)) + 1
+    rows = np.tile(np.arange(n), len(of_rows))
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, np.concatenate(nodes))), shape=(size, size))
     _, component = connected_components(graph, directed=False)
-    _, first, inverse = np.unique(component[:n], return_index=True, return_inverse=True)
-    order = np.argsort(np.argsort(first))  # rank of each component by the row that it first appears in
-    return order[inverse.reshape(-1)].astype(np.int64)
+    return np.asarray(component[:n])

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from lora_cls.data.dataset import Dataset, text_key
 
@@ -29,7 +30,7 @@ def summarize(train: Dataset, test: Dataset | None = None) -> dict[str, Any]:
     return {
         "train": {
             "rows": len(train),
-            "groups": len(np.unique(train.groups)),
+            "groups": int(pd.Series(train.groups).nunique()),  # faster than np.unique: it grows as the rows do
             "words": _words(train.texts),
             **_label_summary(train),
             "duplicates": _duplicates(train, keys),

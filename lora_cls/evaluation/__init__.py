@@ -20,6 +20,7 @@ from lora_cls.evaluation.calibration import (
 from lora_cls.evaluation.intervals import (
     Answers,
     Interval,
+    Resamples,
     bootstrap_difference,
     bootstrap_macro_f1,
     bootstrap_metric,
@@ -29,7 +30,7 @@ from lora_cls.evaluation.intervals import (
 )
 from lora_cls.evaluation.links import Link
 from lora_cls.evaluation.metric import Metric
-from lora_cls.evaluation.metrics import f1_scores, macro_f1, summary
+from lora_cls.evaluation.metrics import f1_scores, label_ranks, macro_f1, summary
 from lora_cls.evaluation.probabilities import logit
 from lora_cls.evaluation.score_map import apply_score_map, fit_score_map
 from lora_cls.evaluation.tasks import Task, task_of
@@ -41,6 +42,7 @@ __all__ = [
     "Interval",
     "Link",
     "Metric",
+    "Resamples",
     "Task",
     "apply_blend",
     "apply_calibration",
@@ -59,6 +61,7 @@ __all__ = [
     "fit_blend",
     "fit_calibration",
     "fit_score_map",
+    "label_ranks",
     "logit",
     "macro_f1",
     "summary",

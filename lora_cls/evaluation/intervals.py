@@ -12,8 +12,9 @@ give intervals too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_row_
 from lora_cls.evaluation.metric import Metric
 
 _CHUNK_BYTES = 64 * 2**20
+
+OfDraws = Callable[[FloatArray], FloatArray]
+"""A figure of resamples: from how often each group is drawn, of shape (n, n_groups), see `_draws`; (n,)."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,9 @@ def bootstrap_macro_f1(
     0.67, from 0.33 to 0.91, 20 groups
     """
     _check_settings(n_resamples, confidence)
-    counts = _group_counts(y_true, y_pred, groups)
-    resampled = _resampled_macro_f1([counts], n_resamples, np.random.SeedSequence(random_state))[0]
-    return _interval(_macro_f1(counts.sum(axis=0)), resampled, confidence, len(counts))
+    counts, n_groups = _counts_of(y_true, y_pred, groups)
+    resampled = _resampled([counts.macro_f1], n_groups, n_resamples, np.random.SeedSequence(random_state))[0]
+    return _interval(counts.estimate(), resampled, confidence, n_groups)
 
 
 def bootstrap_difference(
@@ -123,9 +127,10 @@ def bootstrap_difference(
     0.14, from 0.03 to 0.29
     """
     _check_settings(n_resamples, confidence)
-    a, b = _group_counts(y_true, y_pred_a, groups, "y_pred_a"), _group_counts(y_true, y_pred_b, groups, "y_pred_b")
-    f1_a, f1_b = _resampled_macro_f1([a, b], n_resamples, np.random.SeedSequence(random_state))
-    return _interval(_macro_f1(a.sum(axis=0)) - _macro_f1(b.sum(axis=0)), f1_a - f1_b, confidence, len(a))
+    a, n_groups = _counts_of(y_true, y_pred_a, groups, "y_pred_a")
+    b, _ = _counts_of(y_true, y_pred_b, groups, "y_pred_b")
+    f1_a, f1_b = _resampled([a.macro_f1, b.macro_f1], n_groups, n_resamples, np.random.SeedSequence(random_state))
+    return _interval(a.estimate() - b.estimate(), f1_a - f1_b, confidence, n_groups)
 
 
 def bootstrap_unpaired_difference(
@@ -161,16 +166,17 @@ def bootstrap_unpaired_difference(
         Also if the two sets have different numbers of labels.
     """
     _check_settings(n_resamples, confidence)
-    a = _group_counts(y_true_a, y_pred_a, groups_a, "y_pred_a", "y_true_a", "groups_a")
-    b = _group_counts(y_true_b, y_pred_b, groups_b, "y_pred_b", "y_true_b", "groups_b")
-    if a.shape[1] != b.shape[1]:
+    a, n_groups_a = _counts_of(y_true_a, y_pred_a, groups_a, "y_pred_a", "y_true_a", "groups_a")
+    b, n_groups_b = _counts_of(y_true_b, y_pred_b, groups_b, "y_pred_b", "y_true_b", "groups_b")
+    if len(a) != len(b):
         raise ValueError(
-            f"The 'y_true_b' parameter must have as many labels as 'y_true_a', {a.shape[1]}. Got {b.shape[1]} instead."
+            f"The 'y_true_b' parameter must have as many labels as 'y_true_a', {len(a) // 2}. "
+            f"Got {len(b) // 2} instead."
         )
     seed_a, seed_b = np.random.SeedSequence(random_state).spawn(2)
-    f1_a = _resampled_macro_f1([a], n_resamples, seed_a)[0]
-    f1_b = _resampled_macro_f1([b], n_resamples, seed_b)[0]
-    return _interval(_macro_f1(a.sum(axis=0)) - _macro_f1(b.sum(axis=0)), f1_a - f1_b, confidence, len(a) + len(b))
+    f1_a = _resampled([a.macro_f1], n_groups_a, n_resamples, seed_a)[0]
+    f1_b = _resampled([b.macro_f1], n_groups_b, n_resamples, seed_b)[0]
+    return _interval(a.estimate() - b.estimate(), f1_a - f1_b, confidence, n_groups_a + n_groups_b)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,16 +216,8 @@ def bootstrap_metric(
     ValueError
         As `bootstrap_macro_f1`; for probabilities that are NaN or infinite.
     """
-    if metric.name == "macro_f1":
-        return bootstrap_macro_f1(
-            y_true, answers.y_pred, groups, n_resamples=n_resamples, confidence=confidence, random_state=random_state
-        )
-    _check_settings(n_resamples, confidence)
-    n_groups, of_draws = _resampler(metric, y_true, answers, groups)
-    draws = _draws(n_groups, n_resamples, np.random.default_rng(np.random.SeedSequence(random_state)))
-    resampled = np.concatenate([of_draws(drawn) for drawn in draws])
-    estimate = metric.score(y_true, answers.y_pred, answers.y_score)
-    return None if np.isnan(estimate) else _interval(np.float64(estimate), resampled, confidence, n_groups)
+    figures = Resamples.draw([metric], y_true, [answers], groups, n_resamples=n_resamples, random_state=random_state)
+    return figures.interval(metric, 0, confidence)
 
 
 def bootstrap_metric_difference(
@@ -243,20 +241,67 @@ def bootstrap_metric_difference(
     ValueError
         As `bootstrap_metric`.
     """
-    if metric.name == "macro_f1":
-        return bootstrap_difference(
-            y_true, a.y_pred, b.y_pred, groups, n_resamples=n_resamples, confidence=confidence,
-            random_state=random_state,
-        )  # fmt: skip
-    _check_settings(n_resamples, confidence)
-    n_groups, of_a = _resampler(metric, y_true, a, groups)
-    _, of_b = _resampler(metric, y_true, b, groups)
-    draws = _draws(n_groups, n_resamples, np.random.default_rng(np.random.SeedSequence(random_state)))
-    sign = -1.0 if metric.less_is_better else 1.0
-    resampled = np.concatenate([sign * (of_a(drawn) - of_b(drawn)) for drawn in draws])
-    estimate = sign * (metric.score(y_true, a.y_pred, a.y_score) - metric.score(y_true, b.y_pred, b.y_score))
-    estimate, resampled = np.nan_to_num(estimate), np.nan_to_num(resampled)
-    return _interval(np.float64(estimate), resampled, confidence, n_groups)
+    figures = Resamples.draw([metric], y_true, [a, b], groups, n_resamples=n_resamples, random_state=random_state)
+    return figures.difference(metric, 0, 1, confidence)
+
+
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """Metrics of several models' answers to the same rows, in resamples that are drawn once for all of them.
+
+    Intervals are those that `bootstrap_metric` and `bootstrap_metric_difference` give, to the last bit.
+
+    Attributes
+    ----------
+    n_groups : int
+    figures : a metric, and the number of the answers, to the estimate and that of each resample, (n_resamples,)
+
+    Examples
+    --------
+    >>> y_true, y_score = np.array([[1], [0]] * 20), np.zeros((40, 1))
+    >>> a, b = Answers(y_true, y_score), Answers(y_true * 0, y_score)
+    >>> drawn = Resamples.draw([Metric()], y_true, [a, b], np.arange(40))
+    >>> drawn.difference(Metric(), 0, 1) == bootstrap_metric_difference(Metric(), y_true, a, b, np.arange(40))
+    True
+    """
+
+    n_groups: int
+    figures: Mapping[tuple[Metric, int], tuple[float, FloatArray]]
+
+    @classmethod
+    def draw(
+        cls,
+        metrics: Sequence[Metric],
+        y_true: npt.ArrayLike,
+        answers: Sequence[Answers],
+        groups: npt.ArrayLike,
+        *,
+        n_resamples: int = 1000,
+        random_state: int = 0,
+    ) -> Resamples:
+        """Raises ValueError as `bootstrap_metric` does."""
+        _check_settings(n_resamples, 0.5)
+        truth = as_binary(y_true, "y_true")
+        n_groups, group_of_row = _numbered(groups, "groups", len(truth))
+        wanted = {(metric, i): one for i, one in enumerate(answers) for metric in metrics}
+        estimates = {key: key[0].score(truth, one.y_pred, one.y_score) for key, one in wanted.items()}
+        of_draws = [_of_draws(metric, truth, one, group_of_row, n_groups) for (metric, _), one in wanted.items()]
+        resampled = _resampled(of_draws, n_groups, n_resamples, np.random.SeedSequence(random_state))
+        return cls(n_groups, {key: (estimates[key], found) for key, found in zip(wanted, resampled, strict=True)})
+
+    def interval(self, metric: Metric, i: int, confidence: float = 0.95) -> Interval | None:
+        """Of the metric of one model's answers; None where it is undefined."""
+        _check_settings(1, confidence)
+        estimate, resampled = self.figures[metric, i]
+        return None if np.isnan(estimate) else _interval(np.float64(estimate), resampled, confidence, self.n_groups)
+
+    def difference(self, metric: Metric, a: int, b: int, confidence: float = 0.95) -> Interval:
+        """Of the metric of a's answers minus that of b's, see `bootstrap_metric_difference`."""
+        _check_settings(1, confidence)
+        (estimate_a, of_a), (estimate_b, of_b) = self.figures[metric, a], self.figures[metric, b]
+        sign = -1.0 if metric.less_is_better else 1.0
+        estimate, resampled = np.nan_to_num(sign * (estimate_a - estimate_b)), np.nan_to_num(sign * (of_a - of_b))
+        return _interval(np.float64(estimate), resampled, confidence, self.n_groups)
 
 
 def bootstrap_metric_unpaired_difference(
@@ -295,9 +340,10 @@ def bootstrap_metric_unpaired_difference(
     sign, estimates, resampled, n_groups = -1.0 if metric.less_is_better else 1.0, [], [], 0
     seeds = np.random.SeedSequence(random_state).spawn(2)
     for y_true, answers, groups, seed in ((y_true_a, a, groups_a, seeds[0]), (y_true_b, b, groups_b, seeds[1])):
-        n_drawn, of_draws = _resampler(metric, y_true, answers, groups)
-        draws = _draws(n_drawn, n_resamples, np.random.default_rng(seed))
-        resampled.append(np.concatenate([of_draws(drawn) for drawn in draws]))
+        truth = as_binary(y_true, "y_true")
+        n_drawn, group_of_row = _numbered(groups, "groups", len(truth))
+        of_draws = _of_draws(metric, truth, answers, group_of_row, n_drawn)
+        resampled += _resampled([of_draws], n_drawn, n_resamples, seed)
         estimates.append(metric.score(y_true, answers.y_pred, answers.y_score))
         n_groups += n_drawn
     estimate = np.float64(sign * (estimates[0] - estimates[1]))
@@ -306,14 +352,14 @@ def bootstrap_metric_unpaired_difference(
     return _interval(estimate, np.nan_to_num(sign * (resampled[0] - resampled[1])), confidence, n_groups)
 
 
-def _resampler(
-    metric: Metric, y_true: npt.ArrayLike, answers: Answers, groups: npt.ArrayLike
-) -> tuple[int, Callable[[FloatArray], FloatArray]]:
-    """How many groups there are, and the metric of resamples: of draws of shape (n, n_groups), see `_draws`; (n,)."""
-    truth = as_binary(y_true, "y_true")
-    names, group_of_row = np.unique(as_row_keys(groups, "groups", len(truth)), return_inverse=True)
-    if len(names) < 2:
-        raise ValueError(f"The 'groups' parameter must hold at least two groups. Got {len(names)} instead.")
+def _of_draws(
+    metric: Metric, truth: BoolArray, answers: Answers, group_of_row: npt.NDArray[np.intp], n_groups: int
+) -> OfDraws:
+    """The metric of resamples."""
+    if metric.name == "macro_f1":
+        decided = as_binary(np.asarray(answers.y_pred), "y_pred")
+        same_shape(truth, "y_true", decided, "y_pred")
+        return _Counted.decisions(truth, decided, group_of_row, n_groups).macro_f1
     if metric.name in ("roc_auc", "average_precision"):
         scores = as_scores(answers.y_score, "y_score")
         same_shape(truth, "y_true", scores, "y_score")
@@ -326,11 +372,74 @@ def _resampler(
                 np.where(known, of_label, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
             )
 
-        return len(names), of_ranks
+        return of_ranks
     summands = metric.summands(truth, answers.y_pred, answers.y_score)
-    sums = np.zeros((len(names), summands.shape[1]))
+    if summands.dtype == np.bool_:
+        counted = _Counted.of([summands.astype(np.bool_, copy=False)], group_of_row, n_groups)
+        return lambda drawn: metric.of_sums(counted.sums(drawn))
+    sums = np.zeros((n_groups, summands.shape[1]))
     np.add.at(sums, group_of_row, summands)
-    return len(names), lambda drawn: metric.of_sums(drawn @ sums)
+    return lambda drawn: metric.of_sums(drawn @ sums)
+
+
+@dataclass(frozen=True, eq=False)
+class _Counted:
+    """How often something is true in the rows of each group; sums of whole numbers, exact in any order.
+
+    Most labels are rare: of 28 labels, a row of GoEmotions has one. Where more than a sixteenth is not 0, multiplying
+    all is as fast.
+    """
+
+    table: Any
+    """Of shape (n_counts, n_groups): a sparse array of SciPy, or an ndarray."""
+
+    @classmethod
+    def of(cls, hits: Sequence[BoolArray], group_of_row: npt.NDArray[np.intp], n_groups: int) -> _Counted:
+        """Of arrays of shape (n_samples, some), side by side."""
+        from scipy.sparse import coo_array  # here, as it takes a part of a second to import
+
+        found, n_counts = [np.nonzero(part) for part in hits], [part.shape[1] for part in hits]
+        columns = [column + sum(n_counts[:i]) for i, (_, column) in enumerate(found)]
+        place = (np.concatenate(columns), group_of_row[np.concatenate([rows for rows, _ in found])])
+        table = coo_array((np.ones(len(place[0])), place), shape=(sum(n_counts), n_groups)).tocsr()
+        return cls(table.toarray() if table.nnz * 16 > sum(n_counts) * n_groups else table)
+
+    @classmethod
+    def decisions(
+        cls,
+        truth: BoolArray,
+        decided: BoolArray,
+        group_of_row: npt.NDArray[np.intp],
+        n_groups: int,
+        true_name: str = "y_true",
+    ) -> _Counted:
+        """True positives of each label, and then errors (fp + fn): 2 n_labels counts."""
+        if truth.shape[1] == 0:
+            raise ValueError(
+                f"The '{true_name}' parameter must have labels. Got an array of shape {truth.shape} instead."
+            )
+        return cls.of([truth & decided, truth ^ decided], group_of_row, n_groups)
+
+    def sums(self, drawn: FloatArray) -> FloatArray:
+        """The counts of resamples, of shape (n, n_counts)."""
+        if isinstance(self.table, np.ndarray):
+            return np.asarray(drawn @ self.table.T)
+        return np.stack([self.table @ times for times in drawn])
+
+    def __len__(self) -> int:
+        return int(self.table.shape[0])
+
+    def macro_f1(self, drawn: FloatArray) -> FloatArray:
+        """Macro-F1 of resamples, of shape (n,), where the counts are those of `decisions`.
+
+        Equal decisions give equal F1 to the last bit; F1 is 0 for a label without true positives and errors.
+        """
+        tp, errors = np.split(self.sums(drawn), 2, axis=1)
+        return np.asarray((2 * tp / np.maximum(2 * tp + errors, 1)).mean(axis=1))
+
+    def estimate(self) -> np.float64:
+        """`macro_f1` of the rows as they are."""
+        return np.float64(self.macro_f1(np.ones((1, self.table.shape[1])))[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,44 +483,37 @@ def _check_settings(n_resamples: int, confidence: float) -> None:
         raise ValueError(f"The 'confidence' parameter must lie between 0 and 1. Got {confidence} instead.")
 
 
-def _group_counts(
+def _counts_of(
     y_true: npt.ArrayLike,
     y_pred: npt.ArrayLike,
     groups: npt.ArrayLike,
     pred_name: str = "y_pred",
     true_name: str = "y_true",
     groups_name: str = "groups",
-) -> FloatArray:
-    """True positives and errors (fp + fn) of each group and label, of shape (n_groups, n_labels, 2)."""
+) -> tuple[_Counted, int]:
+    """See `_Counted.decisions`; and the number of groups."""
     truth, decided = as_binary(y_true, true_name), as_binary(y_pred, pred_name)
     same_shape(truth, true_name, decided, pred_name)
-    names, group_of_row = np.unique(as_row_keys(groups, groups_name, len(truth)), return_inverse=True)
+    n_groups, group_of_row = _numbered(groups, groups_name, len(truth))
+    return _Counted.decisions(truth, decided, group_of_row, n_groups, true_name), n_groups
+
+
+def _numbered(groups: npt.ArrayLike, name: str, n_samples: int) -> tuple[int, npt.NDArray[np.intp]]:
+    """How many groups there are, and the number of each row's, from 0."""
+    names, group_of_row = np.unique(as_row_keys(groups, name, n_samples), return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"The '{groups_name}' parameter must hold at least two groups. Got {len(names)} instead.")
-    if truth.shape[1] == 0:
-        raise ValueError(f"The '{true_name}' parameter must have labels. Got an array of shape {truth.shape} instead.")
-    counts = np.empty((len(names), truth.shape[1], 2))
-    counts[..., 0] = _sums(truth & decided, group_of_row, len(names))
-    counts[..., 1] = _sums(truth ^ decided, group_of_row, len(names))
-    return counts
+        raise ValueError(f"The '{name}' parameter must hold at least two groups. Got {len(names)} instead.")
+    return len(names), group_of_row
 
 
-def _sums(hits: BoolArray, group_of_row: npt.NDArray[np.intp], n_groups: int) -> npt.NDArray[np.int64]:
-    """Sums of the rows of each group, of shape (n_groups, n_labels)."""
-    row, label = np.nonzero(hits)
-    n_labels = hits.shape[1]
-    flat = np.bincount(group_of_row[row] * n_labels + label, minlength=n_groups * n_labels)
-    return flat.reshape(n_groups, n_labels)
-
-
-def _resampled_macro_f1(counts: list[FloatArray], n_resamples: int, seed: np.random.SeedSequence) -> list[FloatArray]:
-    """Macro-F1 in each resample, of shape (n_resamples,), for each array of counts; all see the same draws."""
-    flat = [c.reshape(len(c), -1) for c in counts]
-    values: list[list[FloatArray]] = [[] for _ in counts]
-    for drawn in _draws(len(counts[0]), n_resamples, np.random.default_rng(seed)):
-        for found, columns, original in zip(values, flat, counts, strict=True):
-            # Sums of whole numbers, exact in float64: equal decisions give equal F1 to the last bit.
-            found.append(_macro_f1((drawn @ columns).reshape(-1, *original.shape[1:])))
+def _resampled(
+    of_draws: Sequence[OfDraws], n_groups: int, n_resamples: int, seed: np.random.SeedSequence
+) -> list[FloatArray]:
+    """Figures of each resample, of shape (n_resamples,); all see the same draws."""
+    values: list[list[FloatArray]] = [[] for _ in of_draws]
+    for drawn in _draws(n_groups, n_resamples, np.random.default_rng(seed)):
+        for found, figure in zip(values, of_draws, strict=True):
+            found.append(figure(drawn))
     return [np.concatenate(found) for found in values]
 
 
@@ -429,13 +531,6 @@ def _draws(n_groups: int, n_resamples: int, rng: np.random.Generator) -> Iterato
         yield chunk
 
 
-def _macro_f1(counts: FloatArray) -> FloatArray:
-    """Macro-F1 from counts of shape (..., n_labels, 2); F1 is 0 for a label without true positives and errors."""
-    tp, errors = counts[..., 0], counts[..., 1]
-    f1: FloatArray = 2 * tp / np.maximum(2 * tp + errors, 1)
-    return np.asarray(f1.mean(axis=-1))
-
-
-def _interval(estimate: FloatArray, resampled: FloatArray, confidence: float, n_groups: int) -> Interval:
+def _interval(estimate: np.float64, resampled: FloatArray, confidence: float, n_groups: int) -> Interval:
     low, high = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(estimate), float(low), float(high), confidence, len(resampled), n_groups)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lora_cls.choices import MetricName, ScoreMetric
 from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scores, same_shape
-from lora_cls.evaluation.metrics import mean_where_defined, ranking_metrics
+from lora_cls.evaluation.metrics import label_ranks, mean_where_defined
 from lora_cls.evaluation.objectives import (
     Counts,
     Rate,
@@ -116,12 +116,10 @@ class Metric:
         [0.857, 0.667, 1.0]
         """
         if self.name in ("roc_auc", "average_precision"):
-            truth, scores = as_binary(y_true, "y_true"), as_scores(np.asarray(y_score), "y_score")
-            same_shape(truth, "y_true", scores, "y_score")
-            of_label = [ranking_metrics(truth[:, j], scores[:, j]) for j in range(truth.shape[1])]
+            of_label = label_ranks(y_true, np.asarray(y_score))
             found = mean_where_defined([values[self.name == "average_precision"] for values in of_label])
             return float("nan") if found is None else found
-        return float(self.of_sums(self.summands(y_true, y_pred, y_score).sum(axis=0)))
+        return float(self.of_sums(self.summands(y_true, y_pred, y_score).sum(axis=0, dtype=np.float64)))
 
     def gain(self, y_true: npt.ArrayLike, y_pred: npt.ArrayLike | None, y_score: npt.ArrayLike | None) -> float:
         """`score`, turned so that more is better; an undefined one is worse than any."""
@@ -130,9 +128,9 @@ class Metric:
 
     def summands(
         self, y_true: npt.ArrayLike, y_pred: npt.ArrayLike | None, y_score: npt.ArrayLike | None
-    ) -> FloatArray:
-        """What each row adds to the sums that the metric is computed of, of shape (n_samples, n_sums); for `roc_auc`
-        and `average_precision` there are none. Errors as in `score`."""
+    ) -> FloatArray | BoolArray:
+        """What each row adds to the sums that the metric is computed of, of shape (n_samples, n_sums), booleans where
+        they are counts; for `roc_auc` and `average_precision` there are none. Errors as in `score`."""
         truth = as_binary(y_true, "y_true")
         if truth.size == 0:
             raise ValueError(
@@ -148,8 +146,7 @@ class Metric:
             value = exact_rows if self.name == "accuracy" else jaccard_rows
             both, either = (found.sum(axis=1, dtype=np.int64) for found in (truth & decided, truth | decided))
             return _means(value(both, either))
-        one = np.ones((len(truth), 1))
-        return np.concatenate([truth & decided, truth, decided, one], axis=1, dtype=np.float64)
+        return np.concatenate([truth & decided, truth, decided, np.ones((len(truth), 1), dtype=np.bool_)], axis=1)
 
     def of_sums(self, sums: FloatArray) -> FloatArray:
         """The metric of sums of `summands`, of shape (..., n_sums); of shape (...)."""

@@ -85,6 +85,7 @@ def label_table(
     y_score: npt.ArrayLike,
     label_names: Sequence[str],
     thresholds: npt.ArrayLike | None = None,
+    ranks: Sequence[tuple[float | None, float | None]] | None = None,
 ) -> list[dict[str, Any]]:
     """One row of figures per label, in plain Python values.
 
@@ -95,6 +96,7 @@ def label_table(
     label_names : sequence of str of length n_labels
     thresholds : float, array of shape (n_labels,), or None
         Copied into the table; None where there is no single threshold, as with cross-fitted decisions.
+    ranks : what `label_ranks` says of `y_true` and `y_score`, where it is at hand
 
     Returns
     -------
@@ -115,11 +117,12 @@ def label_table(
         raise ValueError(f"The 'label_names' parameter must name {n_labels} label(s). Got {len(label_names)} instead.")
     limits = _thresholds_column(thresholds, n_labels)
 
+    ranks = label_ranks(truth, scores) if ranks is None else ranks
     tp, n_true, n_pred = _counts(truth, decided)
     precision, recall, f1 = _ratio(tp, n_pred), _ratio(tp, n_true), _ratio(2 * tp, n_true + n_pred)
     table = []
     for j, name in enumerate(label_names):
-        roc_auc, average_precision = ranking_metrics(truth[:, j], scores[:, j])
+        roc_auc, average_precision = ranks[j]
         table.append(
             {
                 "label": str(name),
@@ -142,6 +145,7 @@ def summary(
     y_score: npt.ArrayLike,
     label_names: Sequence[str],
     thresholds: npt.ArrayLike | None = None,
+    ranks: Sequence[tuple[float | None, float | None]] | None = None,
 ) -> dict[str, Any]:
     """All figures of one set of decisions, ready for `json.dump`. Parameters and errors as in `label_table`.
 
@@ -151,7 +155,7 @@ def summary(
         macro_f1, micro_f1, exact_match; macro_roc_auc and macro_average_precision, means over the labels with both
         classes (None without any); per_label, the rows of `label_table`.
     """
-    table = label_table(y_true, y_pred, y_score, label_names, thresholds)
+    table = label_table(y_true, y_pred, y_score, label_names, thresholds, ranks)
     return {
         "macro_f1": macro_f1(y_true, y_pred),
         "micro_f1": micro_f1(y_true, y_pred),
@@ -196,6 +200,19 @@ def ranking_metrics(truth: BoolArray, scores: FloatArray) -> tuple[float | None,
     from sklearn.metrics import average_precision_score, roc_auc_score  # here, as it takes a second to import
 
     return float(roc_auc_score(truth, scores)), float(average_precision_score(truth, scores))
+
+
+def label_ranks(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> list[tuple[float | None, float | None]]:
+    """`ranking_metrics` of every label; no decision enters, so that one call serves several of the same scores.
+
+    Parameters
+    ----------
+    y_true : array of 0/1 of shape (n_samples, n_labels)
+    y_score : array of float of the same shape
+    """
+    truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
+    same_shape(truth, "y_true", scores, "y_score")
+    return [ranking_metrics(truth[:, j], scores[:, j]) for j in range(truth.shape[1])]
 
 
 def _thresholds_column(thresholds: npt.ArrayLike | None, n_labels: int) -> list[float | None]:

@@ -12,6 +12,8 @@ from lora_cls.evaluation.arrays import BoolArray, FloatArray, as_binary, as_scor
 
 IntArray = npt.NDArray[np.int64]
 
+_BLOCK = 2**23  # values that are looked at together: several times as much memory as their 64 MiB
+
 
 def confident_mistakes(
     y_true: npt.ArrayLike, y_pred: npt.ArrayLike, y_score: npt.ArrayLike, n: int
@@ -65,7 +67,11 @@ def taken_for(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> IntArray:
     """
     truth, decided = as_binary(y_true, "y_true"), as_binary(y_pred, "y_pred")
     same_shape(truth, "y_true", decided, "y_pred")
-    return ((truth & ~decided).astype(np.float64).T @ (decided & ~truth)).round().astype(np.int64)
+    from scipy.sparse import csr_array  # here, as it takes a part of a second to import
+
+    # sparse, as most decisions are right
+    missed, given = (csr_array(where, dtype=np.int64) for where in (truth & ~decided, decided & ~truth))
+    return np.asarray((missed.T @ given).toarray())
 
 
 def confusion(y_true: npt.ArrayLike, y_pred: npt.ArrayLike) -> IntArray:
@@ -110,10 +116,18 @@ def label_doubts(y_true: npt.ArrayLike, y_score: npt.ArrayLike) -> Doubts:
     """
     truth, scores = as_binary(y_true, "y_true"), as_scores(y_score, "y_score")
     same_shape(truth, "y_true", scores, "y_score")
-    above_yes, above_no = _above_usual(truth, scores), _above_usual(~truth, 1 - scores)
-    excess = np.where(truth, above_no - above_yes, above_yes - above_no)
-    rows, labels = np.nonzero(excess > 0)
-    order = np.argsort(-excess[rows, labels], kind="stable")
+    n_labels = truth.shape[1]
+    n_blocks = int(np.clip(truth.size // _BLOCK, 1, max(1, n_labels // 2)))  # of 2 labels or more: sums stay the same
+    found = []
+    for columns in np.array_split(np.arange(n_labels), n_blocks):
+        own, of = truth[:, columns], scores[:, columns]
+        above_yes, above_no = _above_usual(own, of), _above_usual(~own, 1 - of)
+        excess = np.where(own, above_no - above_yes, above_yes - above_no)
+        rows, labels = np.nonzero(excess > 0)
+        found.append((rows, columns[labels], excess[rows, labels]))
+    rows, labels, excess = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.argsort(rows * n_labels + labels)
+    order = order[np.argsort(-excess[order], kind="stable")]
     return Doubts(rows[order], labels[order])
 
 

@@ -103,9 +103,11 @@ class Shown:
 
     def _joined(self, chosen: np.ndarray) -> np.ndarray:
         """The names of every row's labels, ndarray of shape (n_samples,), of str."""
-        patterns, of_row = np.unique(np.packbits(chosen, axis=1), axis=0, return_inverse=True)
-        unpacked = np.unpackbits(patterns, axis=1, count=chosen.shape[1])
-        names = [plain_cell(" | ".join(self.names(pattern))) for pattern in unpacked]
+        packed: np.ndarray = np.packbits(chosen, axis=1)
+        if packed.shape[1] <= 8:  # as one number, which sorts ten times as fast
+            packed = np.pad(packed, ((0, 0), (0, 8 - packed.shape[1]))).view(np.uint64).ravel()
+        _, first, of_row = np.unique(packed, axis=0, return_index=True, return_inverse=True)
+        names = [plain_cell(" | ".join(self.names(pattern))) for pattern in chosen[first]]
         return np.array(names, dtype=object)[of_row.reshape(-1)]
 
 

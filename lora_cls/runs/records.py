@@ -30,7 +30,7 @@ R = TypeVar("R", bound="Record")
 class Part(BaseModel):
     """An object within a record."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, defer_build=True)
 
 
 class Record(Part):

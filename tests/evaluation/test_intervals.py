@@ -7,8 +7,13 @@ import pytest
 from sklearn.metrics import f1_score
 
 from lora_cls.evaluation import (
+    Answers,
+    Metric,
+    Resamples,
     bootstrap_difference,
     bootstrap_macro_f1,
+    bootstrap_metric,
+    bootstrap_metric_difference,
     bootstrap_unpaired_difference,
     intervals,
     macro_f1,
@@ -124,3 +129,36 @@ def test_settings_without_an_interval_are_refused(changes, message):
     """One group, misaligned groups, no resamples and a confidence in percent are named."""
     with pytest.raises(ValueError, match=message):
         bootstrap_macro_f1(**{"y_true": [[0], [1]], "y_pred": [[0], [1]], "groups": [0, 1], **changes})
+
+
+@pytest.mark.parametrize("share", [0.02, 0.4])
+def test_rare_and_frequent_labels_give_what_dense_counts_give_to_the_last_bit(share):
+    """Counts of rare labels are kept sparse; whole numbers add up to the same in any order."""
+    rng = np.random.default_rng(6)
+    y_true, y_pred = rng.random((300, 12)) < share, rng.random((300, 12)) < share
+    groups = rng.integers(0, 200, 300)
+    _, group_of_row = np.unique(groups, return_inverse=True)
+    counts = np.zeros((group_of_row.max() + 1, 2, 12))
+    np.add.at(counts, group_of_row, np.stack([y_true & y_pred, y_true ^ y_pred], axis=1))
+    drawn = np.random.default_rng(np.random.SeedSequence(0)).integers(len(counts), size=(1, len(counts)))
+    tp, errors = counts[drawn[0]].sum(axis=0)
+    only = (2 * tp / np.maximum(2 * tp + errors, 1)).mean()
+    found = bootstrap_macro_f1(y_true, y_pred, groups, n_resamples=1)
+    assert (found.low, found.estimate) == (only, macro_f1(y_true, y_pred))
+
+
+def test_figures_of_the_same_draws_are_those_of_each_alone():
+    """Two models and two metrics, of one series of draws: every interval is the one of its own call."""
+    rng = np.random.default_rng(8)
+    y_true, y_pred = simulate(rng, 80)
+    groups, metrics = rng.integers(0, 60, 80), [Metric(), Metric("log_loss")]
+    answers = [Answers(y_pred, rng.random(y_true.shape)), Answers(y_true, rng.random(y_true.shape))]
+    drawn = Resamples.draw(metrics, y_true, answers, groups, n_resamples=50)
+    for metric in metrics:
+        alone = bootstrap_metric(metric, y_true, answers[1], groups, n_resamples=50)
+        assert drawn.interval(metric, 1) == alone
+        pair = bootstrap_metric_difference(metric, y_true, *answers, groups, n_resamples=50)
+        assert drawn.difference(metric, 0, 1) == pair
+    assert drawn.difference(Metric(), 0, 1) == bootstrap_difference(
+        y_true, answers[0].y_pred, answers[1].y_pred, groups, n_resamples=50
+    )

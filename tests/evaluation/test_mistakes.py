@@ -1,8 +1,10 @@
 """Tables of mistakes: which rows, in which order."""
 
 import numpy as np
+import pytest
 from sklearn.metrics import confusion_matrix
 
+from lora_cls.evaluation import mistakes
 from lora_cls.evaluation.mistakes import (
     class_doubts,
     co_occurrence,
@@ -70,3 +72,14 @@ def test_labels_without_rows():
     y_true = np.tile([0, 1], (20, 1))
     found = label_doubts(y_true, np.random.default_rng(0).random((20, 2)))
     assert len(found.rows) == 0
+
+
+@pytest.mark.parametrize("levels", [4, 10**6])
+def test_doubts_are_the_same_by_blocks_of_labels(monkeypatch, levels):
+    """Blocks bound the memory of many labels, and change neither the doubts nor their order, also of equal ones."""
+    rng = np.random.default_rng(levels)
+    y_true, y_score = rng.random((60, 7)) < 0.3, rng.integers(0, levels, (60, 7)) / levels
+    whole = label_doubts(y_true, y_score)
+    monkeypatch.setattr(mistakes, "_BLOCK", 1)
+    parts = label_doubts(y_true, y_score)
+    assert np.array_equal(parts.rows, whole.rows) and np.array_equal(parts.labels, whole.labels)
