@@ -168,7 +168,7 @@ _REMEDIES = {
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): "Free space and repeat the command; a run continues with --resume.",
     (errno.EACCES, errno.EPERM, errno.EROFS): (
         "Get the right to write there and repeat the command (a run continues with --resume), or where the command has "
-        "--out, choose another place."
+        "--out, choose another place; of a run that may only be read, work on a copy."
     ),
     (errno.ENAMETOOLONG,): "Choose a shorter name with --out.",
     (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY): (

@@ -24,6 +24,7 @@ WITH_RUNS = {
     "cross_validate",
     "export",
     "predict_file",
+    "push",
     "score_file",
     "sweep",
     "tune",

@@ -14,6 +14,10 @@ import pytest
 from lora_cls.commands.export import export
 from lora_cls.commands.predict import Classifier
 from lora_cls.commands.push import push
+from lora_cls.commands.tune import tune
+from lora_cls.errors import RecipeError, RunError
+from lora_cls.report.page import write_page
+from lora_cls.runs import RunFolder, training_data
 
 REPO = "ann/emotions"
 TOKEN = "hf_test"
@@ -56,7 +60,7 @@ class Requests(BaseHTTPRequestHandler):
             name = f"{given['organization']}/{given['name']}"
             if given["organization"] != "ann":
                 return self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
-            hub.repos[name] = {"private": given.get("visibility") == "private" or given.get("private"), "files": {}}
+            hub.repos[name] = {"private": given["visibility"] == "private", "files": {}}
             return self.answer(200, {"url": f"{hub.endpoint}/{name}"})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
@@ -133,15 +137,6 @@ def run(small_recipe, train, test, tmp_path_factory):
     return cross_validate(small_recipe("bert"), folder / "train.csv", folder / "test.csv", folder / "run")
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    return export(run, tmp_path_factory.mktemp("export") / "shipped")
-
-
-def texts_of(run):
-    return pd.read_csv(run.path.parent / "train.csv")["text"].tolist()
-
-
 def downloaded(hub, folder):
     """What the hub holds, as files."""
     for name, content in hub.repos[REPO]["files"].items():
@@ -150,24 +145,29 @@ def downloaded(hub, folder):
     return folder
 
 
-def test_dry_run_and_what_arrives(run, hub, tmp_path):
+def test_dry_run_and_what_arrives(run, copy_of, hub, tmp_path):
     """A dry run asks nobody; the hub then receives these very files, in one commit, in a private repository; nothing
     in them is a text, an id or a path; and they answer as the run does."""
+    run = copy_of(run)
+    write_page(run, training_data(run))  # with texts
     told = push(run, REPO, base_model="org/tiny", dry_run=True)
     assert (told.url, hub.asked) == (None, [])
     assert {"README.md", "report.html", "thresholds.json", "labels.json", "fold-00/adapter/adapter_config.json"} <= {
         file.path for file in told.files
     }
     assert {"folds.csv", "train_labels.csv", "oof_proba.csv", "text_hashes.npy", "mistakes.csv"} <= set(told.kept)
+    assert told.notes == []
     sent = push(run, REPO, base_model="org/tiny")
     repo = hub.repos[REPO]
     assert (repo["private"], hub.commits, sent.files) == (True, 1, told.files)
     arrived = {name: (len(content), hashlib.sha256(content).hexdigest()) for name, content in repo["files"].items()}
     assert arrived == {file.path: (file.size, file.sha256) for file in told.files}
+    texts = [text for text in training_data(run).texts if len(text) > 20]
+    assert any(text in run.files.page.read_text() for text in texts)
     for name, content in repo["files"].items():
         assert not OWN_PATH.search(content), name
         assert b"example.org" not in content, name
-        assert not [text for text in texts_of(run) if len(text) > 20 and text.encode() in content], name
+        assert not [text for text in texts if text.encode() in content], name
     there = downloaded(hub, tmp_path / "there")
     config = json.loads((there / "fold-00/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "org/tiny"
@@ -177,3 +177,112 @@ def test_dry_run_and_what_arrives(run, hub, tmp_path):
     texts = ["so happy", "afraid and worried"]
     answers = Classifier.load(there, backbone=base).predict_proba(texts)
     np.testing.assert_array_equal(answers, Classifier.load(run).predict_proba(texts))
+    with pytest.raises(RunError, match=r"folds\.csv is missing"):
+        tune(there)
+
+
+@pytest.mark.parametrize("to", ["adapter", "merged"])
+def test_exports(run, hub, tmp_path, to):
+    """An export opens as it did; a merged one needs no name of its base."""
+    shipped = export(run, tmp_path / "shipped", to=to)
+    sent = push(shipped, REPO, base_model="org/tiny" if to == "adapter" else None, public=True)
+    assert hub.repos[REPO]["private"] is False
+    assert not [name for name, content in hub.repos[REPO]["files"].items() if OWN_PATH.search(content)]
+    assert sent.kept == ["text_hashes.npy"]
+    there = downloaded(hub, tmp_path / "there")
+    assert "Before you share" not in (there / "README.md").read_text()
+    base = run.info.backbone_path if to == "adapter" else None
+    answers = Classifier.load(there, backbone=base).predict_proba("so happy")
+    np.testing.assert_array_equal(answers, Classifier.load(shipped).predict_proba("so happy"))
+
+
+def test_all_that_must_not_leave_is_named(run, copy_of, hub):
+    """A folder that holds texts and paths is refused, with every file named at once; nothing is sent."""
+    run = copy_of(run)
+    rows = training_data(run)
+    (quoted,) = [i for i, name in enumerate(rows.ids) if name == "ann.3@example.org"]
+    notes = json.dumps({"seen": f'as in "{rows.texts[quoted]}"'})
+    (run.path / "fold-00/adapter/notes.json").write_text(notes)
+    (run.path / "fold-01/adapter/note.txt").write_text("made of /home/ann/secret/train.csv, and ~/more.csv")
+    with pytest.raises(RunError) as refused:
+        push(run, REPO)
+    said = str(refused.value)
+    assert "is not sent to the hub, nothing of it" in said
+    assert "which others do not have: say what it is called on the hub with --base-model" in said
+    assert "fold-00/adapter/notes.json holds the text of a training row: 'ann.3@example.org'" in said
+    assert "fold-01/adapter/note.txt holds a path of this machine: '/home/ann/secret/train.csv' and 1 more" in said
+    assert hub.asked == []
+
+
+def test_texts_that_cannot_be_read(run, copy_of):
+    """Where the training table is gone, it is said that no texts were looked for; another table is refused."""
+    moved = copy_of(run)
+    info = moved.info
+    paths = info.data.paths | {"train": "gone.csv"}
+    info.model_copy(update={"data": info.data.model_copy(update={"paths": paths})}).write(moved.files.info)
+    moved = RunFolder(moved.path)
+    (note,) = push(moved, REPO, base_model="org/tiny", dry_run=True).notes
+    assert note.startswith("No texts of training rows were looked for (") and note.endswith("with --train.")
+    table = run.path.parent / "train.csv"
+    assert push(moved, REPO, base_model="org/tiny", dry_run=True, train=table).notes == []
+    with pytest.raises(RunError, match="is not the data"):
+        push(moved, REPO, base_model="org/tiny", dry_run=True, train=pd.read_csv(table).iloc[:-1])
+
+
+def test_kinds_that_stay(finished):
+    """Nothing of a TF-IDF model works without words of the training texts."""
+    with pytest.raises(RunError, match="vocabularies hold words and pieces of the training texts"):
+        push(finished("tfidf"), REPO)
+
+
+@pytest.mark.parametrize(
+    ("repo", "base", "said"),
+    [("emotions", None, "OWNER/NAME"), ("ann/emo tions", None, "OWNER/NAME"), (REPO, "/opt/base", "--base-model")],
+)
+def test_names(run, repo, base, said):
+    with pytest.raises(RecipeError, match=said):
+        push(run, repo, base_model=base, dry_run=True)
+
+
+def test_a_second_push(run, hub):
+    """What an earlier push left and this one does not send is removed; files of others stay."""
+    push(run, REPO, base_model="org/tiny")
+    files = hub.repos[REPO]["files"]
+    first = dict(files)
+    files |= {"fold-09/fold.json": b"{}", "fold-09/adapter/adapter_model.safetensors": b"", "LICENSE": b"mine"}
+    push(run, REPO, base_model="org/tiny")
+    assert hub.repos[REPO]["files"] == first | {"LICENSE": b"mine"}
+
+
+def test_a_public_repository(run, hub):
+    """What is private by default goes into no public repository unasked."""
+    push(run, REPO, base_model="org/tiny", public=True)
+    with pytest.raises(RunError, match="is there, and public: send it there with --public"):
+        push(run, REPO, base_model="org/tiny")
+
+
+def refused(run, repo=REPO):
+    with pytest.raises(RunError) as error:
+        push(run, repo, base_model="org/tiny")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_the_hub_refuses(run, hub, monkeypatch):
+    """One sentence each: no token, a wrong one, no right to write, no hub, and a hub that is switched off."""
+    from huggingface_hub import constants
+
+    assert "does not let this token write to bob/emotions" in refused(run, "bob/emotions")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "does not know the token" in refused(run)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in refused(run)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", "nowhere")
+    assert "no token" in refused(run)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "cannot be reached" in refused(run)
+    assert hub.repos == {}
