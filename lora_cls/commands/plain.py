@@ -190,7 +190,13 @@ def write_plain(run: RunFolder, merged: RunFolder, folder: Path, about: ExportIn
         rank = write_plain_adapter([fold.weights(fold.adapter) for fold in folds], folder / ADAPTER, config)
     about = about.model_copy(update={"parity": parity, "rank": rank})
     card = plain_card(
-        run, about, decision, has_bias=form.has_bias, no_frame=not len(frame), pad_token=tokenizer.pad_token
+        run,
+        about,
+        decision,
+        has_bias=form.has_bias,
+        no_frame=not len(frame),
+        pad_token=tokenizer.pad_token,
+        pad_token_id=tokenizer.pad_token_id,
     )
     write_bytes(folder / CARD, card.encode())
     about.model_copy(update={"files": sums(folder, [folder])}).write(folder / EXPORT)

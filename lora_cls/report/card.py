@@ -158,7 +158,14 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
 
 
 def plain_card(
-    run: RunFolder, about: ExportInfo, decision: PlainDecision, *, has_bias: bool, no_frame: bool, pad_token: str
+    run: RunFolder,
+    about: ExportInfo,
+    decision: PlainDecision,
+    *,
+    has_bias: bool,
+    no_frame: bool,
+    pad_token: str,
+    pad_token_id: int,
 ) -> str:
     """The text of the README of an export for transformers; `about` and `decision` are its files.
 
@@ -193,6 +200,7 @@ def plain_card(
         has_bias=has_bias,
         no_frame=no_frame,
         pad_token=pad_token,
+        pad_token_id=pad_token_id,
         parity=[parity_sentence(parity) for parity in about.parity or []],
         vllm_rank=next((rank for rank in VLLM_RANKS if rank >= (about.rank or 0)), None),
     )

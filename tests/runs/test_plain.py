@@ -158,7 +158,7 @@ def test_what_the_folder_says(folders, kind):
     assert all(offsets) is (kind != "first") and (kind != "first" or not any(offsets))
     readme = (folders[kind] / "README.md").read_text()
     score = "out-of-fold score" if kind == "labels" else "score of its own"
-    assert f"**It has no {score}**" in readme and "differ from ours by at most" in readme
+    assert f"**It has no {score}**" in readme and "from those that lora_cls computes in float32" in readme
     assert ("vllm serve" in readme) is (kind != "first") is (folders[kind] / "adapter").is_dir()
     for file in folders[kind].rglob("*"):
         if file.suffix in (".json", ".md", ".jinja"):
@@ -187,11 +187,13 @@ def test_on_the_command_line(runs, emotion_table, tmp_path, monkeypatch, capsys)
         assert not done.value.code
     printed = capsys.readouterr().out
     assert "which transformers opens by itself" in printed and "no out-of-fold score" in printed
-    assert "In float32, probabilities of 54 texts differ from ours by at most" in printed
+    assert "Computed in float32, probabilities of 54 texts differ by at most" in printed
     assert "lora-cls predict" not in printed
     about = json.loads((tmp_path / "out" / "export.json").read_text())
     assert [row["model"] for row in about["scores"]] == ["the folds together", "exact mean", "merged"]
     assert "| merged |" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(RunError, match=r"is an export for another program: it has no recipe\.yaml"):
+        Classifier.load(tmp_path / "out")
     (tmp_path / "out" / "mine.txt").write_text("kept")
     with pytest.raises(RunError, match=r"also holds mine\.txt"):
         export(runs["labels"], tmp_path / "out", to="transformers", overwrite=True)
