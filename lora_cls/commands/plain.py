@@ -7,6 +7,7 @@ it names a place on the machine that made it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,6 @@ import numpy as np
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import Dataset
 from lora_cls.errors import RunError, shorten
-from lora_cls.evaluation import Task
 from lora_cls.files import write_bytes
 from lora_cls.recipe import Recipe
 from lora_cls.report.card import plain_card
@@ -167,17 +167,18 @@ def write_plain(run: RunFolder, merged: RunFolder, folder: Path, about: ExportIn
         exclusive=task.exclusive, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     stored = str(merged.info.choices["merged_dtype"])
-    ours = _in_fp32(merged)
-    thresholds = task.link.probabilities(task.link.logits(ours.thresholds), np.exp(offset))
+    decided = run.decision()
+    own = [decided.shipped[name] for name in names]
+    thresholds = task.link.probabilities(task.link.logits(own), np.exp(offset))
     decision = PlainDecision(
         task=task.name,
         thresholds=dict(zip(names, thresholds.tolist(), strict=True)),
         offsets=dict(zip(names, offset.tolist(), strict=True)),
     )
-    if ours.prediction.at_least_one and not task.exclusive:
-        own = dict(zip(names, ours.thresholds.tolist(), strict=True))
-        decision = decision.model_copy(update={"at_least_one": own})
-    parity = _compare(ours, folder, tokenizer, texts, decision, list(dict.fromkeys(["float32", stored])))
+    if decided.prediction.at_least_one and not task.exclusive:
+        decision = decision.model_copy(update={"at_least_one": dict(zip(names, own, strict=True))})
+    asked = [text for text in texts if tokenizer(text, verbose=False)["input_ids"]][:MOST_TEXTS] + _made_up(tokenizer)
+    parity = _compare(merged, folder, asked, decision, list(dict.fromkeys(["float32", stored])))
     if not parity[0].difference <= MOST_DIFFERENT:
         raise RunError(
             "transformers would answer otherwise than the run's mean model: probabilities differ by "
@@ -210,45 +211,29 @@ def _others_have_the_base(run: RunFolder) -> bool:
     return recipe.lora is not None and not changed
 
 
-def _in_fp32(merged: RunFolder) -> Classifier:
-    """The models of an export, to be computed in fp32 whatever it was merged in."""
-    choices: dict[str, Any] = merged.info.choices | {"dtype": "float32", "merged_dtype": "float32"}
-    merged.info.model_copy(update={"choices": choices}).write(merged.files.info)
-    return Classifier.load(RunFolder(merged.path))
-
-
-def plain_answer(task: Task, names: Sequence[str], scores: np.ndarray, decision: PlainDecision) -> tuple[Any, Any]:
-    """Probabilities and decisions of a run, each of shape (n_texts, n_labels), by the scores of a plain model."""
-    offset = np.array([decision.offsets[name] for name in names])
-    y_score = task.link.probabilities(task.link.logits(scores), np.exp(-offset))
-    if decision.at_least_one is not None:
-        return y_score, task.apply(y_score, [decision.at_least_one[name] for name in names], at_least_one=True)
-    return y_score, task.apply(scores, [decision.thresholds[name] for name in names])
-
-
 def _compare(
-    ours: Classifier,
-    folder: Path,
-    tokenizer: Any,
-    texts: Sequence[str],
-    decision: PlainDecision,
-    dtypes: Sequence[str],
+    merged: RunFolder, folder: Path, texts: Sequence[str], decision: PlainDecision, dtypes: Sequence[str]
 ) -> list[Parity]:
-    """What plain `pipeline` says of texts, beside our own answers, in each precision."""
+    """What plain `pipeline` says of texts in each precision, beside what the merged export does in fp32."""
     from lora_cls.modeling.plain_classifier import pipeline_scores
     from lora_cls.modeling.precision import DTYPES
 
-    names = ours.label_names
-    read = [text for text in texts if tokenizer(text, verbose=False)["input_ids"]][:MOST_TEXTS] + _made_up(tokenizer)
-    rows = Dataset([str(i) for i in range(len(read))], read, None, list(names), np.arange(len(read)))
-    y_score, y_pred = ours.answer(rows)
+    choices: dict[str, Any] = merged.info.choices | {"dtype": "float32", "merged_dtype": "float32"}
+    merged.info.model_copy(update={"choices": choices}).write(merged.files.info)
+    names, task = merged.label_names, merged.task()
+    rows = Dataset([str(i) for i in range(len(texts))], list(texts), None, names, np.arange(len(texts)))
+    y_score, y_pred = Classifier.load(RunFolder(merged.path)).answer(rows)
+    gc.collect()  # a model and its caches hold each other, and would lie beside the next
+    offset = np.array([decision.offsets[name] for name in names])
+    limits = [(decision.at_least_one or decision.thresholds)[name] for name in names]
     found: list[Parity] = []
     for dtype in dtypes:
-        scores = pipeline_scores(folder, read, names, DTYPES[dtype])
-        theirs, decided = plain_answer(ours.run.task(), names, scores, decision)
-        difference = float(np.abs(theirs - y_score).max())
-        others = int((decided != y_pred).sum())
-        found.append(Parity(dtype=dtype, texts=len(read), difference=difference, decisions=others))
+        scores = pipeline_scores(folder, texts, names, DTYPES[dtype])
+        theirs = task.link.probabilities(task.link.logits(scores), np.exp(-offset))
+        one = decision.at_least_one is not None
+        decided = task.apply(theirs if one else scores, limits, at_least_one=one)
+        difference, others = float(np.abs(theirs - y_score).max()), int((decided != y_pred).sum())
+        found.append(Parity(dtype=dtype, texts=len(texts), difference=difference, decisions=others))
     return found
 
 

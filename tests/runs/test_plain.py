@@ -165,6 +165,20 @@ def test_what_the_folder_says(folders, kind):
             assert not re.search(r"/(tmp|root|home|work)/", file.read_text()), file
 
 
+def test_one_label(small_recipe, train, tmp_path):
+    """task: binary is a class with one label, whose score is a sigmoid; two columns make a text, as the README says."""
+    from transformers import pipeline
+
+    table = train.assign(title="A title", toxic=train["joy"])[["id", "title", "text", "toxic"]]
+    recipe = small_recipe("qwen2", data__label_columns=["toxic"], data__text_columns=["title", "text"])
+    run = cross_validate(recipe, table, out=tmp_path / "run", folds=[0])
+    out = export(run, tmp_path / "out", to="transformers")
+    found = pipeline("text-classification", model=str(out), top_k=None)(["happy", "afraid"])
+    assert [[score["label"] for score in scores] for scores in found] == [["toxic"], ["toxic"]]
+    assert 0 < found[0][0]["score"] < 1 and found[0] != found[1]
+    assert "A text was made of the columns title, text" in (out / "README.md").read_text()
+
+
 def test_16_bits_and_4(finished, tmp_path):
     """A run in bf16, and one on a base of 4 bits, are compared in fp32."""
     for kind in ("llama", "gemma3"):
