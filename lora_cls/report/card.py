@@ -22,7 +22,7 @@ from lora_cls.report.sentences import (
 )
 from lora_cls.report.templating import fill
 from lora_cls.runs import RunFolder, RunInfo, Scores
-from lora_cls.runs.records import Adaptation, ExportInfo
+from lora_cls.runs.records import Adaptation, ExportInfo, PlainDecision
 from lora_cls.training.heads import head_type
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ HUB_METRICS = {
     "log_loss": "log_loss", "macro_roc_auc": "roc_auc",
 }  # fmt: skip
 """What the hub calls the scores that it knows."""
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as the highest rank of an adapter."""
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 BEFORE_SHARING = "## Before you share this folder"
 """The heading of a card's last part."""
@@ -158,22 +160,52 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
     )
 
 
-def plain_card(run: RunFolder, about: ExportInfo) -> str:
-    """The text of the README of an export for transformers."""
-    recipe, task = run.recipe, run.task()
+def plain_card(
+    run: RunFolder,
+    about: ExportInfo,
+    decision: PlainDecision,
+    *,
+    has_bias: bool,
+    no_frame: bool,
+    pad_token: str,
+    pad_token_id: int,
+) -> str:
+    """The text of the README of an export for transformers; `about` and `decision` are its files.
+
+    Parameters
+    ----------
+    has_bias : whether its class has a bias, so that its scores are the run's probabilities
+    no_frame : whether a text stands without special tokens
+    """
+    recipe, exclusive = run.recipe, run.task().exclusive
     assert recipe.backbone is not None
     no_score, _, why = about.note.partition(":")
+    at_least_one = decision.at_least_one is not None
     return fill(
         "plain.md.j2",
         about=about,
+        scores=about.scores,
+        scored=about.scored,
         run=run.name,
         base=short_name(recipe.backbone.name_or_path),
+        full=recipe.lora is None,
+        quantized=recipe.quantization is not None,
         label_names=run.label_names,
         no_score=no_score,
         why=why,
-        exclusive=task.exclusive,
+        snippet=fill("snippet_plain.py.j2", exclusive=exclusive, at_least_one=at_least_one),
+        exclusive=exclusive,
+        at_least_one=at_least_one,
         max_length=recipe.data.max_length,
+        columns=_several_columns(run.info),
+        text_template=recipe.data.text_template,
+        prompt=recipe.head.prompt or recipe.head.default_prompt,
+        has_bias=has_bias,
+        no_frame=no_frame,
+        pad_token=pad_token,
+        pad_token_id=pad_token_id,
         parity=[parity_sentence(parity) for parity in about.parity or []],
+        vllm_rank=next((rank for rank in VLLM_RANKS if rank >= (about.rank or 0)), None),
     )
 
 

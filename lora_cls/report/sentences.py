@@ -47,8 +47,8 @@ NO_SCORE_OF_ONE = "It has no score of its own: that of the run is its one fold's
 def parity_sentence(parity: Parity) -> str:
     """How near an exported model's answers are to ours."""
     return (
-        f"In {parity.dtype}, probabilities of {parity.texts} texts differ from ours by at most "
-        f"{parity.difference:.1g}, and {parity.decisions} decisions do."
+        f"Computed in {parity.dtype}, probabilities of {parity.texts} texts differ by at most {parity.difference:.1g} "
+        f"from those that lora_cls computes in float32, and {parity.decisions} decisions do."
     )
 
 

@@ -132,7 +132,8 @@ class RunFolder:
         self.trust_remote_code, self.outside_runs = trust_remote_code, outside_runs
         self.files = RunFiles(self.path)
         if not os.path.isfile(self.files.recipe):  # Path's asks with errors of its own, as of a name that is too long
-            raise RunError(f"{self.path} is no run folder: it has no recipe.yaml.")
+            what = "an export for another program" if os.path.isfile(self.files.export) else "no run folder"
+            raise RunError(f"{self.path} is {what}: it has no recipe.yaml.")
         self._folds: dict[int, FoldFolder] = {}
         self._info: RunInfo | None = None
 

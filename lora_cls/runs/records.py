@@ -432,6 +432,19 @@ class ScoreMap(Part):
         return link.probabilities(apply_score_map(self.x, self.y, link.logits(proba)))
 
 
+class PlainDecision(Record):
+    """`thresholds.json` of an export for transformers: how its scores are decided. Values by label."""
+
+    task: TaskName | None
+    thresholds: dict[str, float]
+    """Of the scores. Labels at or above theirs are given; of classes the one with the greatest score / threshold."""
+    offsets: dict[str, float]
+    """What its log-odds, of classes its log-probabilities, lack of those of the run's probabilities."""
+    at_least_one: dict[str, float] | None = None
+    """Thresholds of the run's probabilities, where a text without any label is given the one that is nearest to its own
+    (`prediction.at_least_one`)."""
+
+
 class Parity(Part):
     """How far the answers of an exported model, opened by another program, lie from ours."""
 
