@@ -5,8 +5,8 @@
 
 For each run: the folds together, the exact mean of their adapters, that at ranks r, 2r and 4r, merged into the base
 (of a fully fine-tuned run: the mean of the weights), that aligned to the folds by texts of tables whose labels play
-no part (`--align`, which may be repeated), and the model of `lora-cls refit` where there is one. Exports and answers are
-kept in the work folder, so that a stopped benchmark goes on where it was.
+no part (`--align`, which may be repeated), and the model of `lora-cls refit` where there is one. Exports and answers
+are kept in the work folder, so that a stopped benchmark goes on where it was.
 
 Seconds are those of the processor, of one process: other work on the machine does not count.
 """
