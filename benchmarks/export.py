@@ -1,10 +1,12 @@
 """What one model made of the folds' models loses against them, on a labelled test file.
 
     python -m benchmarks.export RUN... --labels test.csv --work FOLDER --out benchmarks/results/NAME.md
+    python -m benchmarks.export RUN... --align train.csv,test.csv --no-ranks ...
 
-For each run: the folds together, the exact mean of their adapters, that at ranks r, 2r and 4r, merged into the base (of
-a fully fine-tuned run: the mean of the weights), and the model of `lora-cls refit` where there is one. Exports and
-answers are kept in the work folder, so that a stopped benchmark goes on where it was.
+For each run: the folds together, the exact mean of their adapters, that at ranks r, 2r and 4r, merged into the base
+(of a fully fine-tuned run: the mean of the weights), that aligned to the folds by texts of tables whose labels play
+no part (`--align`, which may be repeated), and the model of `lora-cls refit` where there is one. Exports and answers
+are kept in the work folder, so that a stopped benchmark goes on where it was.
 
 Seconds are those of the processor, of one process: other work on the machine does not count.
 """
@@ -31,25 +33,30 @@ from lora_cls.files import write_json
 from lora_cls.runs import Labelled, RunFolder
 
 
-def ways(run: RunFolder) -> list[tuple[str, dict[str, Any] | Models]]:
+def ways(run: RunFolder, align: Sequence[str], ranks: bool) -> list[tuple[str, dict[str, Any] | Models]]:
     """(name, settings of `export`, or which models of the run answer)."""
     found: list[tuple[str, dict[str, Any] | Models]] = [(FOLDS, "folds")]
     lora = run.recipe.lora
     if lora is not None:
         found.append(("exact mean", {}))
-        ranks = [n * lora.r for n in (1, 2, 4) if n < len(run.finished_folds)]
-        found += [(f"rank {rank}", {"rank": rank}) for rank in ranks]
-    found.append(("merged" if lora else "mean of the weights", {"to": "merged"}))
+        lower = [n * lora.r for n in (1, 2, 4) if ranks and n < len(run.finished_folds)]
+        found += [(f"rank {rank}", {"rank": rank}) for rank in lower]
+    merged = "merged" if lora else "mean of the weights"
+    found.append((merged, {"to": "merged"}))
+    for given in align:
+        files = given.split(",")
+        on = " and ".join(Path(file).stem for file in files)
+        found.append((f"{merged}, aligned on {on}", {"to": "merged", "align": files}))
     if run.refit.finished:
         found.append(("refit", "refit"))
     return found
 
 
-def answers(run: RunFolder, labelled: Labelled, work: Path) -> list[dict[str, Any]]:
+def answers(run: RunFolder, labelled: Labelled, work: Path, align: Sequence[str], ranks: bool) -> list[dict[str, Any]]:
     """Every way's decisions and seconds, from the work folder where they are there."""
     work.mkdir(parents=True, exist_ok=True)
     found = []
-    for name, how in ways(run):
+    for name, how in ways(run, align, ranks):
         file = work / f"{name.replace(' ', '-')}.json"
         if not file.is_file():
             print(f"{run.path.name}: {name} ...", flush=True)
@@ -161,6 +168,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--labels", required=True, type=Path)
+    parser.add_argument("--align", action="append", default=[], help="tables of texts, between commas")
+    parser.add_argument("--no-ranks", action="store_true", help="leave out compressed adapters")
     parser.add_argument("--work", required=True, type=Path, help="where exports and answers are kept")
     parser.add_argument("--out", required=True, type=Path, help="a Markdown file")
     given = parser.parse_args()
@@ -170,7 +179,7 @@ def main() -> None:
         run = RunFolder(path)
         labelled = Labelled.read(run, given.labels)
         n_rows = len(labelled.y_true)
-        lines += section(run, labelled, answers(run, labelled, given.work / path.name))
+        lines += section(run, labelled, answers(run, labelled, given.work / path.name, given.align, not given.no_ranks))
     versions = json.dumps(RunFolder(given.runs[-1]).info.versions).strip("{}").replace('"', "")
     head = [
         f"# One model of the folds' models, on {given.labels.name}",

@@ -96,6 +96,11 @@ def speed_up(backbone: nn.Module) -> int:
     return count
 
 
+def fused_modules(backbone: nn.Module) -> list[Any]:
+    """Modules that took the short way over a frozen, plain matrix: the update could be added to a copy of it."""
+    return [m for m in backbone.modules() if isinstance(m.forward, _Forward) and m.forward.fused]
+
+
 def _is_plain(module: Any) -> bool:
     a, b = (dict(factors.items()).get("default") for factors in (module.lora_A, module.lora_B))
     return (

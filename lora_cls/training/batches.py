@@ -21,9 +21,22 @@ class EvalBatches:
     size : rows per batch. Halved once, it stays so for later calls too: the memory has not grown
     say : told each time that a smaller size was found to fit
     halves : False where other processes compute the same batch in step with this one: a full memory is an error then
+    most_tokens : fewer rows where so many would hold more tokens than this, padding included. None for no such limit
+
+    Attributes
+    ----------
+    multiple : what the longest row of a batch is rounded up to
     """
 
-    def __init__(self, size: int, say: Callable[[str], None] | None = None, halves: bool = True) -> None:
+    def __init__(
+        self,
+        size: int,
+        say: Callable[[str], None] | None = None,
+        halves: bool = True,
+        most_tokens: int | None = None,
+        multiple: int = 4,
+    ) -> None:
+        self.most_tokens, self.multiple = most_tokens, multiple
         self.size = self._told = size
         self._halves = halves
         self._say = say or (lambda _: None)
@@ -38,7 +51,10 @@ class EvalBatches:
         """
         order, start = np.argsort(-lengths, kind="stable"), 0
         while start < len(order):
-            rows = order[start : start + self.size]
+            most = self.size
+            if self.most_tokens is not None:
+                most = min(most, max(1, self.most_tokens // max(1, int(lengths[order[start]]))))
+            rows = order[start : start + most]
             error = _full_memory(answer, rows)
             if error is None:
                 start += len(rows)

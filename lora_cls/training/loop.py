@@ -289,7 +289,7 @@ def predict_logits(model: SequenceClassifier, tokens: Tokens, *, batches: EvalBa
     logits = np.empty((len(tokens.ids), head.out_features), dtype=np.float32)
 
     def answer(pieces: np.ndarray) -> None:
-        ids, mask = tokens.batch(pieces, pad_id)
+        ids, mask = tokens.batch(pieces, pad_id, batches.multiple)
         found = model(torch.from_numpy(ids), torch.from_numpy(mask))
         logits[pieces] = found.cpu().numpy()
 

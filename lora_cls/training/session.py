@@ -362,23 +362,27 @@ class Session:
 
     # Answers
 
-    def answer(self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray) -> Answered:
+    def answer(
+        self, model: SequenceClassifier, tokens: Tokens, weight: np.ndarray, batches: EvalBatches | None = None
+    ) -> Answered:
         """What a model says of texts; of several processes each asks it about a share of their pieces.
 
         Parameters
         ----------
         weight : ndarray of shape (n_labels,), the model's positive or class weights
+        batches : in place of the session's own
         """
-        pieces = self._shared_answer(model, tokens) if self.processes.size > 1 else self._own_answer(model, tokens)
+        batches = batches or self.batches
+        if self.processes.size > 1:
+            pieces = self._shared_answer(model, tokens, batches)
+        else:
+            pieces = self.head.answer(model, tokens, batches)
         combine = self.recipe.data.chunk_combine
         return Answered(self.task.link.combine_pieces(pieces.logits, tokens.text, weight, combine), pieces.written)
 
-    def _own_answer(self, model: SequenceClassifier, tokens: Tokens) -> Answered:
-        return self.head.answer(model, tokens, self.batches)
-
-    def _shared_answer(self, model: SequenceClassifier, tokens: Tokens) -> Answered:
+    def _shared_answer(self, model: SequenceClassifier, tokens: Tokens, batches: EvalBatches) -> Answered:
         def answer(pieces: np.ndarray) -> tuple[np.ndarray, list[tuple[str, bool]]]:
-            found = self._own_answer(model, tokens.pieces(pieces))
+            found = self.head.answer(model, tokens.pieces(pieces), batches)
             return found.logits, [(answer, parsed) for _, answer, parsed in found.written]
 
         logits, written = self.processes.shared_out(tokens.lengths, answer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,12 +16,14 @@ from lora_cls.data import Dataset
 from lora_cls.evaluation import macro_f1
 from lora_cls.files import make_folder, write_array, write_csv
 from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.merged_updates import MergedUpdates
 from lora_cls.modeling.precision import faster_attention, measured_once
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.runs.sums import sums
 from lora_cls.text.tokens import Tokens, refuse_unknown_script, text_notes, unknown_note
 from lora_cls.training.adaptation import adapt_base, adaptation_seconds
+from lora_cls.training.batches import EvalBatches
 from lora_cls.training.heads.base import FoldStart
 from lora_cls.training.learner import FoldResult
 from lora_cls.training.loop import make_accelerator, train_fold
@@ -33,7 +36,8 @@ from lora_cls.training.selection import Score, hold_back
 from lora_cls.training.session import Session
 from lora_cls.training.teachers import Teachers
 
-WORTH_KEEPING = 64  # texts to be answered: for fewer, the lower layers' part is not worth a file
+WORTH_KEEPING = 64  # texts to be answered: for fewer, the lower layers' part is not worth a file, nor merging adapters
+MOST_TOKENS = 1024  # of a batch on a CPU: with more, what one layer says does not stay in the caches for the next one
 
 
 class TransformerLearner:
@@ -53,6 +57,8 @@ class TransformerLearner:
         self.backbone_path: str | None = self.session.source.path_or_id
         self.notes: list[str] = []
         self.predict_seconds = 0.0
+        self._read: tuple[list[str], Tokens] | None = None
+        self._merging: MergedUpdates | None = None
 
     @property
     def reused(self) -> dict[str, int]:
@@ -77,18 +83,42 @@ class TransformerLearner:
         session = self.session
         session.model()  # before the time is taken
         started = time.monotonic()
-        model, tokens = session.load(folder), session.encode(texts)
+        model, tokens = session.load(folder), self._tokens(texts)
         if len(texts) >= WORTH_KEEPING and (cache := session.prefix_cache(tokens)) is not None:
             cache.fill(tokens, session.progress.say)  # shared by the folds' adapters
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
         weight = folder.pos_weight(session.n_labels) if chunked else np.ones(session.n_labels)
-        found = session.answer(model, tokens, weight)
+        with self._merged(model) if len(texts) >= WORTH_KEEPING else nullcontext():
+            found = session.answer(model, tokens, weight, self._batches)
         unread = sum(not parsed for *_, parsed in found.written)
         self.notes = [f"{unread} of {len(found.written)} answers could not be read as labels"] if unread else []
         if note := unknown_note(tokens, "given"):
             self.notes.append(note)
         self.predict_seconds = time.monotonic() - started
         return found.logits
+
+    def _tokens(self, texts: Sequence[str]) -> Tokens:
+        """Read once for all folds that are asked about the same texts."""
+        if self._read is None or self._read[0] != list(texts):
+            self._read = list(texts), self.session.encode(texts)
+        return self._read[1]
+
+    def _merged(self, model: SequenceClassifier) -> AbstractContextManager[None]:
+        """A context in which many texts are answered with the adapters merged, where there is room for that."""
+        if self._merging is None:
+            self._merging = MergedUpdates(model.backbone)
+        return self._merging.merged() if self._merging.fits else nullcontext()
+
+    @cached_property
+    def _batches(self) -> EvalBatches:
+        """As the session's, but that they may be cut otherwise than when the run was made."""
+        most = MOST_TOKENS if self.session.device.type == "cpu" else None
+        return EvalBatches(
+            self.session.recipe.train.per_device_eval_batch_size,
+            self.session.progress.say,
+            most_tokens=most,
+            multiple=1,
+        )
 
 
 class TransformerTrainer:

@@ -61,6 +61,28 @@ def test_classifier(finished, kind, test):
     assert classifier.predict([]).shape == (0, 3)
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "gemma3"])
+def test_many_texts(finished, kind, monkeypatch):
+    """Many texts are read once for all folds, and answered with the adapters merged where there are plain ones."""
+    from lora_cls.modeling import merged_updates
+    from lora_cls.training.session import Session
+
+    run = finished(kind)
+    texts = [f"so {word} and {number} times" for number in range(40) for word in ("happy", "furious")]
+    few = Classifier.load(run)
+    expected = np.concatenate([few.predict_proba(texts[i : i + 40]) for i in range(0, len(texts), 40)])
+    encode, merge, encoded, merged = Session.encode, merged_updates._merge, [], []
+    monkeypatch.setattr(Session, "encode", lambda self, given: encoded.append(len(given)) or encode(self, given))
+    monkeypatch.setattr(merged_updates, "_merge", lambda *given: merged.append(1) or merge(*given))
+    many = Classifier.load(run)
+    np.testing.assert_allclose(many.predict_proba(texts), expected, atol=2e-2 if kind == "llama" else 1e-5)
+    assert encoded == [80]
+    assert bool(merged) == (kind == "llama")  # all weights are trained; quantized
+    assert len(merged) % 2 == 0  # both folds
+    many.predict_proba([*texts[1:], "another"])
+    assert encoded == [80, 80]
+
+
 def test_moved_backbone(finished, small_recipe, train, test, tmp_path, tiny_model, monkeypatch):
     """On a machine where the base lies elsewhere, backbone= (--backbone) says where; without it the error says so."""
     from lora_cls import cli

@@ -109,3 +109,25 @@ def test_what_training_should_set(size, accumulate, found):
     said = str(training_memory_error(train, "fold 0, epoch 1, step 3", 77, MemoryError()))
     assert found in said
     assert f"fold 0, epoch 1, step 3; {size} rows of up to 77 tokens" in said
+
+
+def test_batches_of_few_tokens():
+    """Long rows come fewer at a time, each alone where it is longer than allowed; short ones as many as the size."""
+    asked = []
+    lengths = np.array([3, 9, 3, 3, 20, 3, 5, 3])
+    EvalBatches(3, most_tokens=10).each(lengths, lambda rows: asked.append(rows.tolist()))
+    assert asked == [[4], [1], [6, 0], [2, 3, 5], [7]]
+
+
+def test_lengths_that_are_not_rounded_up():
+    """The same answers, with less padding."""
+    shapes = []
+
+    class Noted(Fake):
+        def __call__(self, ids, mask):
+            shapes.append(tuple(ids.shape))
+            return super().__call__(ids, mask)
+
+    rounded, exact = (predict_logits(Noted(), tokens(), batches=EvalBatches(4, multiple=n), pad_id=0) for n in (4, 1))
+    np.testing.assert_array_equal(rounded, exact)
+    assert {n for _, n in shapes} - set(range(4, 40, 4))
