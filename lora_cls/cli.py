@@ -364,13 +364,19 @@ def export(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="A new folder.")],
     to: Annotated[
         ExportKind,
-        typer.Option(help="A PEFT adapter, or weights merged into the base in the precision of its files."),
+        typer.Option(
+            help="A PEFT adapter; weights merged into the base in the precision of its files; or an ONNX graph, which "
+            "needs no torch."
+        ),
     ] = "adapter",
     rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank.")] = None,
     share: Annotated[
         float | None,
         typer.Option(help="Compress it to the lowest rank that keeps this share of its squared norm, as 0.99."),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="onnx: weights in 8 bits; --score states what that costs in macro-F1.")
+    ] = False,
     score: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A labelled table: score the export beside the folds together and refit."),
@@ -384,8 +390,8 @@ def export(
     from lora_cls.terminal import print_export
 
     exported = export_run(
-        run, out, to=to, rank=rank, share=share, score=score, backbone=backbone, overwrite=overwrite, show=True,
-        trust_remote_code=trust_remote_code,
+        run, out, to=to, rank=rank, share=share, int8=int8, score=score, backbone=backbone, overwrite=overwrite,
+        show=True, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     print_export(exported)
 

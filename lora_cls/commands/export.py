@@ -1,4 +1,5 @@
-"""One model out of the folds' models, to ship: the mean of their updates as a PEFT adapter, or merged into the base.
+"""One model out of the folds' models, to ship: the mean of their updates as a PEFT adapter, merged into the base, or as
+an ONNX graph.
 
 None of these models answered for a row that it never saw: they have no out-of-fold score, only one on another labelled
 file.
@@ -26,10 +27,11 @@ from lora_cls.report.card import export_card
 from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
 from lora_cls.runs.folder import recipe_bytes, refuse_foreign
-from lora_cls.runs.records import Compression, ExportInfo, ExportScore
+from lora_cls.runs.records import Compression, ExportInfo, ExportScore, OnnxInfo
 from lora_cls.runs.start import Start, notes_texts
 from lora_cls.runs.sums import sums
 from lora_cls.training.heads import head_type
+from lora_cls.training.onnx_export import plain_recipe, refuse_without_packages, write_onnx
 
 FOLDS = "the folds together"
 
@@ -41,6 +43,7 @@ def export(
     to: ExportKind = "adapter",
     rank: int | None = None,
     share: float | None = None,
+    int8: bool = False,
     score: TableLike | None = None,
     backbone: str | None = None,
     overwrite: bool = False,
@@ -64,11 +67,12 @@ def export(
     Parameters
     ----------
     out : a new folder; appears when it is complete. `Classifier.load` and `lora-cls predict` open it
-    to : `adapter`, a PEFT adapter with the head in it; or `merged`, plain weights in the precision of the base's files
+    to : `adapter`, a PEFT adapter with the head in it; `merged`, plain weights in the precision of the base's files
         (a base that was trained on quantized is merged unquantized: the update has made up for rounding that is not
-        there then)
+        there then); or `onnx`, a graph with pooling and head that needs no torch (`training.onnx_export`)
     rank : compress the adapter to this rank
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
+    int8 : with `onnx`: weights of matrix products in 8 bits. Give `score`, too: it then states what that costs
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
     backbone : where the same base model lies on this machine, if elsewhere
     overwrite : replace an export that stands in `out`, once the new one is complete
@@ -95,10 +99,10 @@ def export(
     """
     run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
-    _check(run, out, to, rank, share, overwrite)
+    _check(run, out, to, rank, share, int8, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
     with whole_folder(out, replace=overwrite) as scratch:
-        about = _write(run, scratch, to, rank, share, backbone)
+        about = _write(run, scratch, to, rank, share, int8, backbone)
     exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
     if labelled is not None:
         scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
@@ -108,7 +112,9 @@ def export(
     return exported
 
 
-def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, overwrite: bool) -> None:
+def _check(
+    run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: float | None, int8: bool, overwrite: bool
+) -> None:
     """Refuse what cannot be exported, before anything is read."""
     recipe = run.recipe
     with writing(out):
@@ -134,8 +140,10 @@ def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: f
         )
     if (rank is not None) + (share is not None) > 1:
         raise RecipeError("Give either --rank or --share: both say how far the adapter is compressed.")
-    if to == "merged" and (rank is not None or share is not None):
+    if to != "adapter" and (rank is not None or share is not None):
         raise RecipeError("--rank and --share compress an adapter: merged weights have no rank. Leave them out.")
+    if int8 and to != "onnx":
+        raise RecipeError(f"--int8 is for --to onnx. Leave it out with --to {to}.")
     if rank is not None and rank < 1:
         raise RecipeError(f"--rank must be at least 1. Got {rank} instead.")
     if share is not None and not 0 < share <= 1:
@@ -146,15 +154,23 @@ def _check(run: RunFolder, out: Path, to: ExportKind, rank: int | None, share: f
         from lora_cls.modeling.updates import check_plain, is_grouped
 
         check_plain(recipe.lora)
-        if to == "merged" and is_grouped(run.fold(run.finished_folds[0]).adapter):
+        if to != "adapter" and is_grouped(run.fold(run.finished_folds[0]).adapter):
             raise RunError(
                 f"{run.path} adapts grouped convolutions (as SqueezeBERT's): such an update reads all channels and "
-                "fits no weight of the base. Export an adapter instead, without --to merged."
+                f"fits no weight of the base. Export an adapter instead, without --to {to}."
             )
+    if to == "onnx":
+        refuse_without_packages()
 
 
 def _write(
-    run: RunFolder, folder: Path, to: ExportKind, rank: int | None, share: float | None, backbone: str | None
+    run: RunFolder,
+    folder: Path,
+    to: ExportKind,
+    rank: int | None,
+    share: float | None,
+    int8: bool,
+    backbone: str | None,
 ) -> ExportInfo:
     """All files of an export; returns what `export.json` says."""
     from lora_cls.modeling.adapted import ADAPTED
@@ -167,12 +183,18 @@ def _write(
     chosen: int | None = None
     exact: int | None = None
     compression: Compression | None = None
+    onnx: OnnxInfo | None = None
+    weight = np.exp(np.log(run.pos_weights()).mean(axis=0))
     if to == "adapter":
         exact, compression = mean_adapter(adapters, folder / "adapter", rank, share)
         if ADAPTED in choices:  # nobody else has the base that it stands on
             choices[ADAPTED] = choices[ADAPTED] | {"folder": _copy_base(run, folder / BASE, backbone)}
         chosen = compression.rank if compression else exact
         recipe = _with_rank(recipe, chosen)
+    elif to == "onnx":
+        onnx = write_onnx(run, folder, backbone, weight, int8=int8)
+        recipe, backbone_path = plain_recipe(recipe), None
+        choices, weight = {"onnx": onnx.precision}, np.ones_like(weight)  # the graph has undone it
     else:
         choices["merged_dtype"] = (
             average_weights(run, folder / "model", backbone)
@@ -181,8 +203,7 @@ def _write(
         )
         choices.pop("base_sha256", None)  # of the base before
         choices.pop(ADAPTED, None)
-        recipe, backbone_path = load_recipe(recipe, {"lora": None, "quantization": None}), "model"
-    weight = np.exp(np.log(run.pos_weights()).mean(axis=0)).tolist()
+        recipe, backbone_path = plain_recipe(recipe), "model"
     about = ExportInfo(
         kind=to,
         run=run.path.name,
@@ -192,16 +213,18 @@ def _write(
         compression=compression,
         out_of_fold_score=None,
         note=NO_SCORE if len(numbers) > 1 else NO_SCORE_OF_ONE,
-        pos_weight=weight,
+        pos_weight=weight.tolist(),
+        onnx=onnx,
     )
     write_bytes(files.recipe, recipe_bytes(recipe))
     if notes_texts(run):
         write_array(files.text_hashes, Start(run, {fold.path.name: fold for fold in folds}).seen_by_any)
     noted = sums(folder, [files.recipe, files.text_hashes])
     info.model_copy(update={"choices": choices, "backbone_path": backbone_path, "files": noted}).write(files.info)
-    run.labels_info.write(files.labels)
-    run.decision().write(files.decision)
-    FoldFolder(folder).write_info(FoldInfo(pos_weight=weight))
+    if to != "onnx":  # which has them in its own file
+        run.labels_info.write(files.labels)
+        run.decision().write(files.decision)
+    FoldFolder(folder).write_info(FoldInfo(pos_weight=about.pos_weight))
     about.write(files.export)
     write_bytes(files.card, export_card(run, RunFolder(folder), about).encode())
     return about
@@ -244,6 +267,9 @@ def score_export(
         if run.recipe.lora is not None and (about.kind == "merged" or about.compression):
             exact = export(run, Path(scratch) / "exact")
             ways.append(("exact mean", ExportInfo.read(exact.files.export).rank, load(exact)))
+        if about.onnx is not None and about.onnx.precision == "int8":
+            whole = export(run, Path(scratch) / "float32", to="onnx", backbone=backbone)
+            ways.append((ExportInfo.read(whole.files.export).name, None, load(whole)))
         ways.append((about.name, about.rank, load(exported)))
         if run.refit.finished:
             ways.append(("refit", rank, load(run, "refit")))
