@@ -31,7 +31,7 @@ from lora_cls.runs.records import Compression, ExportInfo, ExportScore, OnnxInfo
 from lora_cls.runs.start import Start, notes_texts
 from lora_cls.runs.sums import sums
 from lora_cls.training.heads import head_type
-from lora_cls.training.onnx_export import plain_recipe, refuse_without_packages, write_onnx
+from lora_cls.training.onnx_export import plain_recipe, quantize_onnx, refuse_without_packages, write_onnx
 
 FOLDS = "the folds together"
 
@@ -101,15 +101,32 @@ def export(
     out = Path(out)
     _check(run, out, to, rank, share, int8, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
-    with whole_folder(out, replace=overwrite) as scratch:
-        about = _write(run, scratch, to, rank, share, int8, backbone)
-    exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
-    if labelled is not None:
-        scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
-        about = about.model_copy(update={"scored": labelled.about, "scores": scores})
-        about.write(exported.files.export)
-        write_bytes(exported.files.card, export_card(run, exported, about).encode())
+    with TemporaryDirectory(prefix="lora_cls-") as place:
+        whole = export(run, Path(place) / "float32", to="onnx", backbone=backbone) if int8 else None
+        with whole_folder(out, replace=overwrite) as scratch:
+            if whole is None:
+                about = _write(run, scratch, to, rank, share, backbone)
+            else:
+                about = in_8_bits(run, whole, scratch)
+        exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
+        if labelled is not None:
+            scores = score_export(run, exported, about, labelled, whole, backbone=backbone, show=show)
+            about = about.model_copy(update={"scored": labelled.about, "scores": scores})
+            about.write(exported.files.export)
+            write_bytes(exported.files.card, export_card(run, exported, about).encode())
     return exported
+
+
+def in_8_bits(run: RunFolder, whole: RunFolder, folder: Path) -> ExportInfo:
+    """Write into an empty folder what an ONNX export of the run is with its weights in 8 bits; returns what its
+    `export.json` says."""
+    shutil.copytree(whole.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model", "fold.json"))
+    about = ExportInfo.read(whole.files.export)
+    about = about.model_copy(update={"onnx": quantize_onnx(whole, about, folder)})
+    FoldFolder(folder).write_info(FoldInfo(pos_weight=about.pos_weight))
+    about.write(RunFiles(folder).export)
+    write_bytes(RunFiles(folder).card, export_card(run, RunFolder(folder), about).encode())
+    return about
 
 
 def _check(
@@ -169,7 +186,6 @@ def _write(
     to: ExportKind,
     rank: int | None,
     share: float | None,
-    int8: bool,
     backbone: str | None,
 ) -> ExportInfo:
     """All files of an export; returns what `export.json` says."""
@@ -192,9 +208,9 @@ def _write(
         chosen = compression.rank if compression else exact
         recipe = _with_rank(recipe, chosen)
     elif to == "onnx":
-        onnx = write_onnx(run, folder, backbone, weight, int8=int8)
+        onnx = write_onnx(run, folder, backbone, weight)
         recipe, backbone_path = plain_recipe(recipe), None
-        choices, weight = {"onnx": onnx.precision}, np.ones_like(weight)  # the graph has undone it
+        choices, weight = {"onnx": True}, np.ones_like(weight)  # the graph has undone it
     else:
         choices["merged_dtype"] = (
             average_weights(run, folder / "model", backbone)
@@ -252,11 +268,15 @@ def score_export(
     exported: RunFolder,
     about: ExportInfo,
     labelled: Labelled,
+    whole: RunFolder | None = None,
     *,
     backbone: str | None = None,
     show: bool | None = None,
 ) -> list[ExportScore]:
-    """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
+    """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one.
+
+    `whole` is the export in fp32 of which one in 8 bits was made.
+    """
 
     def load(source: RunFolder, models: Models = "folds") -> Callable[[], Classifier]:
         return lambda: Classifier.load(source, backbone=backbone, models=models, show=show)
@@ -267,8 +287,7 @@ def score_export(
         if run.recipe.lora is not None and (about.kind == "merged" or about.compression):
             exact = export(run, Path(scratch) / "exact")
             ways.append(("exact mean", ExportInfo.read(exact.files.export).rank, load(exact)))
-        if about.onnx is not None and about.onnx.precision == "int8":
-            whole = export(run, Path(scratch) / "float32", to="onnx", backbone=backbone)
+        if whole is not None:
             ways.append((ExportInfo.read(whole.files.export).name, None, load(whole)))
         ways.append((about.name, about.rank, load(exported)))
         if run.refit.finished:

@@ -20,6 +20,8 @@ from lora_cls.modeling.quiet import quiet_transformers
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "logits"
 ONE_FILE = 1.9e9  # bytes of weights; a protobuf file holds 2 GiB, and weights beyond lie in a file beside it
+PRODUCTS = ("MatMul", "Gemm")
+SMALL_TABLE = 100_000  # values; a table of fewer is not worth an error
 TRACED = (3, 12)  # texts and tokens of the batch that the graph is recorded with; it holds for every other
 
 
@@ -79,15 +81,61 @@ def save_graph(model: SequenceClassifier, weight: np.ndarray, file: Path) -> Non
 
 
 def quantize_graph(file: Path, to: Path) -> None:
-    """Weights of matrix products in 8 bits, by channel; what they are multiplied with is rounded as it comes
-    (onnxruntime's `quantize_dynamic`)."""
+    """Weights in 8 bits: those of matrix products by output channel, with what they are multiplied by rounded as it
+    comes (onnxruntime's `quantize_dynamic`), and embeddings by row. The head stays in fp32."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    products = [node.name for node in onnx.load(file, load_external_data=False).graph.node if node.op_type in PRODUCTS]
+    large = any(file.parent.glob(f"{file.name}.*"))
     with _quiet():
         quantize_dynamic(
-            file, to, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
-            use_external_data_format=file.stat().st_size > ONE_FILE or any(file.parent.glob(f"{file.name}.data")),
+            file, to, op_types_to_quantize=list(PRODUCTS), nodes_to_exclude=products[-1:], per_channel=True,
+            weight_type=QuantType.QInt8, use_external_data_format=large,
         )  # fmt: skip
+    model = onnx.load(to)
+    for beside in to.parent.glob(f"{to.name}.*"):
+        beside.unlink()
+    _quantize_embeddings(model)
+    large = model.ByteSize() > ONE_FILE
+    onnx.save(model, to, save_as_external_data=large, location=f"{to.name}.data" if large else None)
+
+
+def _quantize_embeddings(model: Any) -> None:
+    """Put int8 rows, and a scale for each, in the place of every table that tokens are looked up in."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    tables = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    for name, tensor in tables.items():
+        looked_up = all(node.op_type == "Gather" and node.input[0] == name for node in users.get(name, []))
+        values = numpy_helper.to_array(tensor)
+        if not looked_up or values.dtype != np.float32 or values.size < SMALL_TABLE:
+            continue
+        scale = np.maximum(np.abs(values).max(1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+        rows, scales = f"{name}_rows", f"{name}_scales"
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(
+            [
+                numpy_helper.from_array(np.rint(values / scale).astype(np.int8), rows),
+                numpy_helper.from_array(scale, scales),
+            ]
+        )
+        for node in users[name]:
+            place, ids, found = list(graph.node).index(node), node.input[1], node.output[0]
+            graph.node.remove(node)
+            parts = [
+                helper.make_node("Gather", [rows, ids], [f"{found}_row"]),
+                helper.make_node("Cast", [f"{found}_row"], [f"{found}_cast"], to=TensorProto.FLOAT),
+                helper.make_node("Gather", [scales, ids], [f"{found}_scale"]),
+                helper.make_node("Mul", [f"{found}_cast", f"{found}_scale"], [found]),
+            ]
+            for part in reversed(parts):
+                graph.node.insert(place, part)
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,17 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lora_cls.errors import BackboneError, RunError
-from lora_cls.evaluation import task_of
 from lora_cls.files import make_folder
 from lora_cls.recipe import Recipe, load_recipe
 from lora_cls.runs import FoldFolder, RunFiles, RunFolder
-from lora_cls.runs.records import ClassifierInfo, OnnxInfo, TextReading
+from lora_cls.runs.records import ClassifierInfo, ExportInfo, OnnxInfo, TextReading
 from lora_cls.text.tokens import unknown_token_id
 from lora_cls.training.heads import head_type
 from lora_cls.training.onnx_predictor import GRAPH, TOKENIZER, OnnxModel
 
 if TYPE_CHECKING:
-    from lora_cls.modeling.classifier import SequenceClassifier
     from lora_cls.training.session import Session
 
 MOST_DIFFERENCE = 1e-4  # of a probability, between PyTorch and onnxruntime, both in fp32
@@ -32,7 +28,6 @@ TEXTS = (
     "I DON'T know... maybe?", "\u0422\u0430\u043a \u0441\u0435\u0431\u0435.", "\u672c\u5f53\u306b", "",
     "One more line,\nand another\tone. " * 3,
 )  # fmt: skip
-"""What both answer before a graph is taken for the model: short, long, empty, in several scripts."""
 TRIED_TOKENS = 512  # of the longest of them, or as many as the model reads
 
 
@@ -48,7 +43,7 @@ def plain_recipe(recipe: Recipe) -> Recipe:
     return load_recipe(recipe, {"lora": None, "quantization": None})
 
 
-def write_onnx(run: RunFolder, folder: Path, backbone: str | None, weight: np.ndarray, *, int8: bool) -> OnnxInfo:
+def write_onnx(run: RunFolder, folder: Path, backbone: str | None, weight: np.ndarray) -> OnnxInfo:
     """Write `classifier.json`, `model/model.onnx` and `model/tokenizer.json` into an export.
 
     Adapters are merged in fp32, into the base as they were trained on it: one in 4 or 8 bits is dequantized. Before the
@@ -57,7 +52,6 @@ def write_onnx(run: RunFolder, folder: Path, backbone: str | None, weight: np.nd
     Parameters
     ----------
     weight : ndarray of shape (n_labels,), what logits are shifted by; the graph undoes it
-    int8 : quantize the weights of matrix products
 
     Raises
     ------
@@ -66,7 +60,7 @@ def write_onnx(run: RunFolder, folder: Path, backbone: str | None, weight: np.nd
     BackboneError
         If the model cannot be exported.
     """
-    from lora_cls.modeling.onnx_graph import quantize_graph, save_graph
+    from lora_cls.modeling.onnx_graph import save_graph
 
     place = folder / "model"
     make_folder(place)
@@ -80,30 +74,55 @@ def write_onnx(run: RunFolder, folder: Path, backbone: str | None, weight: np.nd
         )
         model = session.load(FoldFolder(scratch)).cpu()
         save_graph(model, weight, place / GRAPH)
-        known = expected(session, model, [*TEXTS, _long_text(run.recipe)], weight)
-        difference = largest_difference(known, place, about, session.recipe)
-        if not difference <= MOST_DIFFERENCE:
+        texts = tried_texts(run.recipe)
+        tokens = session.encode(texts)
+        logits = session.head.answer(model, tokens, session.batches).logits
+        graph = OnnxModel(place, about, session.recipe.engine.num_threads)
+        read = graph.encode(texts, session.recipe)
+        if len(read.ids) != len(tokens.ids) or not all(map(np.array_equal, read.ids, tokens.ids)):
             raise RunError(
-                f"The ONNX graph answers otherwise than the model: probabilities differ by up to {difference:.1g} on "
-                f"{len(known.texts)} texts, more than {MOST_DIFFERENCE:g}. It is not kept. Export it otherwise, "
-                "without --to onnx."
+                "The tokenizer reads some texts otherwise than its tokenizer.json does, by rules of its own that no "
+                "such file holds. Export the model otherwise, without --to onnx."
             )
-        rounded: float | None = None
-        if int8:
-            make_folder(scratch / "int8")
-            quantize_graph(place / GRAPH, scratch / "int8" / GRAPH)
-            shutil.copyfile(place / TOKENIZER, scratch / "int8" / TOKENIZER)
-            shutil.rmtree(place)
-            shutil.move(scratch / "int8", place)
-            rounded = largest_difference(known, place, about, session.recipe)
+        found = session.task.link.probabilities(graph.answer(read, len(weight), len(texts)))
+        difference = float(np.abs(found - session.task.link.probabilities(logits, weight)).max())
+    if not difference <= MOST_DIFFERENCE:
+        raise RunError(
+            f"The ONNX graph answers otherwise than the model: probabilities differ by up to {difference:.1g} on "
+            f"{len(texts)} texts, more than {MOST_DIFFERENCE:g}. It is not kept. Export it otherwise, without "
+            "--to onnx."
+        )
     about.write(RunFiles(folder).classifier)
     return OnnxInfo(
-        precision="int8" if int8 else "float32",
-        bytes=sum(file.stat().st_size for file in place.iterdir()),
-        texts=len(known.texts),
-        largest_difference=difference,
-        int8_difference=rounded,
+        precision="float32", bytes=_size(place), texts=len(texts), largest_difference=difference, int8_difference=None
     )
+
+
+def quantize_onnx(whole: RunFolder, about: ExportInfo, folder: Path) -> OnnxInfo:
+    """Write into `folder/model` what an ONNX export has there, with its weights in 8 bits."""
+    from lora_cls.modeling.onnx_graph import quantize_graph
+
+    source, place = whole.path / "model", folder / "model"
+    make_folder(place)
+    shutil.copyfile(source / TOKENIZER, place / TOKENIZER)
+    quantize_graph(source / GRAPH, place / GRAPH)
+    recipe, link, said = whole.recipe, whole.task().link, ClassifierInfo.read(whole.files.classifier)
+    texts, answers = tried_texts(recipe), []
+    for model in (OnnxModel(at, said, recipe.engine.num_threads) for at in (source, place)):
+        tokens = model.encode(texts, recipe)
+        answers.append(link.probabilities(model.answer(tokens, len(said.labels), len(texts))))
+    assert about.onnx is not None
+    difference = float(np.abs(answers[1] - answers[0]).max())
+    return about.onnx.model_copy(update={"precision": "int8", "bytes": _size(place), "int8_difference": difference})
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def tried_texts(recipe: Recipe) -> list[str]:
+    """What both answer before a graph is taken for the model; the longest is cut, or nearly."""
+    return [*TEXTS, "and so on, " * (min(recipe.data.max_length, TRIED_TOKENS) // 3)]
 
 
 def merged_session(run: RunFolder, scratch: Path, backbone: str | None) -> Session:
@@ -121,57 +140,6 @@ def merged_session(run: RunFolder, scratch: Path, backbone: str | None) -> Sessi
     choices = {name: value for name, value in run.info.choices.items() if name not in ("base_sha256", ADAPTED)}
     choices |= {"merged_dtype": "float32", "dtype": "float32", "attn_implementation": "eager"}
     return Session(plain_recipe(recipe), run.label_names, choices, str(scratch / "model"))
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a model says of texts, in PyTorch.
-
-    Attributes
-    ----------
-    texts : list of str
-    ids : token ids of every piece
-    y_score : ndarray of shape (n_pieces, n_labels), probabilities
-    """
-
-    texts: Sequence[str]
-    ids: list[np.ndarray]
-    y_score: np.ndarray
-
-
-def expected(session: Session, model: SequenceClassifier, texts: Sequence[str], weight: np.ndarray) -> Expected:
-    """What the graph is to answer for these texts."""
-    tokens = session.encode(texts)
-    logits = session.head.answer(model, tokens, session.batches).logits
-    return Expected(texts, tokens.ids, session.task.link.probabilities(logits, weight))
-
-
-def largest_difference(known: Expected, folder: Path, about: ClassifierInfo, recipe: Recipe) -> float:
-    """Of the probabilities of all pieces and labels.
-
-    Parameters
-    ----------
-    folder : that of graph and tokenizer
-
-    Raises
-    ------
-    RunError
-        If a text is read as other tokens.
-    """
-    opened = OnnxModel(folder, about, recipe.engine.num_threads)
-    tokens = opened.encode(known.texts, recipe)
-    same = len(tokens.ids) == len(known.ids) and all(map(np.array_equal, tokens.ids, known.ids))
-    if not same:
-        raise RunError(
-            "The tokenizer reads some texts otherwise than its tokenizer.json does, by rules of its own that no such "
-            "file holds. Export the model otherwise, without --to onnx."
-        )
-    logits = opened.answer(tokens, len(about.labels), recipe.train.per_device_eval_batch_size)
-    return float(np.abs(task_of(recipe.task).link.probabilities(logits) - known.y_score).max())
-
-
-def _long_text(recipe: Recipe) -> str:
-    return "and so on, " * (min(recipe.data.max_length, TRIED_TOKENS) // 3)
 
 
 def _save_tokenizer(session: Session, file: Path) -> TextReading:
