@@ -20,7 +20,8 @@ from lora_cls.modeling.quiet import quiet_transformers
 
 INPUTS, OUTPUT = ("input_ids", "attention_mask"), "logits"
 ONE_FILE = 1.9e9  # bytes of weights; a protobuf file holds 2 GiB, and weights beyond lie in a file beside it
-PRODUCTS = ("MatMul", "Gemm")
+BLOCK = 32  # weights that share a scale
+IN_8_BITS = 4  # MatMulNBits: what weights are multiplied by is rounded to 8 bits, too
 SMALL_TABLE = 100_000  # values; a table of fewer is not worth an error
 TRACED = (3, 12)  # texts and tokens of the batch that the graph is recorded with; it holds for every other
 
@@ -81,61 +82,65 @@ def save_graph(model: SequenceClassifier, weight: np.ndarray, file: Path) -> Non
 
 
 def quantize_graph(file: Path, to: Path) -> None:
-    """Weights in 8 bits: those of matrix products by output channel, with what they are multiplied by rounded as it
-    comes (onnxruntime's `quantize_dynamic`), and embeddings by row. The head stays in fp32."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    """Weights in 8 bits, a scale for every 32 of them: those of matrix products, by onnxruntime's MatMulNBits, which
+    rounds what they are multiplied by to 8 bits, too, and embeddings. Layer norms, biases and the head stay in fp32.
 
-    products = [node.name for node in onnx.load(file, load_external_data=False).graph.node if node.op_type in PRODUCTS]
-    large = any(file.parent.glob(f"{file.name}.*"))
+    Blocks keep outliers, of which decoders have many, to themselves. onnxruntime's `quantize_dynamic` has one scale for
+    all activations of a batch: it is faster, loses several times as much, and answers with other texts beside it
+    otherwise (benchmarks/results/onnx_parity.md).
+    """
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
     with _quiet():
-        quantize_dynamic(
-            file, to, op_types_to_quantize=list(PRODUCTS), nodes_to_exclude=products[-1:], per_channel=True,
-            weight_type=QuantType.QInt8, use_external_data_format=large,
-        )  # fmt: skip
-    model = onnx.load(to)
-    for beside in to.parent.glob(f"{to.name}.*"):
-        beside.unlink()
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(file), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=IN_8_BITS
+        )
+        quantizer.process()
+    model = quantizer.model.model
     _quantize_embeddings(model)
     large = model.ByteSize() > ONE_FILE
     onnx.save(model, to, save_as_external_data=large, location=f"{to.name}.data" if large else None)
 
 
 def _quantize_embeddings(model: Any) -> None:
-    """Put int8 rows, and a scale for each, in the place of every table that tokens are looked up in."""
+    """Put int8 values, and a scale for each block of a row, in the place of every table that ids are looked up in."""
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    tables = {tensor.name: tensor for tensor in graph.initializer if len(tensor.dims) == 2}
     users: dict[str, list[Any]] = {}
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    for name, tensor in tables.items():
+    for tensor in [tensor for tensor in graph.initializer if len(tensor.dims) == 2]:
+        name, (n_rows, size) = tensor.name, tensor.dims
         looked_up = all(node.op_type == "Gather" and node.input[0] == name for node in users.get(name, []))
-        values = numpy_helper.to_array(tensor)
-        if not looked_up or values.dtype != np.float32 or values.size < SMALL_TABLE:
+        if not looked_up or tensor.data_type != TensorProto.FLOAT or n_rows * size < SMALL_TABLE:
             continue
-        scale = np.maximum(np.abs(values).max(1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
-        rows, scales = f"{name}_rows", f"{name}_scales"
+        block = BLOCK if size % BLOCK == 0 else size
+        values = numpy_helper.to_array(tensor).reshape(n_rows, size // block, block)
+        scales = np.maximum(np.abs(values).max(2, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(np.float32)
         graph.initializer.remove(tensor)
-        graph.initializer.extend(
-            [
-                numpy_helper.from_array(np.rint(values / scale).astype(np.int8), rows),
-                numpy_helper.from_array(scale, scales),
-            ]
-        )
+        for part, array in (
+            ("rows", np.rint(values / scales).astype(np.int8)), ("scales", scales), ("size", np.array([size])),
+        ):  # fmt: skip
+            graph.initializer.append(numpy_helper.from_array(array, f"{name}_{part}"))
         for node in users[name]:
-            place, ids, found = list(graph.node).index(node), node.input[1], node.output[0]
-            graph.node.remove(node)
-            parts = [
-                helper.make_node("Gather", [rows, ids], [f"{found}_row"]),
-                helper.make_node("Cast", [f"{found}_row"], [f"{found}_cast"], to=TensorProto.FLOAT),
-                helper.make_node("Gather", [scales, ids], [f"{found}_scale"]),
-                helper.make_node("Mul", [f"{found}_cast", f"{found}_scale"], [found]),
+            ids, found = node.input[1], node.output[0]
+            steps = [
+                ("Gather", [f"{name}_rows", ids], "int8", {}),
+                ("Cast", [f"{found}_int8"], "float", {"to": TensorProto.FLOAT}),
+                ("Gather", [f"{name}_scales", ids], "scale", {}),
+                ("Mul", [f"{found}_float", f"{found}_scale"], "blocks", {}),
+                ("Shape", [ids], "shape", {}),
+                ("Concat", [f"{found}_shape", f"{name}_size"], "whole", {"axis": 0}),
             ]
-            for part in reversed(parts):
-                graph.node.insert(place, part)
+            nodes = [helper.make_node(op, given, [f"{found}_{made}"], **how) for op, given, made, how in steps]
+            nodes.append(helper.make_node("Reshape", [f"{found}_blocks", f"{found}_whole"], [found]))
+            place = list(graph.node).index(node)
+            graph.node.remove(node)
+            for new in reversed(nodes):
+                graph.node.insert(place, new)
 
 
 @contextmanager

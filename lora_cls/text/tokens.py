@@ -199,7 +199,7 @@ def encode(
     RecipeError
         If nothing of a text would fit between the frame.
     """
-    frame = frame or special_frame(tokenizer)
+    frame = special_frame(tokenizer) if frame is None else frame  # an empty one is false
     room = data.max_length - len(frame)
     stride = data.chunk_stride if data.long_text == "chunk" else 0
     if room <= stride:

@@ -131,7 +131,8 @@ def test_script_needs_nothing_of_ours(exports, classes, blocks, kind):
     assert len(code.splitlines()) <= 60
     found = isolated(WITHOUT_US, str(exported.path), TEXTS, code)
     classifier = Classifier.load(exported)
-    np.testing.assert_allclose(found["proba"], classifier.predict_proba(TEXTS), rtol=0, atol=1e-6)
+    most = 5e-3 if kind == "classes" else 1e-6  # 8 bits are shared out over all that stands in one batch
+    np.testing.assert_allclose(found["proba"], classifier.predict_proba(TEXTS), rtol=0, atol=most)
     assert found["labels"] == classifier.predict_labels(TEXTS)
 
 
@@ -206,7 +207,7 @@ def test_damage(exports, copy_of):
     exported = copy_of(exports("bert"))
     graph = exported.path / "model" / "model.onnx"
     graph.write_bytes(graph.read_bytes()[:-1000])
-    with pytest.raises(RunError, match=r"model\.onnx was changed .* Export the run again"):
+    with pytest.raises(RunError, match=r"model\.onnx is damaged, .* Export the run again"):
         Classifier.load(exported).predict(TEXTS)
     graph.unlink()
     with pytest.raises(RunError, match=r"model\.onnx"):
