@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,17 +22,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnxruntime.quantization import quantize_dynamic
 
 from benchmarks.machine import commit, machine
 from lora_cls.commands.export import compare, export, in_8_bits
 from lora_cls.commands.predict import Classifier
 from lora_cls.files import whole_folder, write_json
-from lora_cls.runs import FoldFolder, Labelled, RunFolder
+from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFolder
 from lora_cls.runs.records import ExportInfo
 from lora_cls.training.onnx_export import merged_session
+from lora_cls.training.onnx_predictor import GRAPH
 
-WAYS = ("merged", "fp32", "int8")
-NAMES = {"merged": "PyTorch, {dtype}", "fp32": "ONNX, fp32", "int8": "ONNX, int8"}
+WAYS = ("merged", "fp32", "int8", "dynamic")
+NAMES = {"merged": "PyTorch, {dtype}", "fp32": "ONNX, fp32", "int8": "ONNX, int8", "dynamic": "by `quantize_dynamic`"}
 ROWS, TIMED, ROUNDS = 500, 256, 3
 
 
@@ -43,9 +46,19 @@ def exported(run: RunFolder, work: Path, way: str) -> RunFolder:
         if way == "int8":
             with whole_folder(folder) as scratch:
                 in_8_bits(run, exported(run, work, "fp32"), scratch)
+        elif way == "dynamic":
+            dynamic(exported(run, work, "fp32"), folder)
         else:
             export(run, folder, to="onnx" if way == "fp32" else "merged")
     return RunFolder(folder)
+
+
+def dynamic(whole: RunFolder, folder: Path) -> None:
+    """An export whose graph onnxruntime's own dynamic quantization made: what `--int8` is compared with."""
+    with whole_folder(folder) as scratch:
+        shutil.copytree(whole.path, scratch, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model.onnx*"))
+        quantize_dynamic(whole.path / "model" / GRAPH, scratch / "model" / GRAPH, per_channel=True)
+        FoldFolder(scratch).write_info(FoldInfo(pos_weight=FoldFolder(whole.path).info.pos_weight))
 
 
 def fp32_scores(run: RunFolder, texts: list[str]) -> np.ndarray:
@@ -66,15 +79,12 @@ def answers(run: RunFolder, labelled: Labelled, work: Path) -> dict[str, Any]:
         return found
     first = labelled.rows.subset(np.arange(ROWS))
     expected = fp32_scores(run, first.texts)
-    found = {"difference": {}, "y_pred": {}, "flipped": {}}
-    decided: dict[str, np.ndarray] = {}
+    found = {"difference": {}, "y_pred": {}}
     for way in WAYS:
         print(f"{run.path.name}: {way} answers ...", flush=True)
         y_score, y_pred = Classifier.load(exported(run, work, way)).answer(labelled.rows)
-        decided[way] = y_pred
         found["difference"][way] = float(np.abs(y_score[:ROWS] - expected).max())
         found["y_pred"][way] = y_pred.tolist()
-        found["flipped"][way] = float((y_pred != decided.get("fp32", y_pred)).mean())
     write_json(file, found)
     return found
 
@@ -119,8 +129,9 @@ def shown_rates(work: Path, way: str, n_threads: int) -> str:
 def section(run: RunFolder, labelled: Labelled, work: Path) -> list[str]:
     """The table of one run."""
     found = answers(run, labelled, work)
-    order = ("fp32", "int8", "merged")
-    scores = compare([(way, None, np.array(found["y_pred"][way]), 1.0) for way in order], labelled)
+    order = ("fp32", "int8", "dynamic", "merged")
+    decided = {way: np.array(found["y_pred"][way]) for way in order}
+    scores = compare([(way, None, y_pred, 1.0) for way, y_pred in decided.items()], labelled)
     by_way = dict(zip(order, scores, strict=True))
     about = ExportInfo.read(exported(run, work, "fp32").files.export)
     assert about.onnx is not None and run.recipe.backbone is not None
@@ -140,7 +151,7 @@ def section(run: RunFolder, labelled: Labelled, work: Path) -> list[str]:
         minus = "" if way == "fp32" else f"{less.estimate:+.4f} ({less.low:+.4f} to {less.high:+.4f})"
         lines.append(
             f"| {NAMES[way].format(dtype=run.info.choices['dtype'])} | {found['difference'][way]:.1e} | "
-            f"{'' if way == 'fp32' else format(found['flipped'][way], '.2%')} | "
+            f"{'' if way == 'fp32' else format(float((decided[way] != decided['fp32']).mean()), '.2%')} | "
             f"{f1.estimate:.4f} ({f1.low:.4f} to {f1.high:.4f}) | {minus} | {shown_rates(work, way, 1)} | "
             f"{shown_rates(work, way, 2)} | {size:.0f} |"
         )

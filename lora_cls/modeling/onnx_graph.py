@@ -90,9 +90,10 @@ def quantize_graph(file: Path, to: Path) -> None:
     otherwise (benchmarks/results/onnx_parity.md).
     """
     import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     with _quiet():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
         quantizer = MatMulNBitsQuantizer(
             onnx.load(file), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=IN_8_BITS
         )
@@ -145,15 +146,16 @@ def _quantize_embeddings(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of its steps and of packages that it does not need."""
-    noisy = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
-    levels = [logger.level for logger in noisy]
+    """Without what exporter and quantizer say of their steps and of packages that they do not need; and without the
+    handler that onnxruntime gives the logger of the whole process."""
+    root = logging.getLogger()
+    disabled, level, handlers = root.manager.disable, root.level, list(root.handlers)
     with quiet_transformers(), warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
-        for logger in noisy:
-            logger.setLevel(logging.ERROR)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
-            for logger, level in zip(noisy, levels, strict=True):
-                logger.setLevel(level)
+            logging.disable(disabled)
+            root.setLevel(level)
+            root.handlers[:] = handlers
