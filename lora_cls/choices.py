@@ -17,7 +17,7 @@ Models = Literal["folds", "refit"]
 """What answers for new texts: all folds together, or the model of all rows."""
 TableFormat = Literal["csv", "parquet"]
 """What tables of answers are written as."""
-ExportKind = Literal["adapter", "merged", "transformers"]
+ExportKind = Literal["adapter", "merged", "transformers", "onnx"]
 Over = Literal["folds", "parts"]
 """What thresholds are cross-fitted over."""
 DecisionMetric = Literal["macro_f1", "micro_f1", "samples_jaccard", "f_beta", "accuracy", "mcc"]

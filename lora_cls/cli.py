@@ -367,8 +367,8 @@ def export(
     to: Annotated[
         ExportKind,
         typer.Option(
-            help="A PEFT adapter; weights merged into the base in the precision of its files; or a folder that "
-            "transformers opens by itself, as vLLM does.",
+            help="A PEFT adapter; weights merged into the base in the precision of its files; a folder that "
+            "transformers opens by itself, as vLLM does; or an ONNX graph, which needs no torch.",
         ),
     ] = "adapter",
     rank: Annotated[int | None, typer.Option(help="Compress the adapter to this rank.")] = None,
@@ -376,6 +376,9 @@ def export(
         float | None,
         typer.Option(help="Compress it to the lowest rank that keeps this share of its squared norm, as 0.99."),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="onnx: weights in 8 bits; --score states what that costs in macro-F1.")
+    ] = False,
     score: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="A labelled table: score the export beside the folds together and refit."),
@@ -397,8 +400,8 @@ def export(
     from lora_cls.terminal import print_export
 
     export_run(
-        run, out, to=to, rank=rank, share=share, score=score, align=align or (), backbone=backbone, overwrite=overwrite,
-        show=True, trust_remote_code=trust_remote_code,
+        run, out, to=to, rank=rank, share=share, int8=int8, score=score, align=align or (), backbone=backbone,
+        overwrite=overwrite, show=True, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     print_export(out)
 

@@ -221,6 +221,15 @@ def print_export(folder: Path) -> None:
     n = len(about.folds)
     if about.kind == "transformers":
         say(f"One model of {n} folds, which transformers opens by itself: {folder}")
+    elif (onnx := about.onnx) is not None:
+        say(f"One ONNX model of {n} folds ({onnx.precision}, {onnx.bytes / 1e6:.1f} MB): {folder / 'model'}")
+        say(
+            f"Its probabilities in fp32 differ from PyTorch's by {onnx.largest_difference:.1e} at most, on "
+            f"{onnx.texts} texts."
+            + (f" In 8 bits: by {onnx.int8_difference:.3f}." if onnx.int8_difference is not None else "")
+        )
+        if onnx.int8_difference is not None and not about.scores:
+            say("What 8 bits cost in macro-F1 was not measured: give labelled rows with --score FILE.")
     elif about.kind == "merged":
         say(f"One merged model of {n} folds: {folder / 'model'}")
     else:

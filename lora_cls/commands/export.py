@@ -1,4 +1,5 @@
-"""One model out of the folds' models, to ship: the mean of their updates as a PEFT adapter, or merged into the base.
+"""One model out of the folds' models, to ship: the mean of their updates as a PEFT adapter, merged into the base, or as
+an ONNX graph.
 
 None of these models answered for a row that it never saw: they have no out-of-fold score, only one on another labelled
 file.
@@ -29,10 +30,11 @@ from lora_cls.report.card import export_card
 from lora_cls.report.sentences import NO_SCORE, NO_SCORE_OF_ONE
 from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFiles, RunFolder
 from lora_cls.runs.folder import recipe_bytes, refuse_foreign
-from lora_cls.runs.records import Compression, ExportInfo, ExportScore
+from lora_cls.runs.records import Compression, ExportInfo, ExportScore, OnnxInfo
 from lora_cls.runs.start import Start, notes_texts
 from lora_cls.runs.sums import sums
 from lora_cls.training.heads import head_type
+from lora_cls.training.onnx_export import plain_recipe, quantize_onnx, refuse_without_packages, write_onnx
 
 FOLDS = "the folds together"
 
@@ -42,9 +44,10 @@ def export(
     run: str | Path | RunFolder,
     out: str | Path,
     *,
-    to: Literal["adapter", "merged"] = "adapter",
+    to: Literal["adapter", "merged", "onnx"] = "adapter",
     rank: int | None = None,
     share: float | None = None,
+    int8: bool = False,
     score: TableLike | None = None,
     align: TableLike | Sequence[TableLike] = (),
     backbone: str | None = None,
@@ -60,6 +63,7 @@ def export(
     to: Literal["transformers"],
     rank: int | None = None,
     share: float | None = None,
+    int8: bool = False,
     score: TableLike | None = None,
     align: TableLike | Sequence[TableLike] = (),
     backbone: str | None = None,
@@ -74,6 +78,7 @@ def export(
     to: ExportKind = "adapter",
     rank: int | None = None,
     share: float | None = None,
+    int8: bool = False,
     score: TableLike | None = None,
     align: TableLike | Sequence[TableLike] = (),
     backbone: str | None = None,
@@ -102,10 +107,11 @@ def export(
     out : a new folder; appears when it is complete. `Classifier.load` and `lora-cls predict` open it
     to : `adapter`, a PEFT adapter with the head in it; `merged`, plain weights in the precision of the base's files
         (a base that was trained on quantized is merged unquantized: the update has made up for rounding that is not
-        there then); or `transformers`, the same in a folder that transformers opens by itself
-        (`lora_cls.commands.plain`)
+        there then); `onnx`, a graph with pooling and head that needs no torch (`lora_cls.training.onnx_export`); or
+        `transformers`, the merged model in a folder that transformers opens by itself (`lora_cls.commands.plain`)
     rank : compress the adapter to this rank
     share : compress it to the lowest rank that keeps this share of its squared Frobenius norm
+    int8 : with `onnx`: weights of matrix products in 8 bits. Give `score`, too: it then states what that costs
     score : a labelled table; scores the export beside the folds together, the exact mean, and the model of `refit`
     align : one or several tables of texts, 100 at least, as those that it will be asked about; what labels they may
         hold plays no part
@@ -135,20 +141,25 @@ def export(
     run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     out = Path(out)
     tables = list(align) if isinstance(align, (list, tuple)) else [align]
-    _check(run, out, to, rank, share, tables, backbone, overwrite)
+    _check(run, out, to, rank, share, int8, tables, backbone, overwrite)
     labelled = None if score is None else Labelled.read(run, score)  # before anything is made
     if to == "transformers":
         return _plain(run, out, labelled, backbone, overwrite, show)
     texts = read_texts(run, tables) if tables else []
-    with whole_folder(out, replace=overwrite) as scratch:
-        about = _write(run, scratch, to, rank, share, backbone)
-        if texts:
-            fitted = fit_to_folds(run, RunFolder(scratch), texts, backbone=backbone, show=show)
-            about = _note(run, RunFolder(scratch), about.model_copy(update={"score_map": fitted}))
-    exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
-    if labelled is not None:
-        scores = score_export(run, exported, about, labelled, backbone=backbone, show=show)
-        _note(run, exported, about.model_copy(update={"scored": labelled.about, "scores": scores}))
+    with TemporaryDirectory(prefix="lora_cls-") as place:
+        whole = export(run, Path(place) / "float32", to="onnx", backbone=backbone) if int8 else None
+        with whole_folder(out, replace=overwrite) as scratch:
+            if whole is None:
+                about = _write(run, scratch, to, rank, share, backbone)
+            else:
+                about = in_8_bits(run, whole, scratch)
+            if texts:
+                fitted = fit_to_folds(run, RunFolder(scratch), texts, backbone=backbone, show=show)
+                about = _note(run, RunFolder(scratch), about.model_copy(update={"score_map": fitted}))
+        exported = RunFolder(out, trust_remote_code=run.trust_remote_code)
+        if labelled is not None:
+            scores = score_export(run, exported, about, labelled, whole, backbone=backbone, show=show)
+            _note(run, exported, about.model_copy(update={"scored": labelled.about, "scores": scores}))
     return exported
 
 
@@ -157,6 +168,16 @@ def _note(run: RunFolder, exported: RunFolder, about: ExportInfo) -> ExportInfo:
     about.write(exported.files.export)
     write_bytes(exported.files.card, export_card(run, exported, about).encode())
     return about
+
+
+def in_8_bits(run: RunFolder, whole: RunFolder, folder: Path) -> ExportInfo:
+    """Write into an empty folder what an ONNX export of the run is with its weights in 8 bits; returns what its
+    `export.json` says."""
+    shutil.copytree(whole.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("model", "fold.json"))
+    about = ExportInfo.read(whole.files.export)
+    about = about.model_copy(update={"onnx": quantize_onnx(whole, about, folder)})
+    FoldFolder(folder).write_info(FoldInfo(pos_weight=about.pos_weight))
+    return _note(run, RunFolder(folder), about)
 
 
 def _plain(
@@ -185,6 +206,7 @@ def _check(
     to: ExportKind,
     rank: int | None,
     share: float | None,
+    int8: bool,
     tables: Sequence[TableLike],
     backbone: str | None,
     overwrite: bool,
@@ -219,8 +241,10 @@ def _check(
         raise RecipeError("Give either --rank or --share: both say how far the adapter is compressed.")
     if to != "adapter" and (rank is not None or share is not None):
         raise RecipeError("--rank and --share compress an adapter: merged weights have no rank. Leave them out.")
-    if tables and to == "transformers":
-        raise RunError("transformers computes plain probabilities and maps none: leave --align out, or --to.")
+    if int8 and to != "onnx":
+        raise RecipeError(f"--int8 is for --to onnx. Leave it out with --to {to}.")
+    if tables and to not in ("adapter", "merged"):
+        raise RecipeError(f"What opens an export --to {to} maps no scores: leave out --align, or --to.")
     if tables and run.task().exclusive:
         raise RunError(
             f"{run.path}: --align maps the scores of labels that are decided one by one, and a row's classes would no "
@@ -243,10 +267,17 @@ def _check(
             )
     if to == "transformers":
         refuse_unfit(run, backbone)
+    if to == "onnx":
+        refuse_without_packages()
 
 
 def _write(
-    run: RunFolder, folder: Path, to: ExportKind, rank: int | None, share: float | None, backbone: str | None
+    run: RunFolder,
+    folder: Path,
+    to: ExportKind,
+    rank: int | None,
+    share: float | None,
+    backbone: str | None,
 ) -> ExportInfo:
     """All files of an export; returns what `export.json` says."""
     from lora_cls.modeling.adapted import ADAPTED
@@ -259,12 +290,18 @@ def _write(
     chosen: int | None = None
     exact: int | None = None
     compression: Compression | None = None
+    onnx: OnnxInfo | None = None
+    weight = np.exp(np.log(run.pos_weights()).mean(axis=0))
     if to == "adapter":
         exact, compression = mean_adapter(adapters, folder / "adapter", rank, share)
         if ADAPTED in choices:  # nobody else has the base that it stands on
             choices[ADAPTED] = choices[ADAPTED] | {"folder": _copy_base(run, folder / BASE, backbone)}
         chosen = compression.rank if compression else exact
         recipe = _with_rank(recipe, chosen)
+    elif to == "onnx":
+        onnx = write_onnx(run, folder, backbone, weight)
+        recipe, backbone_path = plain_recipe(recipe), None
+        choices, weight = {"onnx": True}, np.ones_like(weight)  # the graph has undone it
     else:
         choices["merged_dtype"] = (
             average_weights(run, folder / "model", backbone)
@@ -273,8 +310,7 @@ def _write(
         )
         choices.pop("base_sha256", None)  # of the base before
         choices.pop(ADAPTED, None)
-        recipe, backbone_path = load_recipe(recipe, {"lora": None, "quantization": None}), "model"
-    weight = np.exp(np.log(run.pos_weights()).mean(axis=0)).tolist()
+        recipe, backbone_path = plain_recipe(recipe), "model"
     about = ExportInfo(
         kind=to,
         run=run.path.name,
@@ -284,16 +320,18 @@ def _write(
         compression=compression,
         out_of_fold_score=None,
         note=NO_SCORE if len(numbers) > 1 else NO_SCORE_OF_ONE,
-        pos_weight=weight,
+        pos_weight=weight.tolist(),
+        onnx=onnx,
     )
     write_bytes(files.recipe, recipe_bytes(recipe))
     if notes_texts(run):
         write_array(files.text_hashes, Start(run, {fold.path.name: fold for fold in folds}).seen_by_any)
     noted = sums(folder, [files.recipe, files.text_hashes])
     info.model_copy(update={"choices": choices, "backbone_path": backbone_path, "files": noted}).write(files.info)
-    run.labels_info.write(files.labels)
-    run.decision().write(files.decision)
-    FoldFolder(folder).write_info(FoldInfo(pos_weight=weight))
+    if to != "onnx":  # which has them in its own file
+        run.labels_info.write(files.labels)
+        run.decision().write(files.decision)
+    FoldFolder(folder).write_info(FoldInfo(pos_weight=about.pos_weight))
     return _note(run, RunFolder(folder), about)
 
 
@@ -319,11 +357,15 @@ def score_export(
     exported: RunFolder,
     about: ExportInfo,
     labelled: Labelled,
+    whole: RunFolder | None = None,
     *,
     backbone: str | None = None,
     show: bool | None = None,
 ) -> list[ExportScore]:
-    """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one."""
+    """Scores of the folds together, the exact mean of their adapters, the export, and `refit` where there is one.
+
+    `whole` is the export in fp32 of which one in 8 bits was made.
+    """
 
     def load(source: RunFolder, models: Models = "folds") -> Callable[[], Classifier]:
         return lambda: Classifier.load(source, backbone=backbone, models=models, show=show)
@@ -334,6 +376,8 @@ def score_export(
         if run.recipe.lora is not None and (about.kind == "merged" or about.compression):
             exact = export(run, Path(scratch) / "exact")
             ways.append(("exact mean", ExportInfo.read(exact.files.export).rank, load(exact)))
+        if whole is not None:
+            ways.append((ExportInfo.read(whole.files.export).name, None, load(whole)))
         ways.append((about.name, about.rank, load(exported)))
         if run.refit.finished:
             ways.append(("refit", rank, load(run, "refit")))

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lora_cls.errors import BackboneError, RunError
 from lora_cls.runs import RunFolder
@@ -16,12 +16,21 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: Callable[[nn.Module, int], None]) -> str:
+def merge_adapters(
+    run: RunFolder,
+    folder: Path,
+    backbone: str | None,
+    attach: Callable[[nn.Module, int], None],
+    *,
+    as_trained: bool = False,
+) -> str:
     """Add the exact mean of the updates to the base's weights, in the precision of its files; returns that.
 
     Parameters
     ----------
     attach : puts the run's kind of head on a base with so many labels
+    as_trained : in fp32 whatever the files have; and a base that was trained on quantized is that one, dequantized, so
+        that the merged weights are those that the updates were trained on
     """
     import torch
     from peft import PeftModel
@@ -36,7 +45,11 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: C
     recipe, choices = run.recipe, run.info.choices
     assert recipe.backbone is not None
     source = run_source(recipe.backbone, choices, run.base_place(backbone), needed=True)
-    base: Any = load_base(recipe.backbone, None, "auto", torch.device("cpu"), source)
+    quantization = recipe.quantization if as_trained else None
+    dtype: torch.dtype | Literal["auto"] = DTYPES[choices["dtype"]] if quantization else "auto"
+    base: Any = load_base(recipe.backbone, quantization, dtype, torch.device("cpu"), source)
+    if as_trained and getattr(base, "hf_quantizer", None) is not None:
+        base = base.dequantize()
     if getattr(base.config, "quantization_config", None) is not None:
         raise RunError(f"{source.name} is stored quantized: there are no weights to add to. Export an adapter instead.")
     noted = choices.get("base_sha256")  # of a quantized base's bytes: nothing to compare
@@ -45,6 +58,8 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: C
             f"{source.path_or_id} is not the base that this run was trained on: its weights differ. Give the same "
             "model in the same revision with --backbone."
         )
+    if as_trained:
+        base.float()
     attach(base, len(run.label_names))
     with TemporaryDirectory(dir=folder.parent) as scratch:
         adapter = Path(scratch) / "adapter"
@@ -61,8 +76,7 @@ def merge_adapters(run: RunFolder, folder: Path, backbone: str | None, attach: C
     setattr(merged, HEAD, head.modules_to_save["default"] if hasattr(head, "modules_to_save") else head)
     save_model(SequenceClassifier(merged, recipe.head.pooling), folder)
     load_tokenizer(recipe.backbone, source).save_pretrained(folder)
-    dtype: torch.dtype = merged.dtype
-    return str(dtype).removeprefix("torch.")
+    return str(merged.dtype).removeprefix("torch.")
 
 
 def average_weights(run: RunFolder, folder: Path, backbone: str | None) -> str:

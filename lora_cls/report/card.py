@@ -141,8 +141,9 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
     recipe = exported.recipe
     assert recipe.backbone is not None
     no_score, _, why = about.note.partition(":")
+    data = recipe.data
     return fill(
-        "export.md.j2",
+        "export.md.j2" if about.onnx is None else "export_onnx.md.j2",
         about=about,
         mapped=about.score_map,
         scores=about.scores,
@@ -155,7 +156,9 @@ def export_card(run: RunFolder, exported: RunFolder, about: ExportInfo) -> str:
         no_score=no_score,
         why=why,
         probabilities=task_of(recipe.task).meaning,
-        snippet=snippet(recipe, exported.info, run.label_names, "."),
+        meaning="softmax gives probabilities" if run.task().exclusive else "sigmoid gives probabilities",
+        prepared=[f"`data.{name}`" for name in ("text_template", "unescape") if getattr(data, name)],
+        snippet=snippet(recipe, exported.info, run.label_names, ".") if about.onnx is None else onnx_snippet(exported),
         columns=_several_columns(exported.info),
     )
 
@@ -206,6 +209,19 @@ def plain_card(
         pad_token_id=pad_token_id,
         parity=[parity_sentence(parity) for parity in about.parity or []],
         vllm_rank=next((rank for rank in VLLM_RANKS if rank >= (about.rank or 0)), None),
+    )
+
+
+def onnx_snippet(exported: RunFolder) -> str:
+    """Python that opens an ONNX export from within its folder, with numpy, onnxruntime and tokenizers only.
+
+    It defines `probabilities(texts)` and `decide(texts)`.
+    """
+    return fill(
+        "snippet_onnx.py.j2",
+        data=exported.recipe.data,
+        classes=exported.task().exclusive,
+        at_least_one=exported.decision().prediction.at_least_one,
     )
 
 

@@ -75,6 +75,9 @@ class RunFiles:
         self.mistakes, self.doubts = root / "mistakes.csv", root / "doubts.csv"
         self.blend, self.fitted_logits = root / "blend.json", root / "fitted_logits.npy"
         self.export = root / "export.json"
+        self.classifier = root / "classifier.json"
+        if self.classifier.is_file():  # of an ONNX export: it holds what these two do
+            self.labels = self.decision = self.classifier
         self.calibration = root / "calibration.json"
         self.oof_calibrated, self.test_calibrated = (
             root / "oof_proba_calibrated.csv",

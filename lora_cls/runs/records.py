@@ -243,6 +243,30 @@ class Decision(Record):
         return self.folds if self.folds is not None else self.parts or {}
 
 
+class TextReading(Part):
+    """How the graph of an ONNX export reads a text: the ids of `lead` and the text, cut as `recipe.yaml` says, between
+    those of `before` and `after`."""
+
+    before: list[int]
+    after: list[int]
+    lead: str
+    pad: int
+    """Fills batches, on the right; and stands for a text without any token."""
+    unknown: int | None
+    """The token of what the vocabulary lacks."""
+    embeddings: int | None
+    """Tokens that the model knows."""
+
+
+class ClassifierInfo(Decision, LabelsInfo):
+    """`classifier.json` of an ONNX export, in place of `labels.json` and `thresholds.json`: all that a program without
+    lora_cls needs beside graph and tokenizer."""
+
+    remedy: ClassVar[str] = " Export the run again."
+
+    tokens: TextReading
+
+
 class LabelScores(Part):
     """One label in a table of scores."""
 
@@ -392,6 +416,20 @@ class Compression(Part):
     lowest_share: float
 
 
+class OnnxInfo(Part):
+    """What an ONNX export was tried on, and what it takes."""
+
+    precision: Literal["float32", "int8"]
+    bytes: int
+    """Of graph and tokenizer."""
+    texts: int
+    """That PyTorch and onnxruntime both answered for."""
+    largest_difference: float
+    """Of a probability, both in fp32."""
+    int8_difference: float | None
+    """The same with the weights in 8 bits; None where they are not."""
+
+
 class ScoredTable(Part):
     """A labelled table that an export was scored on."""
 
@@ -469,6 +507,7 @@ class ExportInfo(Record):
     out_of_fold_score: None
     note: str
     pos_weight: list[float]
+    onnx: OnnxInfo | None = None
     scored: ScoredTable | None = None
     scores: list[ExportScore] | None = None
     score_map: ScoreMap | None = None
@@ -480,6 +519,8 @@ class ExportInfo(Record):
     @property
     def name(self) -> str:
         """What an export is called in tables."""
+        if self.onnx is not None:
+            return f"ONNX {self.onnx.precision}"
         if self.kind != "adapter":
             return "merged"
         return "exact mean" if self.compression is None else "compressed mean"

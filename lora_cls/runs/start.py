@@ -335,6 +335,11 @@ def _refuse_other_kind(run: RunFolder, recipe: Recipe) -> None:
     """Raise RunError for a run whose models are none that a recipe could begin with, as far as its recipe tells."""
     theirs, ours = run.recipe, recipe.backbone
     assert ours is not None
+    if run.files.classifier.is_file():
+        raise RunError(
+            f"backbone.start_from: {run.path} is an ONNX export, whose weights can only answer. Start from the run "
+            "that it was made from."
+        )
     if theirs.backbone is None:
         kind = "a blend" if theirs.blend is not None else "a run of TF-IDF"
         raise RunError(f"backbone.start_from: {run.path} is {kind}: it has no pretrained model to start from.")

@@ -199,7 +199,7 @@ def encode(
     RecipeError
         If nothing of a text would fit between the frame.
     """
-    frame = frame or special_frame(tokenizer)
+    frame = special_frame(tokenizer) if frame is None else frame  # an empty one is false
     room = data.max_length - len(frame)
     stride = data.chunk_stride if data.long_text == "chunk" else 0
     if room <= stride:
@@ -210,7 +210,7 @@ def encode(
     ids: list[np.ndarray] = []
     text_of: list[int] = []
     truncated, whole = np.zeros(len(texts), dtype=bool), np.zeros(len(texts), dtype=np.int64)
-    unknown, unknown_id = np.zeros(len(texts)), _unknown_id(tokenizer)
+    unknown, unknown_id = np.zeros(len(texts)), unknown_token_id(tokenizer)
     for i, body in enumerate(_bodies(tokenizer, texts, frame.lead, split_special_tokens, cache)):
         pieces, truncated[i] = _pieces(body, room, data)
         whole[i] = max(1, len(frame) + len(body))
@@ -311,7 +311,7 @@ def text_notes(tokens: Tokens, data: Data, name: str) -> list[str]:
     return [note for note in (long_text_note(tokens, data, name), unknown_note(tokens, name)) if note]
 
 
-def _unknown_id(tokenizer: Any) -> int | None:
+def unknown_token_id(tokenizer: Any) -> int | None:
     """The token of what a vocabulary lacks; None where that is another special token, too, as in byte-level ones."""
     found = getattr(tokenizer, "unk_token_id", None)
     others = [getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad")]

@@ -51,6 +51,10 @@ def make_predictor(
     trust_remote_code : for the runs of a blend, as `RunFolder` takes it
     outside_runs : whether a blend may open runs that lie outside the folder that it lies in
     """
+    if "onnx" in (choices or {}):
+        from lora_cls.training.onnx_predictor import OnnxPredictor  # needs no torch
+
+        return OnnxPredictor(recipe, label_names)
     if recipe.blend is None:
         return make_learner(recipe, label_names, choices, backbone, progress)
     if backbone is not None:

@@ -214,8 +214,13 @@ class Session:
             If one is read as a token that the model has no embedding for.
         """
         tokens = self.head.encode(texts, self.token_cache)
-        refuse_unknown_ids(tokens, self.tokenizer, self.source.name, vocabulary_size(self._config))
+        refuse_unknown_ids(tokens, self.tokenizer, self.source.name, self.n_embeddings)
         return tokens
+
+    @property
+    def n_embeddings(self) -> int | None:
+        """See `vocabulary_size`."""
+        return vocabulary_size(self._config)
 
     # The model
 
