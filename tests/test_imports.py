@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lora_cls"
 ROOMS = (
     "errors", "choices", "files", "machine", "execution", "yaml_text", "recipe", "reference", "evaluation", "data",
-    "text", "runs", "modeling", "training", "search", "report", "commands", "terminal", "cli", "__main__",
+    "text", "runs", "modeling", "training", "search", "report", "commands", "serving", "terminal", "cli", "__main__",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NO_TORCH = (
