@@ -163,12 +163,12 @@ def make_app(
         found = error.errors()
         if any(problem["type"] in ("json_invalid", "model_attributes_type") for problem in found):
             return refusal(422, 'The body is no JSON object such as {"texts": ["a text"]}, sent as application/json.')
-        said = {f"{_place(problem['loc'])}: {problem['msg']}" for problem in found}
-        return refusal(422, f"{shorten(sorted(said), 5)}.")
+        said = dict.fromkeys(_sentence(problem, limits) for problem in found)
+        return refusal(422, f"{shorten(said, 5)}.")
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        sentence = REFUSALS[400] if error.status_code == 400 else f"{error.detail}."
+        sentence = "The body is no JSON in UTF-8." if error.status_code == 400 else f"{error.detail}."
         return JSONResponse({"detail": sentence}, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
@@ -294,7 +294,16 @@ def _answers(run: Served, y_score: np.ndarray, y_pred: np.ndarray) -> list[TextA
     return found
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """Where in the body: `texts.3`."""
-    parts = [str(part) for part in location if part not in ("body", "str") and not str(part).startswith("dict[")]
-    return ".".join(parts) or "the body"
+def _sentence(problem: Any, limits: Limits) -> str:
+    """What is wrong with a request, and where: `texts.3: ...`."""
+    place, kind = problem["loc"][1:], problem["type"]
+    if place[:1] != ("texts",):
+        return f"{'.'.join(map(str, place)) or 'the body'}: {problem['msg']}"
+    if len(place) == 1:
+        return f"texts: expected a list of 1 to {limits.texts:,} texts"
+    where = f"texts.{place[1]}"
+    if kind == "string_too_long":
+        return f"{where}: a text may hold {limits.characters:,} characters"
+    if kind == "string_unicode":
+        return f"{where}: it holds half of a character (a lone surrogate)"
+    return f"{where}: expected a text, or an object with a text for each column"

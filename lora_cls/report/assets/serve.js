@@ -85,7 +85,7 @@ function bar(name, answer, threshold, exclusive) {
     const mark = element("div", { className: "mark" });
     mark.style.left = 100 * Math.min(Math.max(threshold, 0), 1) + "%";
     track.append(mark);
-    figure.append(element("span", { className: "muted", textContent: " of " + percent(threshold) }));
+    figure.append(element("span", { className: "muted", textContent: (share >= threshold ? " ≥ " : " < ") + percent(threshold) }));
   }
   if (unsure) figure.append(element("span", { className: "muted", textContent: ", not sure" }));
   track.setAttribute("role", "img");
