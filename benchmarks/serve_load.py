@@ -143,8 +143,8 @@ def main() -> None:
                 found.append(server.memory_info().rss / 2**20)
                 print(f"{found[-1]:.0f} MiB", flush=True)
             notes = [
-                f"Memory over {given.minutes:g} minutes of 8 clients ({answered:,} requests, {errors} errors), MiB each "
-                f"half minute: {', '.join(f'{mib:.0f}' for mib in found)}.",
+                f"Memory over {given.minutes:g} minutes of 8 clients ({answered:,} requests, {errors} errors), MiB "
+                f"each half minute: {', '.join(f'{mib:.0f}' for mib in found)}.",
                 "",
             ]
     finally:
