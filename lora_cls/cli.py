@@ -343,6 +343,49 @@ def explain(
     print_explanation(classifier.explain(text), classifier.run.task(), words)
 
 
+@app.command(**_example("serve runs/minilm-l6", "serve runs/minilm-l6 goemotions=exports/ge --port 8080"))
+def serve(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Run folders or exports, each as FOLDER or NAME=FOLDER."),
+    ],
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets other machines ask.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    backbone: BackbonePath = None,
+    models: Annotated[Models, typer.Option(help="All folds combined, or the model of all rows.")] = "folds",
+    abstain_below_precision: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Labels whose yes or no would be right less often, as 0.9, abstain."),
+    ] = None,
+    max_texts: Annotated[int, typer.Option(metavar="N", min=1, help="Texts of a request.")] = 1000,
+    max_characters: Annotated[int, typer.Option(metavar="N", min=1, help="Characters of a text.")] = 100_000,
+    max_megabytes: Annotated[float, typer.Option(metavar="N", min=0.001, help="Size of a request.")] = 1.0,
+    max_waiting: Annotated[int, typer.Option(metavar="N", min=1, help="Requests that wait at the same time.")] = 256,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="From a request to its answer.")] = 30.0,
+    trust_remote_code: TrustRemoteCode = False,
+    outside_runs: OutsideRuns = False,
+) -> None:
+    """Answer over HTTP: POST /v1/predict, and a page at / to try texts on. Needs the extra "serve".
+
+    Requests that come within a few milliseconds are answered together; several runs share a base. A token in the
+    environment variable LORA_CLS_TOKEN is asked of everybody. SIGTERM and Ctrl-C stop it when all who wait are
+    answered.
+    """
+    from lora_cls.serving.limits import Limits
+    from lora_cls.serving.server import serve as answer
+
+    limits = Limits(
+        texts=max_texts, characters=max_characters, body=int(max_megabytes * 1e6), waiting=max_waiting, seconds=timeout
+    )
+    answer(
+        runs, host=host, port=port, limits=limits, backbone=backbone, models=models,
+        abstain_below_precision=abstain_below_precision, trust_remote_code=trust_remote_code,
+        outside_runs=outside_runs, say=_say,
+    )  # fmt: skip
+
+
 @app.command(**_example("refit runs/minilm-l6"))
 def refit(
     run: RunPath,

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lora_cls"
 ROOMS = (
     "errors", "choices", "files", "machine", "execution", "yaml_text", "recipe", "reference", "evaluation", "data",
-    "text", "runs", "modeling", "training", "search", "report", "commands", "terminal", "cli", "__main__",
+    "text", "runs", "modeling", "training", "search", "report", "commands", "serving", "terminal", "cli", "__main__",
 )  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NO_TORCH = (
@@ -142,7 +142,9 @@ def test_private_names_stay_in_their_file(file):
         for module, name, line in imported(file)
         if module.startswith("lora_cls") and any(map(is_private, f"{module}.{name}".split(".")))
     ]
-    own = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    own = {
+        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    }
     own |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
     own |= {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AnnAssign) and hasattr(node.target, "id")}
     others = {name for other in MODULES if other != file for name in private_members(other)}

@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from copy import copy
 from pathlib import Path
 from threading import Lock
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -45,6 +45,9 @@ from lora_cls.runs.records import ExportInfo
 from lora_cls.training.factory import make_predictor
 from lora_cls.training.progress import Progress
 
+if TYPE_CHECKING:
+    from lora_cls.modeling.resident import ResidentModels
+
 ROWS_PER_PIECE = 10_000
 BASE = "base"  # folder of an export that carries the base which a run adapted to its texts
 
@@ -73,6 +76,7 @@ class Classifier:
         backbone: str | None,
         show: bool | None,
         num_threads: int | None = None,
+        resident: ResidentModels | None = None,
     ) -> None:
         self.run = run
         self.recipe = run.recipe
@@ -91,7 +95,7 @@ class Classifier:
         self._score_map = ExportInfo.read(run.files.export).score_map if run.exported else None
         self._predictor = make_predictor(
             self.recipe, self.label_names, run.info.choices, run.base_place(backbone),
-            trust_remote_code=run.trust_remote_code, outside_runs=run.outside_runs,
+            trust_remote_code=run.trust_remote_code, outside_runs=run.outside_runs, resident=resident,
         )  # fmt: skip
 
     @classmethod
@@ -105,6 +109,7 @@ class Classifier:
         trust_remote_code: bool = False,
         outside_runs: bool = False,
         num_threads: int | None = None,
+        resident: ResidentModels | None = None,
     ) -> Classifier:
         """Open a run folder, or what `export` made of one.
 
@@ -116,12 +121,14 @@ class Classifier:
         trust_remote_code : let Python code that comes with the base model run; the folder's own recipe is not asked
         outside_runs : let a blend open runs that lie outside the folder that it lies in
         num_threads : of the CPU, in place of the recipe's; where neither says, one for each core
+        resident : keeps models in memory between answers, also of other runs that are given the same one, and nothing
+            of the texts on disk; without it, adapters are read at each answer
 
         Raises
         ------
         RunError
             If the folder is no run, has no finished model of that kind, or a file is missing or damaged. Adapters are
-            read at each prediction, so that K of them never fill the memory: damage in one is an error there.
+            read at a prediction, so that K of them never fill the memory: damage in one is an error there.
         BackboneError
             If the base model cannot be found; at the first prediction, if it cannot be opened or is another one.
         """
@@ -143,7 +150,7 @@ class Classifier:
                 raise no_fold_finished(run.path)
         decision = run.decision()
         shipped = np.array([decision.shipped[name] for name in run.label_names])
-        return cls(run, folders, shipped, decision.prediction, backbone, show, num_threads)
+        return cls(run, folders, shipped, decision.prediction, backbone, show, num_threads, resident)
 
     def fingerprint(self) -> str:
         """SHA-256 of what answers: the models' weights, thresholds, and how scores are combined or mapped."""

@@ -37,6 +37,18 @@ def fill_page(template: str, content: dict[str, Any], script: str | None = None)
 
 
 @cache
+def served_page() -> tuple[str, str]:
+    """The page of a server, and its policy, which also goes into a header: it asks its own server, and nobody else."""
+    script = resource("assets/serve.js")
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {_digest(script)}; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'"
+    )
+    style = resource("assets/page.css") + resource("assets/serve.css")
+    return fill("serve.html.j2", policy=policy, style=style, scripts=[script], payload="{}"), policy
+
+
+@cache
 def _scripts(own: str) -> list[str]:
     """The libraries, with their licences, which must go where they go; and what the pages share, with the own part."""
     libraries = [

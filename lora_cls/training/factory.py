@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from lora_cls.training.learner import Learner, Predictor
 from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress
 
+if TYPE_CHECKING:
+    from lora_cls.modeling.resident import ResidentModels
+
 
 def make_learner(
     recipe: Recipe,
@@ -23,6 +26,7 @@ def make_learner(
     backbone: str | None = None,
     progress: Progress | None = None,
     processes: Processes = ALONE,
+    resident: ResidentModels | None = None,
 ) -> Learner:
     """The learner that a recipe with anything to train asks for; see `Session` for the parameters."""
     if recipe.tfidf is not None:
@@ -31,7 +35,7 @@ def make_learner(
         return TfidfLearner(recipe, label_names)
     from lora_cls.training.transformer import TransformerLearner
 
-    return TransformerLearner(recipe, label_names, choices, backbone, progress, processes)
+    return TransformerLearner(recipe, label_names, choices, backbone, progress, processes, resident)
 
 
 def make_predictor(
@@ -43,6 +47,7 @@ def make_predictor(
     *,
     trust_remote_code: bool = False,
     outside_runs: bool = False,
+    resident: ResidentModels | None = None,
 ) -> Predictor:
     """As `make_learner`, for a run's models; of a blend, those of all its runs.
 
@@ -50,13 +55,14 @@ def make_predictor(
     ----------
     trust_remote_code : for the runs of a blend, as `RunFolder` takes it
     outside_runs : whether a blend may open runs that lie outside the folder that it lies in
+    resident : see `Session`
     """
     if "onnx" in (choices or {}):
         from lora_cls.training.onnx_predictor import OnnxPredictor  # needs no torch
 
         return OnnxPredictor(recipe, label_names)
     if recipe.blend is None:
-        return make_learner(recipe, label_names, choices, backbone, progress)
+        return make_learner(recipe, label_names, choices, backbone, progress, resident=resident)
     if backbone is not None:
         raise RunError("--backbone names one base model, and a blend may have several: predict with its runs.")
     from lora_cls.training.blend import BlendPredictor
@@ -68,7 +74,7 @@ def make_predictor(
             member = member.model_copy(update={"engine": engine})
         return make_predictor(
             member, run.label_names, run.info.choices, run.base_place(), progress,
-            trust_remote_code=trust_remote_code, outside_runs=outside_runs,
+            trust_remote_code=trust_remote_code, outside_runs=outside_runs, resident=resident,
         )  # fmt: skip
 
     return BlendPredictor(recipe, label_names, of_run, trust_remote_code=trust_remote_code, outside_runs=outside_runs)

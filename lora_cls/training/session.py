@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from lora_cls.errors import BackboneError, RunError, TrainingError
 from lora_cls.evaluation import task_of
@@ -35,6 +36,7 @@ from lora_cls.modeling.precision import (
 from lora_cls.modeling.prefix import Prefix
 from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
+from lora_cls.modeling.resident import ResidentModels
 from lora_cls.modeling.sharding import device_mesh, shard_base
 from lora_cls.modeling.source import Source
 from lora_cls.modeling.start import begin_with
@@ -63,6 +65,7 @@ class Session:
     choices : measured choices of an earlier start of the same run (`run.json`); measured now where missing
     backbone : another place of the same base model, as on a machine without a network
     processes : those that train and answer together
+    resident : keeps models in memory, of this run and of others, and nothing of the texts on disk; for answering only
 
     Attributes
     ----------
@@ -78,9 +81,13 @@ class Session:
         backbone: str | None = None,
         progress: Progress | None = None,
         processes: Processes = ALONE,
+        resident: ResidentModels | None = None,
     ) -> None:
         assert recipe.backbone is not None
-        self.recipe, self.backbone = recipe, recipe.backbone
+        if resident is not None:
+            off = {"token_cache": False, "prefix_cache": False}
+            recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update=off)})
+        self.recipe, self.backbone, self.resident = recipe, recipe.backbone, resident
         self.label_names, self.n_labels = list(label_names), len(label_names)
         self.task = task_of(recipe.task, recipe.thresholds, recipe.metric, recipe.metric_beta)
         self.progress = progress or Progress(0, show=False)
@@ -262,10 +269,13 @@ class Session:
         sharded = self.processes.sharded
         if self._no_flash is not None:
             attention = "sdpa"  # the same numbers but for their last digits
-        base = load_base(
-            self.backbone, recipe.quantization, dtype, torch.device("cpu") if sharded else self.device, self.source,
-            attention, with_output=self.head.with_output_layer, sharded=sharded,
-        )  # fmt: skip
+        if self.resident is not None and recipe.lora is not None and getattr(recipe.lora, "bias", "none") == "none":
+            base = self._resident_base(dtype, attention)
+        else:
+            base = load_base(
+                self.backbone, recipe.quantization, dtype, torch.device("cpu") if sharded else self.device, self.source,
+                attention, with_output=self.head.with_output_layer, sharded=sharded,
+            )  # fmt: skip
         # a frozen base is in self.dtype already, and adapters compute in that of what they read
         mixed = self.dtype if recipe.lora is None and self.dtype != torch.float32 else None
         on_gpus_only = sharded and attention not in ("auto", "sdpa", "eager")  # flash attention: none of it on the CPU
@@ -276,6 +286,24 @@ class Session:
         # an export has nothing to train, and its weights stay in the precision they have
         model = self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
         return self.head.place(model, self.source)
+
+    def _resident_base(self, dtype: torch.dtype, attention: str) -> nn.Module:
+        """The base around weights that other runs answer with, too: none of them is trained."""
+        assert self.resident is not None
+        written = self.head.with_output_layer
+        # what is measured anew for every run, or says nothing of the weights
+        other = {"attn_implementation", "dtype", "name_or_path", "revision", "start_from", "trust_remote_code"}
+        kind = (self.backbone.model_dump_json(exclude=other), str(self.recipe.quantization), dtype, written)
+        fixed = attention if self.backbone.bidirectional or attention not in ("auto", "sdpa", "eager") else None
+        base: Any = self.resident.base(
+            (self.source.path_or_id, self.source.revision, *kind, self.device, fixed),
+            lambda: load_base(
+                self.backbone, self.recipe.quantization, dtype, self.device, self.source, attention, with_output=written
+            ),
+        )
+        if fixed is None and attention not in ("auto", base.config._attn_implementation):
+            base.set_attn_implementation(attention)
+        return base
 
     def _check_base(self, found: str) -> bool:
         """Refuse a base that has the right shape and other weights; whether it is known to be one that was loaded."""
@@ -352,7 +380,11 @@ class Session:
     def load(self, folder: FoldFolder) -> SequenceClassifier:
         """The model with the weights saved in `folder`."""
         model = self.model()
-        load_model_weights(model, folder.weights(folder.adapter if self.recipe.lora else folder.model))
+        place = folder.weights(folder.adapter if self.recipe.lora else folder.model)
+        if self.resident is None:
+            load_model_weights(model, place)
+        else:
+            self.resident.put(model, place, lambda: load_model_weights(model, place))
         self._pristine = False
         return model
 

@@ -18,6 +18,7 @@ from lora_cls.files import make_folder, write_array, write_csv
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.merged_updates import MergedUpdates
 from lora_cls.modeling.precision import faster_attention, measured_once
+from lora_cls.modeling.resident import ResidentModels
 from lora_cls.recipe import Recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.runs.sums import sums
@@ -51,8 +52,9 @@ class TransformerLearner:
         backbone: str | None = None,
         progress: Progress | None = None,
         processes: Processes = ALONE,
+        resident: ResidentModels | None = None,
     ) -> None:
-        self.session = Session(recipe, label_names, choices, backbone, progress, processes)
+        self.session = Session(recipe, label_names, choices, backbone, progress, processes, resident)
         self.choices, self.seconds = self.session.choices, self.session.seconds
         self.backbone_path: str | None = self.session.source.path_or_id
         self.notes: list[str] = []
