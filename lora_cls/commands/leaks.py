@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lora_cls.errors import shown
+from lora_cls.yaml_text import read_yaml
 
 TEXT_FILES = {".md", ".json", ".jsonl", ".yaml", ".html", ".txt", ".csv", ".jinja", ".py"}
 TOKENIZER = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt"}
@@ -117,13 +118,24 @@ def _readings(file: Path) -> list[str]:
     read = [content]
     if file.suffix in (".html", ".md"):
         read.append(html.unescape(content))
-    if file.suffix in (".json", ".html", ".yaml", ".md"):
-        read += [said for said in (_unescaped(content),) if said != content]
+    if file.suffix == ".yaml":  # whose strings are folded, too
+        read += _strings(read_yaml(content))
+    else:
+        read.append(_unescaped(content))
     return [_plain(said) for said in dict.fromkeys(read)]
 
 
+def _strings(value: object) -> list[str]:
+    """All strings in a value of YAML."""
+    if isinstance(value, dict):
+        return [said for pair in value.items() for part in pair for said in _strings(part)]
+    if isinstance(value, list):
+        return [said for part in value for said in _strings(part)]
+    return [value] if isinstance(value, str) else []
+
+
 def _unescaped(content: str) -> str:
-    r"""With what JSON, YAML and Python escape in strings as it is meant: `\n`, `\"`, `\u00e9`."""
+    r"""With what JSON and Python escape in strings as it is meant: `\n`, `\"`, `\u00e9`."""
 
     def meant(found: re.Match[str]) -> str:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lora_cls.commands.leaks import local_paths, quoted_texts
 from lora_cls.commands.predict import BASE
-from lora_cls.data import TableLike
+from lora_cls.data import TableLike, read_table
 from lora_cls.errors import DataError, RecipeError, RunError, brief, no_fold_finished, shown
 from lora_cls.files import write_bytes, write_json
 from lora_cls.recipe import Recipe, Tracking, load_recipe
@@ -30,10 +30,15 @@ from lora_cls.runs.sums import sums
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt", ".jinja", ".onnx", ".data")
 """Endings of what belongs to a model and its tokenizer."""
+DECISIONS = ("labels.json", "thresholds.json", "classifier.json")
+"""Of an export: what its answers are called, and how they are decided."""
 UNKNOWN = "OWNER/BASE"
+Texts = tuple[list[str], list[str]]
+"""Texts, and the ids of their rows."""
 OWNED = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 OURS = re.compile(
-    r"(fold-\d+|refit)/.+|(adapter|model|base)/.+|(fold|labels|metrics|thresholds|run|export)\.json|report\.html"
+    r"(fold-\d+|refit)/.+|(adapter|model|base)/.+|report\.html"
+    r"|(fold|labels|metrics|thresholds|classifier|run|export|config)\.json|recipe\.yaml|[\w.-]+\.(safetensors|onnx)"
 )
 """What an earlier push may have left on the hub: removed where it is not sent again, as it would answer with it."""
 
@@ -115,24 +120,35 @@ def push(
     >>> push("runs/lora", "ann/emotions", base_model="org/tiny", dry_run=True).files[0].path
     'README.md'
     """
-    run = RunFolder.of(run, trust_remote_code=trust_remote_code)
     _check_names(repo_id, base_model)
-    _check_kind(run)
-    base = base_model or _base_on_hub(run)
-    problems = [] if base else [_base_unknown(run)]
     with TemporaryDirectory(prefix="lora_cls-") as scratch:
-        folder = Path(scratch)
-        (_write_export if run.exported else _write_run)(run, folder, repo_id.rpartition("/")[2], base or UNKNOWN)
-        problems += local_paths(folder)
-        texts, notes = _training_texts(run, train)
-        problems += quoted_texts(folder, *texts)
+        folder, problems = Path(scratch), []
+        if not isinstance(run, RunFolder) and _for_others(Path(run)):
+            place = Path(run)
+            _copy_model(place, folder)
+            texts, notes = _texts_of_table(train)
+        else:
+            run = RunFolder.of(run, trust_remote_code=trust_remote_code)
+            place, name = run.path, repo_id.rpartition("/")[2]
+            _check_kind(run)
+            base = base_model or _base_on_hub(run)
+            problems += [] if base else [_base_unknown(run)]
+            (_write_export if run.exported else _write_run)(run, folder, name, base or UNKNOWN)
+            texts, notes = _training_texts(run, train)
+        problems += [*local_paths(folder), *quoted_texts(folder, *texts)]
         if problems:
-            raise RunError(f"{run.path} is not sent to the hub, nothing of it:\n  " + "\n  ".join(problems))
+            raise RunError(f"{place} is not sent to the hub, nothing of it:\n  " + "\n  ".join(problems))
         files = [Sent(name, (folder / name).stat().st_size, value) for name, value in sums(folder, [folder]).items()]
         going = {PurePath(file.path).parts[0] for file in files}
-        kept = sorted(entry.name for entry in run.path.iterdir() if entry.name not in going)
-        url = None if dry_run else _send(folder, repo_id, public, f"{run.name} by lora_cls")
+        kept = sorted(entry.name for entry in place.iterdir() if entry.name not in going)
+        url = None if dry_run else _send(folder, repo_id, public, f"{place.resolve().name} by lora_cls")
     return Push(repo_id, public, files, kept, notes, url)
+
+
+def _for_others(folder: Path) -> bool:
+    """Whether it is an export for another program, which needs no recipe."""
+    files = RunFiles(folder)
+    return files.export.is_file() and not files.recipe.exists()
 
 
 def _check_names(repo_id: str, base_model: str | None) -> None:
@@ -170,7 +186,8 @@ def _base_on_hub(run: RunFolder) -> str | None:
     name = run.recipe.backbone.name_or_path
     if name == run.info.backbone_path and HUB_ID.fullmatch(name):
         return name
-    return short_name(name) if run.exported and not (run.path / "adapter").is_dir() else None
+    holds_base = run.exported and ((run.path / BASE).is_dir() or not (run.path / "adapter").is_dir())
+    return short_name(name) if holds_base else None
 
 
 def _base_unknown(run: RunFolder) -> str:
@@ -181,8 +198,8 @@ def _base_unknown(run: RunFolder) -> str:
     )
 
 
-def _training_texts(run: RunFolder, train: TableLike | None) -> tuple[tuple[list[str], list[str]], list[str]]:
-    """Texts and ids of the training rows, and a note where they cannot be read."""
+def _training_texts(run: RunFolder, train: TableLike | None) -> tuple[Texts, list[str]]:
+    """Those of the training rows, and a note where they cannot be read."""
     try:
         rows = training_data(run, train)
     except (DataError, RunError) as error:
@@ -194,6 +211,15 @@ def _training_texts(run: RunFolder, train: TableLike | None) -> tuple[tuple[list
     return (rows.texts, rows.ids), []
 
 
+def _texts_of_table(train: TableLike | None) -> tuple[Texts, list[str]]:
+    """All cells of a table, as nobody says which columns were read, and a note where there is none."""
+    if train is None:
+        return ([], []), ["No texts of training rows were looked for: give the table with --train."]
+    table = read_table(train)
+    cells = [(str(cell), f"row {i}") for name in table for i, cell in enumerate(table[name])]
+    return ([text for text, _ in cells], [row for _, row in cells]), []
+
+
 # What goes
 
 
@@ -202,6 +228,8 @@ def _write_run(run: RunFolder, folder: Path, name: str, base: str) -> None:
     results = run.results()
     told = run.told_as(name, _recipe(run, base), _info(run, base))
     _write_common(told, folder)
+    shutil.copy(run.files.labels, folder)
+    shutil.copy(run.files.decision, folder)
     results.scores.model_copy(update={"files": {}}).write(RunFiles(folder).scores)
     folds = [run.fold(number) for number in run.finished_folds]
     for fold in [*folds, *([run.refit] if run.refit.finished else [])]:
@@ -217,6 +245,9 @@ def _write_export(run: RunFolder, folder: Path, name: str, base: str) -> None:
     about = ExportInfo.read(run.files.export)
     told = run.told_as(name, _recipe(run, base), _info(run, base))
     _write_common(told, folder)
+    for name in DECISIONS:
+        if (run.path / name).is_file():
+            shutil.copy(run.path / name, folder)
     _copy_fold(FoldFolder(run.path), folder, base)
     about.write(RunFiles(folder).export)
     if about.kind == "adapter":
@@ -229,8 +260,6 @@ def _write_export(run: RunFolder, folder: Path, name: str, base: str) -> None:
 def _write_common(told: RunFolder, folder: Path) -> None:
     files = RunFiles(folder)
     write_bytes(files.recipe, recipe_bytes(told.recipe))
-    told.labels_info.write(files.labels)
-    told.decision().write(files.decision)
     told.info.model_copy(update={"files": sums(folder, [files.recipe])}).write(files.info)
 
 
@@ -255,7 +284,7 @@ def _info(run: RunFolder, base: str) -> RunInfo:
     paths = {key: path and PurePath(path.replace("\\", "/")).name for key, path in info.data.paths.items()}
     hashes = {key: None for key in type(info.data).model_fields if key.endswith("_sha256")}
     data = info.data.model_copy(update={**hashes, "train_sha256": "", "paths": paths})
-    place = info.backbone_path if info.backbone_path == "model" else base
+    place = base if info.backbone_path not in (None, "model") else info.backbone_path
     return info.model_copy(update={"data": data, "backbone_path": place})
 
 
@@ -267,11 +296,20 @@ def _copy_fold(fold: FoldFolder, folder: Path, base: str) -> None:
             if file.is_file() and file.suffix in MODEL_FILES:
                 (folder / place.name).mkdir(exist_ok=True)
                 shutil.copy(file, folder / place.name / file.name)
-    config = folder / "adapter" / "adapter_config.json"
+    config = FoldFolder(folder).adapter / "adapter_config.json"
     if config.is_file():
         values = json.loads(config.read_bytes())
         write_json(config, values | {"base_model_name_or_path": base})
     FoldFolder(folder).write_info(fold.info.model_copy(update={"files": {}}))
+
+
+def _copy_model(place: Path, folder: Path) -> None:
+    """Copy an export for another program as it is, but for what belongs to no model."""
+    for file in sorted(place.rglob("*")):
+        if file.is_file() and (file.suffix in MODEL_FILES or file.name == "README.md"):
+            copy = folder / file.relative_to(place)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, copy)
 
 
 def _without_advice(text: str) -> bytes:

@@ -393,7 +393,18 @@ class RunFolder:
 
     @cached_property
     def folds(self) -> pd.DataFrame:
-        """Columns id, fold, group; the training rows in their order. Rows of fold -1 are only trained on."""
+        """Columns id, fold, group; the training rows in their order. Rows of fold -1 are only trained on.
+
+        Raises
+        ------
+        RunError
+            Where there are none, as in a run that was pushed to the hub.
+        """
+        if not self._has(self.files.folds) and not self.info.data.train_sha256:
+            raise RunError(
+                f"{self.path} was pushed to the hub without its rows: it answers (lora-cls predict, explain, export), "
+                "and what asks for its rows needs the folder that it was pushed from."
+            )
         table = read_csv(self.files.folds, self._noted(self.files.folds))
         return table.assign(**integers(self.files.folds, table, ["fold", "group"]))
 

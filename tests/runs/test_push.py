@@ -177,7 +177,7 @@ def test_dry_run_and_what_arrives(run, copy_of, hub, tmp_path):
     texts = ["so happy", "afraid and worried"]
     answers = Classifier.load(there, backbone=base).predict_proba(texts)
     np.testing.assert_array_equal(answers, Classifier.load(run).predict_proba(texts))
-    with pytest.raises(RunError, match=r"folds\.csv is missing"):
+    with pytest.raises(RunError, match="was pushed to the hub without its rows"):
         tune(there)
 
 
@@ -194,6 +194,23 @@ def test_exports(run, hub, tmp_path, to):
     base = run.info.backbone_path if to == "adapter" else None
     answers = Classifier.load(there, backbone=base).predict_proba("so happy")
     np.testing.assert_array_equal(answers, Classifier.load(shipped).predict_proba("so happy"))
+
+
+def test_an_export_for_another_program(run, hub, tmp_path):
+    """One without a recipe goes as it is: models, card and JSON; and is searched like any other."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for name in ("README.md", "config.json", "export.json", "model.safetensors", "train.csv"):
+        (folder / name).write_bytes(b"{}" if name.endswith("json") else b"\0" * 16)
+    sent = push(folder, REPO)
+    assert hub.repos[REPO]["files"] == {file.path: (folder / file.path).read_bytes() for file in sent.files}
+    assert (len(sent.files), sent.kept) == (4, ["train.csv"])
+    assert sent.notes == ["No texts of training rows were looked for: give the table with --train."]
+    rows = training_data(run)
+    (folder / "README.md").write_text(f"It says yes of: {rows.texts[0]}")
+    (folder / "config.json").write_text('{"_name_or_path": "/home/ann/base"}')
+    with pytest.raises(RunError, match=r"(?s)config\.json holds a path.*README\.md holds the text of .* 'row 0'"):
+        push(folder, REPO, train=run.path.parent / "train.csv")
 
 
 def test_all_that_must_not_leave_is_named(run, copy_of, hub):
