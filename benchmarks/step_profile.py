@@ -118,8 +118,10 @@ def main() -> None:
         "| kind | ms/row | share |",
         "|---|---|---|",
     ]
-    for name in sorted(kinds, key=lambda name: -kinds[name]):
-        lines.append(f"| {name} | {1000 * kinds[name] / rows:.2f} | {kinds[name] / plain:.0%} |")
+    lines += [
+        f"| {name} | {1000 * kinds[name] / rows:.2f} | {kinds[name] / plain:.0%} |"
+        for name in sorted(kinds, key=lambda name: -kinds[name])
+    ]
     lines += [f"| between operations | {1000 * between / rows:.2f} | {between / plain:.0%} |", ""]
     most = sorted(single, key=lambda name: -single[name])[:14]
     lines += ["Most: " + ", ".join(f"{name} {1000 * single[name] / rows:.2f}" for name in most) + ".", ""]
