@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lora_cls.modeling.layers import find_layers, lowest_trained_layer
+from lora_cls.modeling.read_places import ReadPlaces
 
 HEAD = "score"  # the head's attribute on the base model: one PEFT folder then carries adapter and head
 
@@ -31,12 +32,14 @@ def pool(hidden: torch.Tensor, attention_mask: torch.Tensor, pooling: str) -> to
     if pooling == "mean":
         weights = attention_mask.unsqueeze(-1).float()
         return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
-    positions = torch.arange(hidden.shape[1], device=hidden.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), read_places(attention_mask, pooling)].float()
+
+
+def read_places(attention_mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """The one token of each row that `last_token` and `cls` read, Tensor of shape (n_rows,), int64."""
     if pooling == "last_token":
-        index = (attention_mask * positions).argmax(1)
-    else:
-        index = attention_mask.argmax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), index].float()
+        return (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(1)
+    return attention_mask.argmax(1)
 
 
 def takes_global_attention(base: nn.Module) -> bool:
@@ -65,6 +68,8 @@ class SequenceClassifier(nn.Module):
     reuse : callable or None
         Given ids and mask of a batch, a context in which the frozen layers hand out what is known of it
         (`PrefixCache.stand_in`).
+    last_layer : ReadPlaces or None
+        Where set, the last layer computes its second half for the tokens that are pooled, and no others.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class SequenceClassifier(nn.Module):
         # a plain list: they are the base's already; and found once, as stand-ins may take their place later
         self._trained_layers = list(find_layers(self.base)[1])[self.n_frozen_layers :] if self.n_frozen_layers else []
         self.reuse: Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]] | None = None
+        self.last_layer: ReadPlaces | None = None
         self._initial = (
             {
                 name: parameter.detach().to("cpu", copy=True)
@@ -144,7 +150,10 @@ class SequenceClassifier(nn.Module):
 
     def pooled(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """What the head reads, Tensor of shape (n_rows, hidden_size), float32, on the model's device."""
-        return pool(*self.hidden_states(input_ids, attention_mask), self.pooling)
+        if self.last_layer is None:
+            return pool(*self.hidden_states(input_ids, attention_mask), self.pooling)
+        with self.last_layer.only(read_places(attention_mask, self.pooling)):
+            return pool(*self.hidden_states(input_ids, attention_mask), self.pooling)
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Logits, Tensor of shape (n_rows, n_labels), float32, on the model's device; ids and mask best on the CPU."""

@@ -38,6 +38,7 @@ from lora_cls.modeling.prefix_cache import PrefixCache
 from lora_cls.modeling.probe import probe_base
 from lora_cls.modeling.resident import ResidentModels
 from lora_cls.modeling.sharding import device_mesh, shard_base
+from lora_cls.modeling.short_steps import shorten_steps
 from lora_cls.modeling.source import Source
 from lora_cls.modeling.start import begin_with
 from lora_cls.recipe import Recipe
@@ -114,6 +115,9 @@ class Session:
         }
         if processes.size > 1:
             self.choices |= {"processes": processes.size, "sharded": processes.sharded}
+        new = "device" not in given and "dtype" not in given  # else a run that was started without keeps to it
+        if given.get("short_steps", new and recipe.engine.short_steps and self.device.type == "cpu"):
+            self.choices["short_steps"] = True
         self.choices |= {key: given[key] for key in (*CHOSEN_WITH_THE_MODEL, ADAPTED) if key in given}
         if depth := depth_options(recipe.backbone, self.source):
             self.choices["depth"] = depth  # for the snippet of the run's README
@@ -285,7 +289,10 @@ class Session:
                 self.progress.say(note)
         # an export has nothing to train, and its weights stay in the precision they have
         model = self.head.build(base, recipe, self.n_labels, mixed, trained=merged is None)
-        return self.head.place(model, self.source)
+        model = self.head.place(model, self.source)
+        if self.choices.get("short_steps") and self.device.type == "cpu" and not sharded:
+            shorten_steps(model)
+        return model
 
     def _resident_base(self, dtype: torch.dtype, attention: str) -> nn.Module:
         """The base around weights that other runs answer with, too: none of them is trained."""
@@ -454,6 +461,8 @@ class Session:
             return None
         facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
         facts["quantization"] = str(self.recipe.quantization)
+        if "short_steps" in self.choices:
+            facts["short_steps"] = True
         size = self.recipe.train.per_device_eval_batch_size
         self._prefix_cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
         model.reuse = self._prefix_cache.stand_in

@@ -1,0 +1,125 @@
+"""The short ways compute what a model's own modules compute, forward and backward."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lora_cls.modeling.read_places import ReadPlaces
+from lora_cls.modeling.short_steps import _Dropout, _Norm, shorten_steps
+from lora_cls.text.tokens import pad
+
+BF16 = {"backbone__dtype": "bfloat16"}
+LAST, FIRST = {"head__pooling": "last_token"}, {"head__pooling": "cls"}
+CASES = {
+    "llama": ("llama", LAST, True),
+    "llama, mean": ("llama", {"head__pooling": "mean"}, False),
+    "llama, upper layers": ("llama", LAST | {"lora__top_layers": 0.5}, True),
+    "gemma": ("gemma3", LAST, True),
+    "gemma, bf16": ("gemma3", LAST | BF16, True),
+    "llama, bf16": ("llama", LAST | BF16, True),
+    "bert": ("bert", FIRST, True),
+    "gpt2": ("gpt2", LAST, True),
+    "gradient checkpointing": ("llama", LAST | {"train__gradient_checkpointing": True}, False),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_computes_what_the_model_computes(case, tiny_recipe, build, perturb, random_rows, gradients, difference):
+    """Logits and all gradients, at several lengths; the last layer is read at one token where that can be."""
+    kind, overrides, reads_places = CASES[case]
+    rows = random_rows([6, 14, 9])
+    model = perturb(build(tiny_recipe(kind, **overrides)))
+    expected = gradients(model, rows)
+    assert shorten_steps(model) > 0
+    assert (model.last_layer is not None) == reads_places
+    assert difference(gradients(model, rows), expected) < (5e-2 if "bf16" in case else 1e-5)
+
+
+def test_the_last_layer_computes_less(tiny_recipe, build, random_rows):
+    """Its feed-forward half sees one token of each row, and every token where nothing is pooled."""
+    model = build(tiny_recipe("llama", **LAST))
+    shorten_steps(model)
+    ids, mask = (torch.from_numpy(part) for part in pad(random_rows([6, 14, 9]), 0))
+    seen = []
+    model.last_layer.start.register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
+    model(ids, mask)
+    model.last_hidden_state(ids, mask)
+    assert seen == [1, ids.shape[1]]
+
+
+def test_what_changes_when_read_at_one_token_keeps_all(tiny_recipe, build, monkeypatch):
+    """A layer whose second half looks at other tokens, too, is told by the trial."""
+    model = build(tiny_recipe("llama", **LAST))
+    own = ReadPlaces.__call__
+    monkeypatch.setattr(
+        ReadPlaces, "__call__", lambda self, hidden: own(self, hidden) * (1 + (self.places is not None))
+    )
+    shorten_steps(model)
+    assert model.last_layer is None
+    assert not any(isinstance(getattr(module, "forward", None), ReadPlaces) for module in model.modules())
+
+
+class Norm(nn.Module):
+    """A norm whose name says RMSNorm, and which subtracts the mean all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(8), requires_grad=False), 1e-6
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, (8,), self.weight)
+
+
+class OtherRMSNorm(Norm):
+    """See `Norm`."""
+
+
+class Model(nn.Module):
+    """A model with a base of the given modules."""
+
+    def __init__(self, *modules):
+        super().__init__()
+        self.base = nn.Sequential(*modules)
+
+
+def test_a_norm_of_another_kind_keeps_its_own():
+    model = Model(OtherRMSNorm(), nn.Linear(8, 8))
+    assert shorten_steps(model) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trained_norm_gets_its_gradient(dtype):
+    norm = nn.RMSNorm(8, eps=1e-6, dtype=dtype)
+    model = Model(norm)
+    assert shorten_steps(model) == 1
+    assert isinstance(norm.forward, _Norm)
+    norm(torch.randn(3, 8, dtype=dtype)).float().sum().backward()
+    assert norm.weight.grad is not None
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout(p, dtype):
+    """The share that is left out, the scale of the rest, the gradient, and nothing at all in evaluation."""
+    dropout = nn.Dropout(p)
+    dropout.forward = _Dropout(dropout)
+    x = torch.ones(7, 1001, dtype=dtype, requires_grad=True)
+    torch.manual_seed(3)
+    found = dropout(x)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x), found)
+    assert found.dtype == dtype
+    assert float((found == 0).float().mean()) == pytest.approx(p, abs=0.02)
+    kept = found[found != 0].float().detach()
+    assert np.allclose(kept, 1 / (1 - p) if p < 1 else 0, rtol=1e-2)
+    found.float().sum().backward()
+    assert torch.equal(x.grad, found.detach())  # of ones
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_masks_of_neighbours_are_unlike():
+    """Bits of one draw are used four times over, each for another value."""
+    dropout = nn.Dropout(0.5)
+    kept = (_Dropout(dropout)(torch.ones(4096, 4)) != 0).float()
+    assert float((torch.corrcoef(kept.T) - torch.eye(4)).abs().max()) < 0.08
