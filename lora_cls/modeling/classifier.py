@@ -65,6 +65,8 @@ class SequenceClassifier(nn.Module):
     reuse : callable or None
         Given ids and mask of a batch, a context in which the frozen layers hand out what is known of it
         (`PrefixCache.stand_in`).
+    saved : dict or None
+        Parameters by their names in a saved adapter, once `lora_cls.modeling.adapter` looked them up.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class SequenceClassifier(nn.Module):
         # a plain list: they are the base's already; and found once, as stand-ins may take their place later
         self._trained_layers = list(find_layers(self.base)[1])[self.n_frozen_layers :] if self.n_frozen_layers else []
         self.reuse: Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]] | None = None
+        self.saved: dict[str, nn.Parameter] | None = None
         self._initial = (
             {
                 name: parameter.detach().to("cpu", copy=True)
