@@ -270,18 +270,39 @@ def put_weights(model: SequenceClassifier, state: dict[str, torch.Tensor], folde
     """Put weights into a model, as `load_model_weights` reads them. Raises RunError, which names `folder`, if any key
     is missing, unknown or of another shape."""
     base: Any = model.base
-    expected = saved_weights(model)
+    parameters = _saved_parameters(model)
+    expected = parameters or saved_weights(model)
     if not model.has_adapter:
         expected = {k: v for k, v in expected.items() if k in state or not _is_tied(base, k)}
     _check_keys(folder, state, expected)
     if not model.has_adapter:
         base.load_state_dict(state, strict=False)
+    elif parameters:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state[name])
     else:
         from peft import set_peft_model_state_dict
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # base weights count as missing keys there; ours were compared above
             set_peft_model_state_dict(model.backbone, state)
+
+
+def _saved_parameters(model: SequenceClassifier) -> dict[str, nn.Parameter]:
+    """The parameters of a saved adapter by their names there; none where PEFT must put them in itself.
+
+    Looked up once: PEFT walks through all modules for that, which takes longer than to answer for a text.
+    """
+    if not model.has_adapter:
+        return {}
+    if model.saved is None:
+        plain = [parameter for parameter in model.parameters() if type(parameter.data) is torch.Tensor]
+        places = {(parameter.data_ptr(), parameter.shape): parameter for parameter in plain}
+        found = {name: places.get((value.data_ptr(), value.shape)) for name, value in saved_weights(model).items()}
+        known = {name: parameter for name, parameter in found.items() if parameter is not None}
+        model.saved = known if len(known) == len(found) else {}
+    return model.saved
 
 
 def _is_tied(base: Any, key: str) -> bool:

@@ -70,6 +70,8 @@ class SequenceClassifier(nn.Module):
         (`PrefixCache.stand_in`).
     last_layer : ReadPlaces or None
         Where set, the last layer computes its second half for the tokens that are pooled, and no others.
+    saved : dict or None
+        Parameters by their names in a saved adapter, once `lora_cls.modeling.adapter` looked them up.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class SequenceClassifier(nn.Module):
         self._trained_layers = list(find_layers(self.base)[1])[self.n_frozen_layers :] if self.n_frozen_layers else []
         self.reuse: Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]] | None = None
         self.last_layer: ReadPlaces | None = None
+        self.saved: dict[str, nn.Parameter] | None = None
         self._initial = (
             {
                 name: parameter.detach().to("cpu", copy=True)

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 from lora_cls.modeling.low_rank import fused_modules
 
+PACKED_FOR = 1024  # tokens in a product; others work, too
+
 
 class MergedUpdates:
     """Room for the merged weights of one fold after another; a model's layers take them within `merged`.
@@ -33,7 +35,8 @@ class MergedUpdates:
 
     @property
     def fits(self) -> bool:
-        """Whether there is anything to merge, and twice the memory that it takes."""
+        """Whether there is anything to merge, and room for it: the sums, the same again as they are packed, and once
+        more for the batches."""
         if not self._modules:
             return False
         if self._weights:
@@ -41,7 +44,7 @@ class MergedUpdates:
         weights = [module.base_layer.weight for module in self._modules]
         device = weights[0].device
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-        return 2 * sum(weight.nbytes for weight in weights) <= free
+        return 3 * sum(weight.nbytes for weight in weights) <= free
 
     @contextmanager
     def merged(self) -> Iterator[None]:
@@ -70,7 +73,24 @@ class _Merged:
     """The forward of one layer."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.weight, self.bias = weight, bias
+        self.weight, self.bias, self.packed = weight, bias, _packed(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight, self.bias)
+        if self.packed is None:
+            return functional.linear(x, self.weight, self.bias)
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return product
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor | None:
+    """A bf16 weight as oneDNN reads it, which products would otherwise make of it at every call; None where there is no
+    such way. The operators are those that `torch.compile` takes for constant weights; they are tried before they are
+    relied on, as they are no public ones."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
+        torch.ops.mkldnn._linear_pointwise(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return None
+    return packed

@@ -206,6 +206,23 @@ def test_other_number_of_labels_is_refused(case, tiny_recipe, build, tmp_path):
         load_model_weights(build(recipe, n_labels=2), tmp_path / "saved")
 
 
+def test_read_into_the_tensors_of_the_moment(tiny_recipe, build, ask, perturb, random_rows, tmp_path):
+    """Names are looked up once; what a parameter holds may be another tensor by then. PEFT is not asked again."""
+    model, rows = perturb(build(tiny_recipe("llama"))), random_rows([6, 14, 9])
+    save_model(model, tmp_path / "saved")
+    expected = ask(model, rows)
+    load_model_weights(model, tmp_path / "saved")
+    assert model.saved
+    before = [(parameter, parameter.data.clone()) for parameter in model.saved.values()]
+    for parameter, data in before:
+        parameter.data = torch.full_like(data, torch.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("peft.get_peft_model_state_dict", None)
+        load_model_weights(model, tmp_path / "saved")
+    assert all(torch.equal(parameter.data, data) for parameter, data in before)
+    np.testing.assert_array_equal(ask(model, rows), expected)
+
+
 def test_save_replaces_a_folder_whole(tiny_recipe, build, tmp_path):
     """Saving over an older model leaves nothing of it, and no temporary folder beside it."""
     (tmp_path / "saved").mkdir()

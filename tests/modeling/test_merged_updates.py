@@ -80,13 +80,30 @@ def test_others_keep_their_own_way(case, tiny_recipe, build):
 
 
 def test_not_where_memory_lacks(tiny_recipe, build, monkeypatch):
-    """Twice the weights must be free, as the batches need some, too."""
+    """Three times the weights must be free."""
     import psutil
 
     model = build(tiny_recipe("llama"))
     size = sum(module.base_layer.weight.nbytes for module in MergedUpdates(model.backbone)._modules)
-    free = type("Free", (), {"available": 2 * size})()
+    free = type("Free", (), {"available": 3 * size})()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     assert MergedUpdates(model.backbone).fits
     free.available -= 1
     assert not MergedUpdates(model.backbone).fits
+
+
+@pytest.mark.parametrize("gone", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_without_operators_that_are_not_public(gone, tiny_recipe, build, perturb, random_rows, monkeypatch):
+    """Another version of PyTorch may lack them, or take other arguments: the plain product answers alike."""
+    model = perturb(build(tiny_recipe("llama", backbone__dtype="bfloat16"))).eval()
+    rows, merging = random_rows([6, 14, 9]), MergedUpdates(model.backbone)
+    with merging.merged():
+        expected = logits(model, rows)
+
+    def refuse(*given):
+        raise RuntimeError("unknown operator")
+
+    monkeypatch.setattr(torch.ops.mkldnn, gone, refuse)
+    with merging.merged():
+        assert all(module.forward.packed is None for module in merging._modules)
+        np.testing.assert_allclose(logits(model, rows), expected, atol=0.05 * np.abs(expected).max())
