@@ -148,9 +148,10 @@ def write_plain_model(
 
 
 def _edit(file: Path, **values: Any) -> None:
-    """Set fields of a JSON file; None removes one."""
+    """Set fields of a JSON file; None removes one. A null that stands there stays: a default may be something else."""
     found = json.loads(file.read_text(encoding="utf-8")) | values
-    write_json(file, {name: value for name, value in found.items() if values.get(name, value) is not None})
+    gone = {name for name, value in values.items() if value is None}
+    write_json(file, {name: value for name, value in found.items() if name not in gone})
 
 
 @torch.no_grad()
@@ -190,8 +191,7 @@ def write_plain_tokenizer(tokenizer: Any, folder: Path, frame: Frame, max_length
     """
     from transformers import AutoTokenizer
 
-    # to be compared with what is written
-    expected = [_framed(tokenizer, frame, text)[:max_length] for text in TRIED]
+    expected = [_framed(tokenizer, frame, text) for text in TRIED]
     last, n_embeddings = (frame.after or expected[0])[-1], vocabulary_size(config)
     wanted = [getattr(tokenizer, f"{name}_token_id", None) for name in ("pad", "eos", "unk", "bos")]
     found = [i for i in wanted if i is not None and i != last and (n_embeddings is None or i < n_embeddings)]
@@ -203,7 +203,6 @@ def write_plain_tokenizer(tokenizer: Any, folder: Path, frame: Frame, max_length
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(found[0])
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     tokenizer.model_max_length = max_length
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     # the class of a kind of model makes some parts of its tokenizer anew, and a prompt in them would be lost
     kind = {"tokenizer_class": "PreTrainedTokenizerFast"} if prompted else {}

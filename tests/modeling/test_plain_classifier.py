@@ -141,6 +141,16 @@ def test_too_many_labels(tiny_model):
     )
 
 
+def test_null_stays(tiny_model, tmp_path):
+    """A null in a configuration is no default: Gemma 2 without soft caps stays so."""
+    config = AutoConfig.from_pretrained(tiny_model("google/gemma-2-2b"))
+    config.attn_logit_softcapping = config.eos_token_id = None
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("google/gemma-2-2b"))
+    written(AutoModel.from_config(config), tokenizer, "last_token", tmp_path)
+    opened = AutoConfig.from_pretrained(tmp_path / "plain")
+    assert opened.attn_logit_softcapping is None and opened.eos_token_id is None
+
+
 def test_16_bits_stay(tiny_model, tmp_path):
     """Weights of 16 bits are stored as they are, the head in fp32; opened, everything computes in fp32."""
     from safetensors import safe_open
