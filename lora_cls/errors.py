@@ -27,6 +27,7 @@ _caller: Caller = "python"
 _OPTIONS = {
     "abstain-below-precision": "abstain_below_precision=", "at-least-one": "at_least_one=True",
     "backbone": "backbone=", "base-model": "base_model=", "combine": "combine=", "default": "default=",
+    "dry-run": "dry_run=True",
     "executor": "executor=", "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=",
     "format": "format=", "holdout": "holdout=",
     "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
