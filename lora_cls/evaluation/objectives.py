@@ -57,8 +57,8 @@ def best_cuts(truth: BoolArray, scores: FloatArray, min_positives: int, default:
     """
     cuts = np.full(truth.shape[1], float(default))
     for j in range(truth.shape[1]):
-        order = np.argsort(-scores[:, j])
-        cuts[j] = _best_cut(truth[order, j], scores[order, j], min_positives, default, rate)
+        positive, falling, _ = _from_the_greatest(truth[:, j], scores[:, j])
+        cuts[j] = _best_cut(positive, falling, min_positives, default, rate)
     return cuts
 
 
@@ -77,13 +77,24 @@ def best_cuts_of_others(
     """
     n_parts = int(part.max()) + 1
     cuts = np.empty((n_parts, truth.shape[1]))
+    small = part.astype(np.min_scalar_type(n_parts))
     for j in range(truth.shape[1]):
-        order = np.argsort(-scores[:, j])
-        positive, falling, part_of_row = truth[order, j], scores[order, j], part[order]
+        positive, falling, order = _from_the_greatest(truth[:, j], scores[:, j])
+        part_of_row = small[order]
         for k in range(n_parts):
             others = part_of_row != k
             cuts[k, j] = _best_cut(positive[others], falling[others], min_positives, default, rate)
     return cuts
+
+
+def _from_the_greatest(truth: BoolArray, scores: FloatArray) -> tuple[BoolArray, FloatArray, npt.NDArray[np.intp]]:
+    """One label's truth and scores by falling score, and that order.
+
+    Of copies that lie together: in a large table, a column's values lie far apart, and a cache holds few of them.
+    """
+    truth, scores = np.ascontiguousarray(truth), np.ascontiguousarray(scores)
+    order = np.argsort(-scores)
+    return truth[order], scores[order], order
 
 
 def _best_cut(positive: BoolArray, falling: FloatArray, min_positives: int, default: float, rate: Rate) -> float:
@@ -121,8 +132,8 @@ def highest_best_cut(
     """The one threshold for all columns with the greatest sum of their rates; of equals the highest."""
     n, n_columns = truth.shape
     if n_columns == 1:
-        order = np.argsort(-scores[:, 0])
-        return _cut_of_falling(truth[order, 0], scores[order, 0], min_positives, default, rate)
+        positive, falling, _ = _from_the_greatest(truth[:, 0], scores[:, 0])
+        return _cut_of_falling(positive, falling, min_positives, default, rate)
     if truth.sum() < max(min_positives, 1):
         return float(default)
     order = np.argsort(-scores, axis=0)
