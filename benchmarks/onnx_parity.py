@@ -4,8 +4,8 @@
 
 For each run: its ONNX exports in fp32 and in 8 bits, and its merged one, which PyTorch computes as the run does.
 Exports and what was measured are kept in the work folder, so that a stopped benchmark goes on where it was. `--times N`
-measures rows per second with N threads, in turns, and writes no table; without it the table shows what was measured so
-far.
+measures rows per second with N threads, in turns, of the exports that are there, and writes no table; without it the
+table shows what was measured so far.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -70,10 +71,16 @@ def fp32_scores(run: RunFolder, texts: list[str]) -> np.ndarray:
         return session.task.link.probabilities(logits, weight)
 
 
+def first_rows(labelled: Labelled, n_rows: int | None) -> Labelled:
+    """The first rows of a table; all where None."""
+    rows = labelled.rows.subset(np.arange(len(labelled.y_true))[:n_rows])
+    return replace(labelled, rows=rows, y_true=labelled.y_true[:n_rows])
+
+
 def answers(run: RunFolder, labelled: Labelled, work: Path, way: str) -> np.ndarray:
     """Probabilities and decisions of all rows, ndarray of shape (2, n_rows, n_labels), from the work folder where they
     are there."""
-    file = work / f"{way}.npy"
+    file = work / f"{way}-{len(labelled.y_true)}.npy"
     if not file.is_file():
         print(f"{run.path.name}: {way} answers ...", flush=True)
         write_array(file, np.array(Classifier.load(exported(run, work, way)).answer(labelled.rows)))
@@ -103,9 +110,10 @@ def times(run: RunFolder, labelled: Labelled, work: Path, n_threads: int) -> Non
     file = work / f"times-{n_threads}.json"
     if file.is_file():
         return
-    opened = {way: Classifier.load(with_threads(exported(run, work, way), n_threads)) for way in WAYS}
+    ways = [way for way in WAYS if (work / way).is_dir()]
+    opened = {way: Classifier.load(with_threads(RunFolder(work / way), n_threads)) for way in ways}
     rows = labelled.rows.subset(np.arange(TIMED))
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(ROUNDS + 1):
         for way, classifier in opened.items():
             torch.set_num_threads(n_threads)
@@ -122,7 +130,9 @@ def shown_rates(work: Path, way: str, n_threads: int) -> str:
     file = work / f"times-{n_threads}.json"
     if not file.is_file():
         return "not measured"
-    rates = json.loads(file.read_text())[way]
+    rates = json.loads(file.read_text()).get(way)
+    if rates is None:
+        return "not measured"
     return f"{median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
 
 
@@ -138,7 +148,8 @@ def section(run: RunFolder, labelled: Labelled, work: Path, ways: list[str]) -> 
     lines = [
         f"## {run.path.name}: {run.recipe.backbone.name_or_path.rpartition('/')[2]}",
         "",
-        f"The export itself found {about.onnx.largest_difference:.1e} on its {about.onnx.texts} texts.",
+        f"Macro-F1 on {len(labelled.y_true)} rows. The export itself found a difference of "
+        f"{about.onnx.largest_difference:.1e} on its {about.onnx.texts} texts.",
         "",
         f"| | largest difference on {ROWS} rows | decisions unlike fp32 | macro-F1 (95 %) | minus ONNX fp32 (95 %) | "
         "rows/s, 1 thread | rows/s, 2 threads | MB |",
@@ -167,12 +178,13 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path, help="where exports and answers are kept")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     parser.add_argument("--times", type=int, metavar="THREADS", help="only rows per second, with so many threads")
+    parser.add_argument("--rows", type=int, help="only the first of the table")
     parser.add_argument("--ways", nargs="*", default=["merged", "int8", "dynamic"], help="beside ONNX in fp32")
     given = parser.parse_args()
     lines: list[str] = []
     for path in given.runs:
         run, work = RunFolder(path), given.work / path.name
-        labelled = Labelled.read(run, given.labels)
+        labelled = first_rows(Labelled.read(run, given.labels), given.rows)
         if given.times:
             times(run, labelled, work, given.times)
         else:
