@@ -4,8 +4,8 @@
 
 For each run: its ONNX exports in fp32 and in 8 bits, and its merged one, which PyTorch computes as the run does.
 Exports and what was measured are kept in the work folder, so that a stopped benchmark goes on where it was. `--times N`
-measures rows per second with N threads, in turns, and writes no table; without it the table shows what was measured so
-far.
+measures rows per second with N threads, in turns, of the exports that are there, and writes no table; without it the
+table shows what was measured so far.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import argparse
 import json
 import shutil
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,7 +27,7 @@ from onnxruntime.quantization import quantize_dynamic
 from benchmarks.machine import commit, machine
 from lora_cls.commands.export import compare, export, in_8_bits
 from lora_cls.commands.predict import Classifier
-from lora_cls.files import whole_folder, write_json
+from lora_cls.files import whole_folder, write_array, write_json
 from lora_cls.runs import FoldFolder, FoldInfo, Labelled, RunFolder
 from lora_cls.runs.records import ExportInfo
 from lora_cls.training.onnx_export import merged_session
@@ -71,22 +71,29 @@ def fp32_scores(run: RunFolder, texts: list[str]) -> np.ndarray:
         return session.task.link.probabilities(logits, weight)
 
 
-def answers(run: RunFolder, labelled: Labelled, work: Path) -> dict[str, Any]:
-    """Differences on the first rows, and decisions of all."""
-    file = work / "answers.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text())
-        return found
-    first = labelled.rows.subset(np.arange(ROWS))
-    expected = fp32_scores(run, first.texts)
-    found = {"difference": {}, "y_pred": {}}
-    for way in WAYS:
+def first_rows(labelled: Labelled, n_rows: int | None) -> Labelled:
+    """The first rows of a table; all where None."""
+    rows = labelled.rows.subset(np.arange(len(labelled.y_true))[:n_rows])
+    return replace(labelled, rows=rows, y_true=labelled.y_true[:n_rows])
+
+
+def answers(run: RunFolder, labelled: Labelled, work: Path, way: str) -> np.ndarray:
+    """Probabilities and decisions of all rows, ndarray of shape (2, n_rows, n_labels), from the work folder where they
+    are there."""
+    file = work / f"{way}-{len(labelled.y_true)}.npy"
+    if not file.is_file():
         print(f"{run.path.name}: {way} answers ...", flush=True)
-        y_score, y_pred = Classifier.load(exported(run, work, way)).answer(labelled.rows)
-        found["difference"][way] = float(np.abs(y_score[:ROWS] - expected).max())
-        found["y_pred"][way] = y_pred.tolist()
-    write_json(file, found)
-    return found
+        write_array(file, np.array(Classifier.load(exported(run, work, way)).answer(labelled.rows)))
+    return np.load(file)
+
+
+def expected(run: RunFolder, labelled: Labelled, work: Path) -> np.ndarray:
+    """What PyTorch says of the first rows in fp32, ndarray of shape (ROWS, n_labels)."""
+    file = work / "expected.npy"
+    if not file.is_file():
+        print(f"{run.path.name}: PyTorch in fp32 ...", flush=True)
+        write_array(file, fp32_scores(run, labelled.rows.texts[:ROWS]))
+    return np.load(file)
 
 
 def with_threads(run: RunFolder, n: int) -> RunFolder:
@@ -103,9 +110,10 @@ def times(run: RunFolder, labelled: Labelled, work: Path, n_threads: int) -> Non
     file = work / f"times-{n_threads}.json"
     if file.is_file():
         return
-    opened = {way: Classifier.load(with_threads(exported(run, work, way), n_threads)) for way in WAYS}
+    ways = [way for way in WAYS if (work / way).is_dir()]
+    opened = {way: Classifier.load(with_threads(RunFolder(work / way), n_threads)) for way in ways}
     rows = labelled.rows.subset(np.arange(TIMED))
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(ROUNDS + 1):
         for way, classifier in opened.items():
             torch.set_num_threads(n_threads)
@@ -122,35 +130,39 @@ def shown_rates(work: Path, way: str, n_threads: int) -> str:
     file = work / f"times-{n_threads}.json"
     if not file.is_file():
         return "not measured"
-    rates = json.loads(file.read_text())[way]
+    rates = json.loads(file.read_text()).get(way)
+    if rates is None:
+        return "not measured"
     return f"{median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f})"
 
 
-def section(run: RunFolder, labelled: Labelled, work: Path) -> list[str]:
+def section(run: RunFolder, labelled: Labelled, work: Path, ways: list[str]) -> list[str]:
     """The table of one run."""
-    found = answers(run, labelled, work)
-    order = ("fp32", "int8", "dynamic", "merged")
-    decided = {way: np.array(found["y_pred"][way]) for way in order}
+    truth = expected(run, labelled, work)
+    found = {way: answers(run, labelled, work, way) for way in ("fp32", *ways)}
+    decided = {way: said[1].astype(np.int8) for way, said in found.items()}
     scores = compare([(way, None, y_pred, 1.0) for way, y_pred in decided.items()], labelled)
-    by_way = dict(zip(order, scores, strict=True))
+    by_way = dict(zip(decided, scores, strict=True))
     about = ExportInfo.read(exported(run, work, "fp32").files.export)
     assert about.onnx is not None and run.recipe.backbone is not None
     lines = [
         f"## {run.path.name}: {run.recipe.backbone.name_or_path.rpartition('/')[2]}",
         "",
-        f"The export itself found {about.onnx.largest_difference:.1e} on its {about.onnx.texts} texts.",
+        f"Macro-F1 on {len(labelled.y_true)} rows. The export itself found a difference of "
+        f"{about.onnx.largest_difference:.1e} on its {about.onnx.texts} texts.",
         "",
         f"| | largest difference on {ROWS} rows | decisions unlike fp32 | macro-F1 (95 %) | minus ONNX fp32 (95 %) | "
         "rows/s, 1 thread | rows/s, 2 threads | MB |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for way in WAYS:
+    for way in (way for way in WAYS if way in decided):
         folder, score = exported(run, work, way), by_way[way]
+        off = np.abs(found[way][0, :ROWS] - truth).max()
         f1, less = score.macro_f1, score.difference
         size = sum(file.stat().st_size for file in (folder.path / "model").iterdir()) / 1e6
         minus = "" if way == "fp32" else f"{less.estimate:+.4f} ({less.low:+.4f} to {less.high:+.4f})"
         lines.append(
-            f"| {NAMES[way].format(dtype=run.info.choices['dtype'])} | {found['difference'][way]:.1e} | "
+            f"| {NAMES[way].format(dtype=run.info.choices['dtype'])} | {off:.1e} | "
             f"{'' if way == 'fp32' else format(float((decided[way] != decided['fp32']).mean()), '.2%')} | "
             f"{f1.estimate:.4f} ({f1.low:.4f} to {f1.high:.4f}) | {minus} | {shown_rates(work, way, 1)} | "
             f"{shown_rates(work, way, 2)} | {size:.0f} |"
@@ -166,15 +178,17 @@ def main() -> None:
     parser.add_argument("--work", required=True, type=Path, help="where exports and answers are kept")
     parser.add_argument("--out", type=Path, help="a Markdown file")
     parser.add_argument("--times", type=int, metavar="THREADS", help="only rows per second, with so many threads")
+    parser.add_argument("--rows", type=int, help="only the first of the table")
+    parser.add_argument("--ways", nargs="*", default=["merged", "int8", "dynamic"], help="beside ONNX in fp32")
     given = parser.parse_args()
     lines: list[str] = []
     for path in given.runs:
         run, work = RunFolder(path), given.work / path.name
-        labelled = Labelled.read(run, given.labels)
+        labelled = first_rows(Labelled.read(run, given.labels), given.rows)
         if given.times:
             times(run, labelled, work, given.times)
         else:
-            lines += section(run, labelled, work)
+            lines += section(run, labelled, work, given.ways)
     if given.times or given.out is None:
         return
     versions = json.dumps(RunFolder(given.work / given.runs[-1].name / "fp32").info.versions).strip("{}")

@@ -106,6 +106,11 @@ def test_frame_of_a_tokenizer_that_knows_no_a(make_tokenizer):
     assert special_frame(make_tokenizer("$A", "$A $B", letters=False)) == Frame([], [])
 
 
+def test_an_empty_frame_is_a_frame(make_tokenizer):
+    """Given as one, it is not looked up again: here it would be another."""
+    assert encode(make_tokenizer(), ["happy"], Data(), Frame([], [])).ids[0].tolist()[0] != 1
+
+
 def test_python_tokenizer():
     """One without the Rust library, and whose own limit is far shorter, frames and reads whole texts."""
     from transformers import CanineTokenizer
