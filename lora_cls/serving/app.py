@@ -112,20 +112,23 @@ def make_app(
     ready = False
     who = f"run: expected the name of a run that is served: {shorten(names)}"
     text = Annotated[str, Field(max_length=limits.characters)]
+    kinds = {len(run.columns) == 1 for run in served.values()}
+    row: Any = text | dict[str, text] if len(kinds) == 2 else text if True in kinds else dict[str, text]
+    named: Any = None if len(names) == 1 else ...  # required of several
 
     class PredictRequest(BaseModel):
         """Texts, and whom to ask."""
 
         model_config = ConfigDict(extra="forbid")
 
-        texts: list[text | dict[str, text]] = Field(  # type: ignore[valid-type]
+        texts: list[row] = Field(
             min_length=1,
             max_length=limits.texts,
             description="As they stand in the run's text column. Where texts are made of several columns (see "
             "/v1/runs), each is an object with a text for every column.",
         )
         run: str | None = Field(
-            default=None if len(names) == 1 else ...,
+            default=named,
             description="The name of a run; may be left out where one is served.",
             json_schema_extra={"enum": [*names, None] if len(names) == 1 else list(names)},
         )

@@ -31,7 +31,11 @@ class Answering(Protocol):
     """What a server asks of models."""
 
     label_names: list[str]
-    n_models: int
+
+    @property
+    def n_models(self) -> int:
+        """Models that answer together."""
+        ...
 
     def answer(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and decisions, each of shape (n_texts, n_labels)."""
