@@ -1,7 +1,7 @@
 """The server under load: requests a second, p50 and p99 by the number of clients, against `pipeline`; memory over time.
 
-Each client sends one text, waits for the answer, and sends the next. The server is another process; on the same cores,
-where there are no others. `--pipeline FOLDER` answers the same texts one at a time by transformers' own pipeline, with a
+Each client sends one text, waits for the answer, and sends the next. The server is another process, on the same cores
+where there are no others. `--pipeline FOLDER` answers the same texts one at a time by transformers' pipeline, with a
 model of the same base and number of labels: speed alone is compared. `--minutes` then keeps up the load of 8 clients,
 and notes the server's memory (RSS).
 """

@@ -110,20 +110,28 @@ def make_app(
     batcher = Batcher(limits.window, limits.waiting, metrics.one_pass)
     metrics.waiting.set_function(lambda: batcher.n_waiting)
     ready = False
+    who = f"run: expected the name of a run that is served: {shorten(names)}"
     text = Annotated[str, Field(max_length=limits.characters)]
+    kinds = {len(run.columns) == 1 for run in served.values()}
+    row: Any = text | dict[str, text] if len(kinds) == 2 else text if True in kinds else dict[str, text]
+    named: Any = None if len(names) == 1 else ...  # required of several
 
     class PredictRequest(BaseModel):
         """Texts, and whom to ask."""
 
         model_config = ConfigDict(extra="forbid")
 
-        texts: list[text | dict[str, text]] = Field(  # type: ignore[valid-type]
+        texts: list[row] = Field(
             min_length=1,
             max_length=limits.texts,
             description="As they stand in the run's text column. Where texts are made of several columns (see "
             "/v1/runs), each is an object with a text for every column.",
         )
-        run: str | None = Field(default=None, description="The name of a run; may be left out where one is served.")
+        run: str | None = Field(
+            default=named,
+            description="The name of a run; may be left out where one is served.",
+            json_schema_extra={"enum": [*names, None] if len(names) == 1 else list(names)},
+        )
 
     def warm_up() -> None:
         for run in served.values():
@@ -163,12 +171,14 @@ def make_app(
         found = error.errors()
         if any(problem["type"] in ("json_invalid", "model_attributes_type") for problem in found):
             return refusal(422, 'The body is no JSON object such as {"texts": ["a text"]}, sent as application/json.')
-        said = dict.fromkeys(_sentence(problem, limits) for problem in found)
+        said = dict.fromkeys(who if p["loc"][1:] == ("run",) else _sentence(p, limits) for p in found)
         return refusal(422, f"{shorten(said, 5)}.")
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, error: HTTPException) -> Response:
-        sentence = "The body is no JSON in UTF-8." if error.status_code == 400 else f"{error.detail}."
+        sentence = (
+            "The body is no JSON in UTF-8, or is nested too deeply." if error.status_code == 400 else f"{error.detail}."
+        )
         return JSONResponse({"detail": sentence}, error.status_code, headers=error.headers)
 
     @app.exception_handler(Exception)
@@ -226,9 +236,9 @@ def make_app(
         responses=documented(*REFUSALS),
     )
     async def predict(request: Request, asked: PredictRequest) -> Any:
-        name = asked.run if asked.run is not None else names[0]
-        if name not in served or (asked.run is None and len(names) > 1):
-            return refusal(422, f"run: expected the name of a run that is served: {shorten(names)}.")
+        name = names[0] if asked.run is None and len(names) == 1 else asked.run
+        if name not in served:
+            return refusal(422, f"{who}.")
         run = served[name]
         if not ready:
             return refusal(503, "The models are being loaded: try again in a moment.", **{"Retry-After": "2"})

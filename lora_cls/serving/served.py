@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,8 +16,10 @@ from lora_cls.commands.abstain import fit_abstention
 from lora_cls.commands.predict import Classifier
 from lora_cls.errors import RecipeError, shown
 from lora_cls.evaluation.abstention import Abstention
-from lora_cls.modeling.resident import ResidentModels
 from lora_cls.runs import RunFolder
+
+if TYPE_CHECKING:
+    from lora_cls.modeling.resident import ResidentModels
 
 NAME = re.compile(r"[\w.-]{1,100}")
 
@@ -29,7 +31,11 @@ class Answering(Protocol):
     """What a server asks of models."""
 
     label_names: list[str]
-    n_models: int
+
+    @property
+    def n_models(self) -> int:
+        """Models that answer together."""
+        ...
 
     def answer(self, texts: Any) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and decisions, each of shape (n_texts, n_labels)."""
@@ -110,7 +116,7 @@ def named_places(given: Sequence[str]) -> dict[str, Path]:
 def open_run(
     name: str,
     place: Path,
-    resident: ResidentModels,
+    resident: Callable[[], ResidentModels],
     *,
     backbone: str | None = None,
     models: Models = "folds",
@@ -118,10 +124,16 @@ def open_run(
     trust_remote_code: bool = False,
     outside_runs: bool = False,
 ) -> Served:
-    """Open a run, an export or a blend. Its weights are read at the first answer. Errors: see `Classifier.load`."""
+    """Open a run, an export or a blend. Its weights are read at the first answer. Errors: see `Classifier.load`.
+
+    Parameters
+    ----------
+    resident : gives what keeps models in memory; not called where no torch is needed
+    """
     run = RunFolder(place, trust_remote_code=trust_remote_code, outside_runs=outside_runs)
     band = None if abstain_below_precision is None else fit_abstention(run, abstain_below_precision)[0]
-    classifier = Classifier.load(run, backbone=backbone, models=models, resident=resident)
+    kept = resident() if run.recipe.tfidf is None else None
+    classifier = Classifier.load(run, backbone=backbone, models=models, resident=kept)
     task = run.task()
     votes = classifier.prediction.combine == "vote"  # the probabilities are then shares of votes
     thresholds = np.full(len(run.label_names), 0.5) if votes else classifier.thresholds

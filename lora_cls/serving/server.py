@@ -6,12 +6,16 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_cls.choices import Models
 from lora_cls.errors import RecipeError, RunError, brief
 from lora_cls.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from lora_cls.modeling.resident import ResidentModels
 
 TOKEN = "LORA_CLS_TOKEN"
 HERE = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -52,25 +56,19 @@ def serve(
         For anything wrong with a run or its base model; of weights that cannot be read, once it listens.
     """
     try:
-        import uvicorn
-
-        from lora_cls.serving.app import make_app
-        from lora_cls.serving.guard import Guard
-        from lora_cls.serving.metrics import Metrics
-        from lora_cls.serving.protocol import Protocol
+        from lora_cls.serving.listener import make_server
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("lora_cls"):
             raise
         raise RecipeError(
             f'lora-cls serve needs one more package ({error.name}): pip install "lora_cls[serve]"'
         ) from None
-    from lora_cls.modeling.resident import ResidentModels
     from lora_cls.serving.served import named_places, open_run
 
-    limits, token, resident = limits or Limits(), _token(), ResidentModels()
+    limits, token = limits or Limits(), _token()
     served = {
         name: open_run(
-            name, place, resident, backbone=backbone, models=models, abstain_below_precision=abstain_below_precision,
+            name, place, _resident, backbone=backbone, models=models, abstain_below_precision=abstain_below_precision,
             trust_remote_code=trust_remote_code, outside_runs=outside_runs,
         )
         for name, place in named_places([str(run) for run in runs]).items()
@@ -84,21 +82,12 @@ def serve(
         errors.append(error)
         server.should_exit = True
 
-    metrics = Metrics()
-    app = make_app(served, limits, metrics, failed)
-    guard = Guard(app, limits, metrics, token, HERE | {host.lower()} if local and token is None else None)
-    protocol = type("Protocol", (Protocol,), {"seconds": limits.reading})
-    config = uvicorn.Config(
-        guard, http=protocol, ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False,
-        proxy_headers=False, limit_concurrency=limits.connections, timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(limits.seconds) + 1,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
-
-    # Uvicorn gives a signal on to whom it would have come to, when all are answered
     def stop(*_: Any) -> None:
         server.should_exit = True
 
+    hosts = HERE | {host.lower()} if local and token is None else None
+    server = make_server(served, limits, token, hosts, failed)
+    # Uvicorn gives a signal on to whom it would have come to, when all are answered
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     if not local and token is None:
         say(f"Other machines can ask this server, and nothing keeps anybody from it: set {TOKEN} to ask for a token.")
@@ -113,6 +102,13 @@ def serve(
     if errors:
         raise errors[0]
     say("Stopped; nobody waits.")
+
+
+@cache
+def _resident() -> ResidentModels:
+    from lora_cls.modeling.resident import ResidentModels
+
+    return ResidentModels()
 
 
 def _token() -> str | None:

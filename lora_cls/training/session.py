@@ -84,10 +84,10 @@ class Session:
         processes: Processes = ALONE,
         resident: ResidentModels | None = None,
     ) -> None:
-        assert recipe.backbone is not None
         if resident is not None:
             off = {"token_cache": False, "prefix_cache": False}
             recipe = recipe.model_copy(update={"engine": recipe.engine.model_copy(update=off)})
+        assert recipe.backbone is not None
         self.recipe, self.backbone, self.resident = recipe, recipe.backbone, resident
         self.label_names, self.n_labels = list(label_names), len(label_names)
         self.task = task_of(recipe.task, recipe.thresholds, recipe.metric, recipe.metric_beta)

@@ -1,11 +1,37 @@
-"""Connections on which nothing comes are closed."""
+"""The application behind its guard, on connections that are closed where nothing comes."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lora_cls.serving.app import make_app
+from lora_cls.serving.guard import Guard
+from lora_cls.serving.limits import Limits
+from lora_cls.serving.metrics import Metrics
+from lora_cls.serving.served import Served
+
+
+def make_server(
+    served: dict[str, Served],
+    limits: Limits,
+    token: str | None,
+    hosts: frozenset[str] | None,
+    failed: Callable[[BaseException], None],
+) -> uvicorn.Server:
+    """Uvicorn, ready to run; see `make_app` and `Guard`."""
+    metrics = Metrics()
+    app = make_app(served, limits, metrics, failed)
+    config = uvicorn.Config(
+        Guard(app, limits, metrics, token, hosts), http=type("Protocol", (Protocol,), {"seconds": limits.reading}),
+        ws="none", lifespan="on", log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+        limit_concurrency=limits.connections, timeout_keep_alive=30, timeout_graceful_shutdown=int(limits.seconds) + 1,
+    )  # fmt: skip
+    return uvicorn.Server(config)
 
 
 class Protocol(H11Protocol):
