@@ -10,6 +10,10 @@ are added as a cross-validation of 10 folds and 3 epochs pays them: once for 27 
 
 GFLOP/s counts the matrix products that were really computed, padding included, against the machine's own rate of one
 product of a layer's size, measured in the same rounds.
+
+`--guard` compares all layers with good practice, and with the steps of before (`engine.short_steps=false`), in rounds
+of few batches whose ratios are taken pair by pair. It ends with exit code 1 and a sentence where a ratio is lower than
+`GUARD` and `SHORT` say. By hand, before a release.
 """
 
 from __future__ import annotations
@@ -42,12 +46,16 @@ WAYS: dict[str, list[str] | None] = {
     "notebook": None,
     "good practice": None,
     "all layers, PEFT's own forward": LORA,
+    "all layers, without short steps": [*LORA, "engine.short_steps=false"],
     "all layers": LORA,
+    "top 1/2, without short steps": [*LORA, "lora.top_layers=0.5", "engine.short_steps=false"],
     "top 1/2, no cache": [*LORA, "lora.top_layers=0.5", "engine.prefix_cache=false"],
     "top 1/2": [*LORA, "lora.top_layers=0.5"],
     "top 1/3": [*LORA, "lora.top_layers=0.333"],
     "top 1/4": [*LORA, "lora.top_layers=0.25"],
 }
+GUARD = {"smollm2-135m": 1.5, "gemma-3-270m": 1.5, "minilm-l6": 1.5, "mpnet-base": 1.5}  # x good practice, at least
+SHORT = 0.97  # with short steps at least so fast as without: below 1 by what paired rounds differ
 STEPS = {"notebook": 5}  # batches in a round; 16 where nothing else is said
 MATRIX = "matrix product"
 
@@ -361,7 +369,7 @@ def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
         f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}; "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
         + f". `python -m benchmarks.cv_speed --model {given.model} --rounds {given.rounds} --threads {given.threads}`, "
-        "in alternation; median of the rounds, and their range.",
+        "in alternation; median of the rounds, and their range; ratios are medians over paired rounds.",
         "",
         f"Matrix products of 512 x 768 by 768 x 2048, measured in the same rounds: bf16 {rates['bfloat16']:.0f} "
         f"({min(spread['bfloat16']):.0f} to {max(spread['bfloat16']):.0f}) GFLOP/s, fp32 {rates['float32']:.0f} "
@@ -373,7 +381,10 @@ def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
     for way, ms in median.items():
         worker = workers[way]
         rate = rates["float32" if way == "notebook" else "bfloat16"]
-        ratios = [f"{median[other] / ms:.1f}" if other in median else "-" for other in ("notebook", "good practice")]
+        ratios = [
+            f"{paired(workers[other], worker):.2f}" if other in median else "-"
+            for other in ("notebook", "good practice")
+        ]
         lines.append(
             f"| {way} | {ms:.1f} | {min(worker.ms):.1f} to {max(worker.ms):.1f} | {1000 / ms:.1f} | {ratios[0]} | "
             f"{ratios[1]} | {worker.peak / 2**30:.1f} | {worker.gflops:.0f} | {worker.gflops / rate:.0%} |"
@@ -382,6 +393,40 @@ def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
         f"{way} {1000 * w.cache_seconds:.1f} ms" for way, w in workers.items() if w.cache_seconds
     ) + f"; a {TRAININGS}th of it is in ms/row.", ""]  # fmt: skip
     return lines
+
+
+def paired(before: Worker, after: Worker) -> float:
+    """How many times as fast the second way is: median over the rounds, each against the round beside it."""
+    return statistics.median(a / b for a, b in zip(before.ms, after.ms, strict=True))
+
+
+def guard(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
+    """What is slower than it should be, a sentence each."""
+    now = workers["all layers"]
+    bounds = {"good practice": GUARD[given.model], "all layers, without short steps": SHORT}
+    ratios = {way: paired(workers[way], now) for way in bounds}
+    lines = [
+        f"# The guard of the training speed of {given.model}",
+        "",
+        f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}. `python -m benchmarks.cv_speed "
+        f"--guard --model {given.model} --rounds {given.rounds}`: all layers, against each way below; medians of the "
+        "ratios of paired rounds.",
+        "",
+        "| against | times as fast | at least | peak GiB, then now |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {way} | {ratios[way]:.2f} | {bounds[way]:.2f} | {workers[way].peak / 2**30:.2f}, {now.peak / 2**30:.2f} |"
+        for way in bounds
+    ]
+    target = given.results / f"cv_speed_guard_{given.model}.md"
+    target.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    print(target)
+    return [
+        f"{given.model}: all layers train {ratios[way]:.2f} times as fast as {way}, and should {bounds[way]:.2f} times."
+        for way in bounds
+        if ratios[way] < bounds[way]
+    ]
 
 
 def main() -> None:
@@ -398,12 +443,20 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bfloat16", "float16", "float32"], default="bfloat16")
     parser.add_argument("--set", action="append", default=[], help="key=value, for every recipe of ours")
     parser.add_argument("--only", action="append", choices=list(WAYS))
+    parser.add_argument("--guard", action="store_true", help="fail where all layers are slower than they should be")
+    parser.add_argument("--steps", type=int, default=None, help="batches in a round; 16 (2 with --guard)")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--scratch", default="/tmp/cv_speed", help="a folder for caches and what Trainer wants")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     from lora_cls.machine import physical_cores
 
+    if given.guard:
+        if given.model not in GUARD:
+            parser.error(f"--guard knows {', '.join(GUARD)}")
+        given.only, given.steps = ["good practice", "all layers, without short steps", "all layers"], given.steps or 2
+    if given.steps:
+        STEPS.update(dict.fromkeys(WAYS, given.steps))
     given.threads = given.threads or physical_cores()
     if given.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # ours would take a GPU
@@ -426,6 +479,9 @@ def main() -> None:
             print(f"round {number + 1} of {given.rounds}", file=sys.stderr, flush=True)
         for worker in workers.values():
             worker.end()
+        if given.guard:
+            slow = guard(workers, given)
+            sys.exit("\n".join(slow) or 0)
         target = given.results / f"cv_speed_{given.model}.md"
         target.write_text("\n".join(table(workers, given)), encoding="utf-8")
         print(target)

@@ -128,7 +128,7 @@ def _quantize_embeddings(model: Any) -> None:
             graph.initializer.append(numpy_helper.from_array(array, f"{name}_{part}"))
         for node in users[name]:
             ids, found = node.input[1], node.output[0]
-            steps = [
+            steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
                 ("Gather", [f"{name}_rows", ids], "int8", {}),
                 ("Cast", [f"{found}_int8"], "float", {"to": TensorProto.FLOAT}),
                 ("Gather", [f"{name}_scales", ids], "scale", {}),

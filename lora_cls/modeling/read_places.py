@@ -24,7 +24,7 @@ class ReadPlaces:
     def __init__(self, start: nn.Module) -> None:
         self.start, self.own = start, start.forward
         self.places: torch.Tensor | None = None
-        start.forward = self  # type: ignore[method-assign, assignment]
+        start.forward = self
 
     @classmethod
     def of(cls, layer: nn.Module) -> ReadPlaces | None:
@@ -36,7 +36,7 @@ class ReadPlaces:
 
     def remove(self) -> None:
         """Give the layer its own forward again."""
-        self.start.forward = self.own  # type: ignore[method-assign]
+        self.start.forward = self.own
 
     def __call__(self, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.places is not None:

@@ -16,7 +16,7 @@ from lora_cls.errors import LoraClsError, RecipeError, RunError, TrainingError
 from lora_cls.evaluation.probabilities import corrected_probabilities
 from lora_cls.modeling.adapter import build_model, reset_model, trainable_head
 from lora_cls.modeling.loading import load_base, load_tokenizer
-from lora_cls.recipe import Data
+from lora_cls.recipe import Data, load_recipe
 from lora_cls.runs import FoldFolder
 from lora_cls.text.tokens import encode, pad_token_id, shuffled_batches
 from lora_cls.training.batches import EvalBatches
@@ -604,6 +604,31 @@ def test_attention_is_measured_once_and_kept(tiny_recipe, emotion_table, tmp_pat
     resumed = TransformerLearner(recipe, data.label_names, learner.choices)
     again = resumed.prepare(data).fit_fold(0, rows[:6], rows[6:], FoldFolder(tmp_path / "b"))
     np.testing.assert_array_equal(again.oof_logits, result.oof_logits)
+
+
+def test_a_run_keeps_to_its_short_steps(tiny_recipe, emotion_table, tmp_path):
+    """A new run notes them; one stopped goes on to the same bytes; one of before goes on without them."""
+    recipe = tiny_recipe("bert", lora={"r": 4}, head__pooling="cls", train__num_train_epochs=2)
+    data = load_train(recipe.data, emotion_table(12))
+    rows = np.arange(12)
+
+    def train(name, recipe=recipe, choices=None, n_epochs=None):
+        learner = TransformerLearner(recipe, data.label_names, choices)
+        folder = FoldFolder(tmp_path / name)
+        result = learner.prepare(data).fit_fold(0, rows[:6], rows[6:], folder, n_epochs)
+        return learner, result.oof_logits
+
+    learner, whole = train("whole")
+    assert learner.choices["short_steps"] is True
+    assert learner.session.model().last_layer is not None
+    train("stopped", n_epochs=1)
+    np.testing.assert_array_equal(train("stopped", choices=learner.choices)[1], whole)
+    before = {name: value for name, value in learner.choices.items() if name != "short_steps"}
+    old, as_before = train("before", choices=before)
+    assert "short_steps" not in old.choices
+    assert old.session.model().last_layer is None
+    without = load_recipe(recipe, {"engine.short_steps": False})
+    np.testing.assert_array_equal(train("without", without)[1], as_before)
 
 
 def test_cross_fitted_keeps_every_epoch(tiny_recipe, emotion_table, tmp_path):
