@@ -271,7 +271,7 @@ def put_weights(model: SequenceClassifier, state: dict[str, torch.Tensor], folde
     is missing, unknown or of another shape."""
     base: Any = model.base
     parameters = _saved_parameters(model)
-    expected = parameters or saved_weights(model)
+    expected: dict[str, torch.Tensor] = {**parameters} if parameters else saved_weights(model)
     if not model.has_adapter:
         expected = {k: v for k, v in expected.items() if k in state or not _is_tied(base, k)}
     _check_keys(folder, state, expected)
