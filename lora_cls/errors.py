@@ -25,12 +25,13 @@ Caller = Literal["shell", "python"]
 
 _caller: Caller = "python"
 _OPTIONS = {
-    "abstain-below-precision": "abstain_below_precision=", "at-least-one": "at_least_one=True",
+    "abstain-below-precision": "abstain_below_precision=", "align": "align=", "at-least-one": "at_least_one=True",
     "backbone": "backbone=", "base-model": "base_model=", "combine": "combine=", "default": "default=",
     "dry-run": "dry_run=True",
     "executor": "executor=", "extra-train": "extra_train=", "fold-table": "fold_table=", "folds": "folds=",
     "format": "format=", "holdout": "holdout=",
-    "how": "how=", "input": "table=", "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
+    "how": "how=", "input": "table=", "int8": "int8=True",
+    "measure": "measure=True", "metric": "metric=", "metric-beta": "metric_beta=",
     "min-positives": "min_positives=", "minutes": "minutes=", "models": "models=", "no-measure": "measure=False",
     "only": "only=", "out": "out=", "outside-runs": "outside_runs=True", "overwrite": "overwrite=True",
     "public": "public=True",

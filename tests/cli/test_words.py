@@ -44,9 +44,11 @@ def options():
     """Every option of every command, without its dashes."""
 
     def of(group):
-        for command in group.commands.values():
+        for name, command in group.commands.items():
+            if name == "serve":  # no function of Python's is asked for it
+                continue
             for parameter in command.params:
-                yield from (name for name in (*parameter.opts, *parameter.secondary_opts) if name.startswith("--"))
+                yield from (opt for opt in (*parameter.opts, *parameter.secondary_opts) if opt.startswith("--"))
             if hasattr(command, "commands"):
                 yield from of(command)
 

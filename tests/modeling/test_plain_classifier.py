@@ -78,7 +78,7 @@ def written(base, tokenizer, pooling, tmp_path, frame=None):
     tokenizer.save_pretrained(tmp_path / "merged")
     opened = AutoModel.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     opened.score = base.score
-    frame = frame or special_frame(tokenizer)
+    frame = special_frame(tokenizer) if frame is None else frame
     form = plain_form(AutoConfig.from_pretrained(tmp_path / "merged"), "it", len(NAMES))
     assert isinstance(form, PlainForm) and pooling in form.pooling
     log_weight = np.array([0.5, 0.0, -1.0])
