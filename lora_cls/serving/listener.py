@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,9 @@ class Protocol(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Look again in some seconds."""
+        """Send what is written at once, and look again in some seconds."""
+        # asyncio does so only for sockets that name their protocol: 40 ms of an answer otherwise (Nagle's algorithm)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().connection_made(transport)
         self._timer = self.loop.call_later(self.seconds, self._look)
 
