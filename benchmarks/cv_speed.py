@@ -143,7 +143,7 @@ def work_with_trainer(way: str, given: argparse.Namespace) -> None:
     from lora_cls import load_recipe
     from lora_cls.modeling.source import find_source
 
-    backbone = load_recipe(given.model).backbone
+    backbone = load_recipe(given.model, given.set).backbone
     assert backbone is not None
     path = find_source(backbone.name_or_path).path_or_id
     texts, labels = texts_and_labels(given)
