@@ -90,8 +90,9 @@ class TransformerLearner:
             cache.fill(tokens, session.progress.say)  # shared by the folds' adapters
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits
         weight = folder.pos_weight(session.n_labels) if chunked else np.ones(session.n_labels)
-        with self._merged(model) if len(texts) >= WORTH_KEEPING else nullcontext():
-            found = session.answer(model, tokens, weight, self._batches)
+        many = len(texts) >= WORTH_KEEPING  # few are answered to the last bit as the run did
+        with self._merged(model) if many else nullcontext():
+            found = session.answer(model, tokens, weight, self._batches if many else None)
         unread = sum(not parsed for *_, parsed in found.written)
         self.notes = [f"{unread} of {len(found.written)} answers could not be read as labels"] if unread else []
         if note := unknown_note(tokens, "given"):

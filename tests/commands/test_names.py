@@ -87,7 +87,7 @@ def test_export():
     text = fill(
         "export.md.j2", about=about, scores=[way, way], scored=SimpleNamespace(rows=3, table=NAMES[0]), run=NAMES[0],
         base=NAMES[0], full=False, quantized=False, label_names=NAMES, no_score="It has no score", why=" so.",
-        probabilities="`softmax`", columns=None, snippet="x = '```'\n",
+        probabilities="`softmax`", columns=None, mapped=None, snippet="x = '```'\n",
     )  # fmt: skip
     blocks, inline = tokens(text)
     assert next(token.content for token in blocks if token.type == "fence") == "x = '```'\n"
