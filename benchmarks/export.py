@@ -97,7 +97,7 @@ def _answer(
         "compression": about["compression"],
         "bytes": size,
         "made": round(made, 1),
-        "seconds": round(seconds, 2),
+        "seconds": seconds,
         "average_precision": float(average_precision_score(labelled.y_true, y_score)),
         "y_pred": y_pred.tolist(),
         "matched": None if folds is None or run.recipe.task == "single_label" else matched(y_score, folds).tolist(),

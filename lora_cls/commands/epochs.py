@@ -20,7 +20,7 @@ def choose_epochs(run: RunFolder) -> None:
     numbers, epochs = run.fold_numbers, range(1, run.recipe.train.num_train_epochs + 1)
     chosen = {number: _chosen(run.fold(number)) for number in numbers}
     if not all(chosen.values()):
-        fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights()
+        fold, y_true, weights = run.folds["fold"].to_numpy(), run.y_true, run.pos_weights(numbers)
         task = run.task()
         by_epoch = np.zeros((len(epochs), *y_true.shape))
         for number, weight in zip(numbers, weights, strict=True):

@@ -106,7 +106,7 @@ def score(
     given |= {} if metric is None else {"metric": metric, "metric_beta": metric_beta}
     recipe = load_recipe(recipe, given)
     task = task_of(recipe.task, thresholds, recipe.metric, recipe.metric_beta)
-    names, finished = oof.label_names, run.finished_folds
+    names, finished = oof.label_names, np.unique(oof.fold).tolist()  # others may be finished meanwhile
     optimistic = recipe.train.select == "scored_fold"
     shipped, fitted = task.tune(oof.y_true, oof.y_score), oof.cross_fit(task, prediction.at_least_one)
     cross_fitted: dict[str, Any] = {"over": oof.over, "n_parts": len(fitted.thresholds)}

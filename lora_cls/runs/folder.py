@@ -453,9 +453,15 @@ class RunFolder:
         chosen = [self.fold(number).info.epoch or 0 for number in self.finished_folds]
         return round(median(chosen)) if self.recipe.train.select != "last" and chosen else None
 
-    def pos_weights(self) -> np.ndarray:
-        """Positive or class weights of the finished folds, ndarray of shape (n_folds, n_labels)."""
-        return np.array([self.fold(number).pos_weight(len(self.label_names)) for number in self.finished_folds])
+    def pos_weights(self, folds: Sequence[int] | None = None) -> np.ndarray:
+        """Positive or class weights of the finished folds, ndarray of shape (n_folds, n_labels).
+
+        Parameters
+        ----------
+        folds : those that were finished when it was asked: others may be, meanwhile, where several processes train
+        """
+        folds = self.finished_folds if folds is None else folds
+        return np.array([self.fold(number).pos_weight(len(self.label_names)) for number in folds])
 
     def out_of_fold(self) -> OutOfFold:
         """What the finished folds say of the rows that they held out.
@@ -479,7 +485,7 @@ class RunFolder:
         task = self.task()
         logits = np.empty((len(rows), len(names)), dtype=np.float32)
         y_score = np.empty(logits.shape, dtype=np.float64)
-        for number, weight in zip(finished, self.pos_weights(), strict=True):
+        for number, weight in zip(finished, self.pos_weights(finished), strict=True):
             here = fold == number
             folder = self.fold(number)
             logits[here] = folder.read_array(folder.oof_logits, (int(here.sum()), len(names)))
@@ -551,17 +557,21 @@ class RunFolder:
 
     def test_logits(self) -> np.ndarray | None:
         """Test logits of the finished folds, ndarray of shape (n_folds, n_test, n_labels), float32."""
+        return self._test_logits(self.finished_folds)
+
+    def _test_logits(self, folds: Sequence[int]) -> np.ndarray | None:
         ids = self.test_ids
         if ids is None:
             return None
         shape = (len(ids), len(self.label_names))
-        folders = [self.fold(number) for number in self.finished_folds]
+        folders = [self.fold(number) for number in folds]
         return np.array([folder.read_array(folder.test_logits, shape) for folder in folders])
 
     def test_scores(self) -> np.ndarray | None:
         """Probabilities of the test rows by each finished fold, ndarray of shape (n_folds, n_test, n_labels)."""
-        logits = self.test_logits()
-        return None if logits is None else self.task().link.probabilities(logits, self.pos_weights()[:, None, :])
+        finished = self.finished_folds
+        logits = self._test_logits(finished)
+        return None if logits is None else self.task().link.probabilities(logits, self.pos_weights(finished)[:, None])
 
     def is_test_table(self, rows: Dataset) -> bool:
         """Whether these are the test rows that the folds have answered for, in their order."""
