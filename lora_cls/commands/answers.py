@@ -26,7 +26,7 @@ COMMAND = [sys.executable, "-m", "lora_cls.commands.predict_worker"]
 """Of the processes that answer."""
 
 
-class Models(Protocol):
+class Answerer(Protocol):
     """Who answers: a `Classifier`."""
 
     label_names: list[str]
@@ -52,16 +52,16 @@ class Answers:
     folder : of the predictions
     """
 
-    def __init__(self, classifier: Models, rows: NewRows, folder: Path) -> None:
+    def __init__(self, classifier: Answerer, rows: NewRows, folder: Path) -> None:
         self._classifier, self._rows = classifier, rows
         self._kept = folder / f"{PIECES}{classifier.fingerprint()[:12]}-{rows.fingerprint()[:12]}"
+        self._files = {file.name.rpartition("-")[0]: file for file in self._kept.glob("*.npy")}
 
     def missing(self) -> list[tuple[int, list[int]]]:
         """Pieces that were not answered by all models yet, and by which not."""
-        found = {file.name.rpartition("-")[0] for file in self._kept.glob("*.npy")}
         models = range(self._classifier.n_models)
         of_pieces = [
-            [model for model in models if self._name(number, model) not in found]
+            [model for model in models if self._name(number, model) not in self._files]
             for number in range(self._rows.n_pieces)
         ]
         return [(number, models) for number, models in enumerate(of_pieces) if models]
@@ -142,7 +142,7 @@ class Answers:
         shape = (self._rows.place(number).n_rows, len(self._classifier.label_names))
         logits = np.empty((self._classifier.n_models, *shape), dtype=np.float32)
         for model in range(len(logits)):
-            file = next(self._kept.glob(f"{self._name(number, model)}-*.npy"))  # named by what is in it
+            file = self._files[self._name(number, model)]  # named by what is in it
             logits[model] = read_array(file, shape, file.stem.rpartition("-")[2], " Remove it, and predict again.")
         return self._classifier.together(logits)
 
@@ -156,8 +156,9 @@ class Answers:
     def _keep(self, number: int, models: Sequence[int], logits: np.ndarray) -> None:
         make_folder(self._kept)
         for model, of_model in zip(models, logits, strict=True):
-            content = array_bytes(of_model)
-            write_bytes(self._kept / f"{self._name(number, model)}-{hashlib.sha256(content).hexdigest()}.npy", content)
+            content, name = array_bytes(of_model), self._name(number, model)
+            self._files[name] = self._kept / f"{name}-{hashlib.sha256(content).hexdigest()}.npy"
+            write_bytes(self._files[name], content)
 
 
 def parts_of(missing: Sequence[tuple[int, list[int]]], n_tasks: int) -> list[tuple[int, list[int]]]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from lora_cls.commands.fold_training import open_trainer, train_fold
 from lora_cls.data.tables import Tables
-from lora_cls.errors import LoraClsError, words_of
-from lora_cls.execution.child import Parent
+from lora_cls.execution.child import Parent, work_for_parent
 from lora_cls.recipe import load_recipe
 from lora_cls.runs import RunFolder
 from lora_cls.training.progress import Progress, Reporter
@@ -31,14 +29,8 @@ def train_folds(job: Mapping[str, Any], parent: Parent) -> None:
 
 
 def main() -> None:
-    """Exit code 2 after a mistake that the user can mend, which the parent is told of."""
-    parent = Parent()
-    try:
-        with words_of("shell"):
-            train_folds(next(parent.messages()), parent)
-    except LoraClsError as error:
-        parent.tell(failed=str(error))
-        sys.exit(2)
+    """See `work_for_parent`."""
+    work_for_parent(train_folds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 from lora_cls.commands.answers import packed
 from lora_cls.commands.predict import Classifier
 from lora_cls.data import Dataset
-from lora_cls.errors import LoraClsError, words_of
-from lora_cls.execution.child import Parent
+from lora_cls.execution.child import Parent, work_for_parent
 
 
 def answer_texts(job: Mapping[str, Any], parent: Parent) -> None:
@@ -32,14 +30,8 @@ def answer_texts(job: Mapping[str, Any], parent: Parent) -> None:
 
 
 def main() -> None:
-    """Exit code 2 after a mistake that the user can mend, which the parent is told of."""
-    parent = Parent()
-    try:
-        with words_of("shell"):
-            answer_texts(next(parent.messages()), parent)
-    except LoraClsError as error:
-        parent.tell(failed=str(error))
-        sys.exit(2)
+    """See `work_for_parent`."""
+    work_for_parent(answer_texts)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
+
+from lora_cls.errors import LoraClsError, words_of
 
 END: dict[str, Any] = {"end": True}
 """The message after which nothing more comes: the process ends when it has done what it was told before."""
@@ -60,3 +62,15 @@ class Parent:
         with self._telling, suppress(OSError):
             while line:
                 line = line[os.write(self._output, line) :]
+
+
+def work_for_parent(work: Callable[[Mapping[str, Any], Parent], None]) -> None:
+    """Do what the parent's first message is about; exit code 2 after a mistake that the user can mend, which the parent
+    is told of."""
+    parent = Parent()
+    try:
+        with words_of("shell"):
+            work(next(parent.messages()), parent)
+    except LoraClsError as error:
+        parent.tell(failed=str(error))
+        sys.exit(2)
