@@ -10,10 +10,15 @@ r numbers per token in between. Adapters stay PEFT's own modules and parameters:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+
+from lora_cls.modeling.frozen_linear import FrozenLinear
+
+PACKED_AT_MOST = 2**30  # bytes of packed weights, which come on top of the model's own
 
 
 class LowRankUpdate(torch.autograd.Function):
@@ -42,43 +47,57 @@ class LowRankUpdate(torch.autograd.Function):
         return grad, grad_x, (grad_low.T @ rows).float(), (flat.T @ low).float() * ctx.scaling, None
 
 
-class AdaptedLinear(torch.autograd.Function):
-    """`x @ W.T + bias + scaling * x @ A.T @ B.T` of a frozen W: one product and one update, forward and backward."""
+class AdaptedLinears(torch.autograd.Function):
+    """`x @ W.T + bias + scaling * x @ A.T @ B.T` for each of some frozen W that are multiplied by the same x.
+
+    All A are one product with x, and so are their ways back; a layer that is alone is a case of it.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        a: torch.Tensor,
-        b: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """x of shape (..., n_in), weight of shape (n_out, n_in), a of shape (r, n_in), b of shape (n_out, r)."""
-        rows, a, b = x.reshape(-1, x.shape[-1]), a.to(x.dtype), b.to(x.dtype)
+        ctx: Any, x: torch.Tensor, bases: list[FrozenLinear], scalings: list[float], *factors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """x of shape (..., n_in); factors: every layer's A of shape (r, n_in), then every B of shape (n_out, r)."""
+        rows = x.reshape(-1, x.shape[-1])
+        a = torch.cat(factors[: len(bases)]).to(x.dtype)
+        bs = [b.to(x.dtype) for b in factors[len(bases) :]]
         low = rows @ a.T
-        ctx.save_for_backward(rows, low, a, b, weight)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        y = torch.empty(*x.shape[:-1], len(weight), dtype=x.dtype, device=x.device)
-        flat = y.view(-1, len(weight))
-        if bias is None:
-            torch.mm(rows, weight.T, out=flat)
-        else:
-            torch.addmm(bias, rows, weight.T, out=flat)
-        flat.addmm_(low, b.T, alpha=scaling)
-        return y  # no view: a model may write into it (Longformer)
+        ctx.save_for_backward(rows, low, a, *bs)
+        ctx.bases, ctx.scalings = bases, scalings
+        found = []
+        for base, scaling, b, part in zip(bases, scalings, bs, _parts(low, bs), strict=True):
+            y = base(x)
+            y.view(-1, len(b)).addmm_(part, b.T, alpha=scaling)
+            found.append(y)
+        return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        """Gradients for x, a, b."""
-        rows, low, a, b, weight = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_low = (flat @ b) * ctx.scaling
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        """Gradients for x and all factors."""
+        rows, low, a, *bs = ctx.saved_tensors
+        flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
+        grad_low = _joined([(g @ b).mul_(scaling) for g, b, scaling in zip(flat, bs, ctx.scalings, strict=True)])
         grad_x = None
         if ctx.needs_input_grad[0]:  # not below the lowest adapter
-            grad_x = (flat @ weight).addmm_(grad_low, a).view(ctx.shape)
-        return grad_x, None, None, (grad_low.T @ rows).float(), (flat.T @ low).float() * ctx.scaling, None
+            grad_x = ctx.bases[0].back(grads[0])
+            for base, grad in zip(ctx.bases[1:], grads[1:], strict=True):
+                grad_x.add_(base.back(grad))
+            grad_x.view(rows.shape).addmm_(grad_low, a)
+        grad_a = (grad_low.T @ rows).float().split([b.shape[1] for b in bs])
+        grad_b = [
+            (g.T @ part).float().mul_(scaling)
+            for g, part, scaling in zip(flat, _parts(low, bs), ctx.scalings, strict=True)
+        ]
+        return grad_x, None, None, *grad_a, *grad_b
+
+
+def _parts(low: torch.Tensor, bs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The columns of every layer."""
+    return low.split([b.shape[1] for b in bs], dim=1)
+
+
+def _joined(columns: list[torch.Tensor]) -> torch.Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
 def speed_up(backbone: nn.Module) -> int:
@@ -101,6 +120,39 @@ def fused_modules(backbone: nn.Module) -> list[Any]:
     return [m for m in backbone.modules() if isinstance(m.forward, _Forward) and m.forward.fused]
 
 
+def share_inputs(backbone: nn.Module, read: Callable[[], Any]) -> int:
+    """Let layers that read the same input be computed together in training, with packed weights where these are small;
+    returns how many layers are.
+
+    Parameters
+    ----------
+    backbone : with adapters, which `speed_up` has seen
+    read : lets the model read some text: what comes to the layers is watched
+    """
+    modules = fused_modules(backbone)
+    calls: list[tuple[_Forward, torch.Tensor]] = []  # it keeps the inputs, so that none takes another's place
+    hooks = [m.register_forward_pre_hook(lambda m, given: calls.append((m.forward, given[0]))) for m in modules]
+    try:
+        read()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    packs = 2 * sum(module.base_layer.weight.nbytes for module in modules) <= PACKED_AT_MOST
+    groups: list[list[_Forward]] = []
+    for number, (forward, x) in enumerate(calls):
+        if [other for other, _ in calls].count(forward) > 1:
+            continue  # layers whose weights are one another's (ALBERT)
+        if groups and number and calls[number - 1][1] is x and groups[-1][-1] is calls[number - 1][0]:
+            groups[-1].append(forward)
+        else:
+            groups.append([forward])
+    for group in groups:
+        shared = SharedInput(group, packs)
+        for forward in group:
+            forward.shared = shared
+    return sum(map(len, groups))
+
+
 def _is_plain(module: Any) -> bool:
     a, b = (dict(factors.items()).get("default") for factors in (module.lora_A, module.lora_B))
     return (
@@ -112,6 +164,28 @@ def _is_plain(module: Any) -> bool:
     )
 
 
+class SharedInput:
+    """Layers that are called one after the other with the same input, as a query's, a key's and a value's: the first one
+    computes for all."""
+
+    def __init__(self, forwards: list[_Forward], packs: bool) -> None:
+        self.forwards, self.packs = forwards, packs
+        self._bases: list[FrozenLinear] = []
+        self._x: torch.Tensor | None = None
+        self._found: dict[_Forward, torch.Tensor] = {}
+
+    def output(self, forward: _Forward, x: torch.Tensor) -> torch.Tensor:
+        """What a layer makes of x."""
+        if not self._bases:
+            self._bases = [_base(each, self.packs) for each in self.forwards]
+        if self._x is not x or forward not in self._found:
+            self._x, self._found = x, dict(zip(self.forwards, _adapted(x, self.forwards, self._bases), strict=True))
+        found = self._found.pop(forward)
+        if not self._found:
+            self._x = None
+        return found
+
+
 class _Forward:
     """The forward of one adapted layer, in place of PEFT's."""
 
@@ -121,15 +195,33 @@ class _Forward:
         base = module.get_base_layer()
         # Trained biases (`lora.bias`) and quantized weights go through the layer itself.
         self.fused = type(base) is nn.Linear and not any(p.requires_grad for p in base.parameters())
+        self.shared: SharedInput | None = None
 
     def __call__(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         module = self.module
         if args or kwargs or module.merged or module.disable_adapters or module.active_adapters != ["default"]:
             return self.peft_forward(x, *args, **kwargs)
-        base, scaling = module.base_layer, module.scaling["default"]
-        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        dropout = module.lora_dropout["default"]
+        base, dropout = module.base_layer, module.lora_dropout["default"]
         drops = module.training and not isinstance(dropout, nn.Identity)
         if self.fused and not drops and x.dtype == base.weight.dtype:
-            return AdaptedLinear.apply(x, base.weight, base.bias, a, b, scaling)
-        return LowRankUpdate.apply(base(x), dropout(x) if drops else x, a, b, scaling)
+            if module.training and self.shared is not None:
+                return self.shared.output(self, x)
+            return _adapted(x, [self], [_base(self, False)])[0]
+        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        return LowRankUpdate.apply(base(x), dropout(x) if drops else x, a, b, module.scaling["default"])
+
+
+def _base(forward: _Forward, packs: bool) -> FrozenLinear:
+    return FrozenLinear(forward.module.base_layer.weight, forward.module.base_layer.bias, packs)
+
+
+def _adapted(x: torch.Tensor, forwards: list[_Forward], bases: list[FrozenLinear]) -> tuple[torch.Tensor, ...]:
+    modules = [forward.module for forward in forwards]
+    found: tuple[torch.Tensor, ...] = AdaptedLinears.apply(
+        x,
+        bases,
+        [module.scaling["default"] for module in modules],
+        *(module.lora_A["default"].weight for module in modules),
+        *(module.lora_B["default"].weight for module in modules),
+    )
+    return found

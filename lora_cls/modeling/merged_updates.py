@@ -14,11 +14,9 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from torch.nn import functional
 
+from lora_cls.modeling.frozen_linear import FrozenLinear
 from lora_cls.modeling.low_rank import fused_modules
-
-PACKED_FOR = 1024  # tokens in a product; others work, too
 
 
 class MergedUpdates:
@@ -55,7 +53,7 @@ class MergedUpdates:
         try:
             for module, weight in zip(self._modules, self._weights, strict=True):
                 _merge(module, weight)
-                module.forward = _Merged(weight, module.base_layer.bias)
+                module.forward = FrozenLinear(weight, module.base_layer.bias)
             yield
         finally:
             for module, forward in zip(self._modules, before, strict=True):
@@ -67,30 +65,3 @@ def _merge(module: Any, into: torch.Tensor) -> None:
     a, b = (factors["default"].weight.detach() for factors in (module.lora_A, module.lora_B))
     weight = module.base_layer.weight.detach().float()
     into.copy_(torch.addmm(weight, b.float(), a.float(), alpha=module.scaling["default"]))
-
-
-class _Merged:
-    """The forward of one layer."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.weight, self.bias, self.packed = weight, bias, _packed(weight)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.packed is None:
-            return functional.linear(x, self.weight, self.bias)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-        return product
-
-
-def _packed(weight: torch.Tensor) -> torch.Tensor | None:
-    """A bf16 weight as oneDNN reads it, which products would otherwise make of it at every call; None where there is no
-    such way. The operators are those that `torch.compile` takes for constant weights; they are tried before they are
-    relied on, as they are no public ones."""
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        return None
-    try:
-        packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
-        torch.ops.mkldnn._linear_pointwise(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return None
-    return packed

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from lora_cls.modeling.dropout import Dropout
+from lora_cls.modeling.norms import Norm as ShortNorm
 from lora_cls.modeling.read_places import ReadPlaces
-from lora_cls.modeling.short_steps import _Dropout, _Norm, shorten_steps
+from lora_cls.modeling.short_steps import shorten_steps
 from lora_cls.text.tokens import pad
 
 BF16 = {"backbone__dtype": "bfloat16"}
@@ -93,7 +95,7 @@ def test_a_trained_norm_gets_its_gradient(dtype):
     norm = nn.RMSNorm(8, eps=1e-6, dtype=dtype)
     model = Model(norm)
     assert shorten_steps(model) == 1
-    assert isinstance(norm.forward, _Norm)
+    assert isinstance(norm.forward, ShortNorm)
     norm(torch.randn(3, 8, dtype=dtype)).float().sum().backward()
     assert norm.weight.grad is not None
 
@@ -103,7 +105,7 @@ def test_a_trained_norm_gets_its_gradient(dtype):
 def test_dropout(p, dtype):
     """The share that is left out, the scale of the rest, the gradient, and nothing at all in evaluation."""
     dropout = nn.Dropout(p)
-    dropout.forward = _Dropout(dropout)
+    dropout.forward = Dropout(dropout)
     x = torch.ones(7, 1001, dtype=dtype, requires_grad=True)
     torch.manual_seed(3)
     found = dropout(x)
@@ -121,5 +123,5 @@ def test_dropout(p, dtype):
 def test_masks_of_neighbours_are_unlike():
     """Bits of one draw are used four times over, each for another value."""
     dropout = nn.Dropout(0.5)
-    kept = (_Dropout(dropout)(torch.ones(4096, 4)) != 0).float()
+    kept = (Dropout(dropout)(torch.ones(4096, 4)) != 0).float()
     assert float((torch.corrcoef(kept.T) - torch.eye(4)).abs().max()) < 0.08

@@ -1,0 +1,61 @@
+"""A frozen matrix and its bias, in the form in which the processor multiplies fastest by it."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+PACKED_FOR = 1024  # rows in a product; others work, too
+
+
+class FrozenLinear:
+    """`x @ W.T + bias` of a W that does not change, and the way back to x.
+
+    A CPU multiplies 16-bit numbers by a matrix that oneDNN has brought into blocks, at every product anew. Here it is
+    brought once for either way: two copies of the weights. The products are the same to the last bit where it was looked
+    at (`tests/modeling/test_frozen_linear.py`).
+
+    Parameters
+    ----------
+    weight : Tensor of shape (n_out, n_in), without gradient
+    bias : Tensor of shape (n_out,), or None
+    packs : whether memory may be given for copies
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, packs: bool = True) -> None:
+        self.weight, self.bias, self.packs = weight, bias, packs
+        self.packed = packed(weight) if packs else None
+        self._packed_back: torch.Tensor | None = None  # made by the first way back: answers need none
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, Tensor of shape (..., n_out), no view: what comes may add to it."""
+        if self.packed is None:
+            return functional.linear(x, self.weight, self.bias)
+        return _product(x, self.packed, self.bias)
+
+    def back(self, grad: torch.Tensor) -> torch.Tensor:
+        """`grad @ W`, Tensor of shape (..., n_in), no view."""
+        if self.packed is None:
+            return grad @ self.weight
+        if self._packed_back is None:
+            self._packed_back = packed(self.weight.T)
+            assert self._packed_back is not None
+        return _product(grad, self._packed_back, None)
+
+
+def packed(weight: torch.Tensor) -> torch.Tensor | None:
+    """A bf16 weight as oneDNN reads it; None where there is no such way. The operators are those that `torch.compile`
+    takes for constant weights; they are tried before they are relied on, as they are no public ones."""
+    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        found: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACKED_FOR)
+        _product(weight.new_zeros(1, weight.shape[1]), found, None)
+    except (AttributeError, RuntimeError):
+        return None
+    return found
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found
