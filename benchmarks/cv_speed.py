@@ -120,9 +120,14 @@ def texts_and_labels(given: argparse.Namespace) -> tuple[list[str], np.ndarray]:
 
 def flops(step: Callable[[], int]) -> float:
     """Floating-point operations of matrix products per padded token; `step` trains on a batch, and says its tokens."""
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    def packed(x: Any, weight: Any, *_: Any, **__: Any) -> int:  # shapes: of a product with packed weights
+        return int(2 * np.prod(x) * weight[0])
+
+    products = {torch.ops.mkldnn._linear_pointwise: packed}
+    with FlopCounterMode(display=False, custom_mapping=products) as counter:
         tokens = step()
     return float(counter.get_total_flops()) / tokens
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_cls.modeling.dropout import kept_values
+from lora_cls.modeling.dropout import draw, keep
 
 
 class GroupedAttention(torch.autograd.Function):
@@ -33,8 +33,8 @@ class GroupedAttention(torch.autograd.Function):
         scaling: float,
         dropout: float,
     ) -> torch.Tensor:
-        """q of shape (n_rows, n_heads, n_tokens, d), k and v of shape (n_rows, n_groups, n_keys, d), mask to be added, of
-        shape (n_rows or 1, 1, n_tokens, n_keys); returns shape (n_rows, n_tokens, n_heads, d)."""
+        """q of shape (n_rows, n_heads, n_tokens, d), k and v of shape (n_rows, n_groups, n_keys, d), a mask to be added
+        of shape (n_rows or 1, 1, n_tokens, n_keys); returns shape (n_rows, n_tokens, n_heads, d)."""
         (n_rows, n_heads, n_tokens, d), (n_groups, n_keys) = q.shape, k.shape[1:3]
         n = n_rows * n_groups
         q, k, v = q.reshape(n, -1, d), k.reshape(n, n_keys, d), v.reshape(n, n_keys, d)
@@ -42,10 +42,10 @@ class GroupedAttention(torch.autograd.Function):
         if mask is not None:
             scores.add_(mask)
         p = torch.softmax(scores, -1).view(n, -1, n_keys)
-        kept = kept_values(p, dropout) if dropout else None
+        kept = draw(p, dropout) if dropout else None
         ctx.save_for_backward(q, k, v, p, kept)
-        ctx.scaling, ctx.shape = scaling, (n_rows, n_groups, n_heads // n_groups, n_tokens, d)
-        found = torch.bmm(_dropped(p, kept), v).view(ctx.shape)
+        ctx.scaling, ctx.dropout, ctx.shape = scaling, dropout, (n_rows, n_groups, n_heads // n_groups, n_tokens, d)
+        found = torch.bmm(_dropped(p, kept, dropout), v).view(ctx.shape)
         return found.permute(0, 3, 1, 2, 4).reshape(n_rows, n_tokens, n_heads, d)
 
     @staticmethod
@@ -54,8 +54,8 @@ class GroupedAttention(torch.autograd.Function):
         q, k, v, p, kept = ctx.saved_tensors
         n_rows, n_groups, in_group, n_tokens, d = ctx.shape
         grad = grad.reshape(n_rows, n_tokens, n_groups, in_group, d).permute(0, 2, 3, 1, 4).reshape(q.shape)
-        grad_v = torch.bmm(_dropped(p, kept).transpose(1, 2), grad)
-        grad_p = _dropped(torch.bmm(grad, v.transpose(1, 2)), kept)
+        grad_v = torch.bmm(_dropped(p, kept, ctx.dropout).transpose(1, 2), grad)
+        grad_p = _dropped(torch.bmm(grad, v.transpose(1, 2)), kept, ctx.dropout)
         grad_scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype).mul_(ctx.scaling)
         grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.transpose(1, 2), q)
         n_keys = k.shape[1]
@@ -69,8 +69,8 @@ class GroupedAttention(torch.autograd.Function):
         )
 
 
-def _dropped(p: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
-    return p if kept is None else p * kept
+def _dropped(p: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    return p if kept is None else keep(p, kept, dropout)
 
 
 class Rotated(torch.autograd.Function):

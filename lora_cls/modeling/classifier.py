@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lora_cls.modeling.layers import find_layers, lowest_trained_layer
+from lora_cls.modeling.low_rank import SharedInput
 from lora_cls.modeling.read_places import ReadPlaces
 
 HEAD = "score"  # the head's attribute on the base model: one PEFT folder then carries adapter and head
@@ -70,6 +71,8 @@ class SequenceClassifier(nn.Module):
         (`PrefixCache.stand_in`).
     last_layer : ReadPlaces or None
         Where set, the last layer computes its second half for the tokens that are pooled, and no others.
+    shared_inputs : list of SharedInput
+        Layers that are computed together in training, and whose weights are away meanwhile (`FrozenLinear`).
     saved : dict or None
         Parameters by their names in a saved adapter, once `lora_cls.modeling.adapter` looked them up.
     """
@@ -88,6 +91,7 @@ class SequenceClassifier(nn.Module):
         self._trained_layers = list(find_layers(self.base)[1])[self.n_frozen_layers :] if self.n_frozen_layers else []
         self.reuse: Callable[[torch.Tensor, torch.Tensor], AbstractContextManager[None]] | None = None
         self.last_layer: ReadPlaces | None = None
+        self.shared_inputs: list[SharedInput] = []
         self.saved: dict[str, nn.Parameter] | None = None
         self._initial = (
             {
@@ -121,6 +125,9 @@ class SequenceClassifier(nn.Module):
         """Training mode, but for what lies below the lowest adapter: without dropout it says the same every time, and
         can be computed once."""
         super().train(mode)
+        if not mode:
+            for shared in self.shared_inputs:
+                shared.restore()
         if mode and self.n_frozen_layers:
             self.base.eval()
             for layer in self._trained_layers:

@@ -12,8 +12,8 @@ class FrozenLinear:
     """`x @ W.T + bias` of a W that does not change, and the way back to x.
 
     A CPU multiplies 16-bit numbers by a matrix that oneDNN has brought into blocks, at every product anew. Here it is
-    brought once for either way: two copies of the weights. The products are the same to the last bit where it was looked
-    at (`tests/modeling/test_frozen_linear.py`).
+    brought once for either way: two copies. The products are the same to the last bit where it was looked at
+    (`tests/modeling/test_frozen_linear.py`).
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class FrozenLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, packs: bool = True) -> None:
-        self.weight, self.bias, self.packs = weight, bias, packs
+        self.weight, self.bias = weight, bias
         self.packed = packed(weight) if packs else None
         self._packed_back: torch.Tensor | None = None  # made by the first way back: answers need none
 
@@ -40,7 +40,18 @@ class FrozenLinear:
         if self._packed_back is None:
             self._packed_back = packed(self.weight.T)
             assert self._packed_back is not None
+        self._put_away()
         return _product(grad, self._packed_back, None)
+
+    def _put_away(self) -> None:
+        """Give the weight's own memory back, unless it is a part of a file's: it reads NaN until `restore`."""
+        if self.weight.untyped_storage().nbytes() == self.weight.nbytes:
+            self.weight.data = self.weight.new_full((), torch.nan).expand(self.weight.shape)
+
+    def restore(self) -> None:
+        """Give the weight its values again, where it was put away."""
+        if self.packed is not None and self.weight.untyped_storage().nbytes() < self.weight.nbytes:
+            self.weight.data = self.packed.to_dense()
 
 
 def packed(weight: torch.Tensor) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ r numbers per token in between. Adapters stay PEFT's own modules and parameters:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -120,14 +121,18 @@ def fused_modules(backbone: nn.Module) -> list[Any]:
     return [m for m in backbone.modules() if isinstance(m.forward, _Forward) and m.forward.fused]
 
 
-def share_inputs(backbone: nn.Module, read: Callable[[], Any]) -> int:
-    """Let layers that read the same input be computed together in training, with packed weights where these are small;
-    returns how many layers are.
+def share_inputs(backbone: nn.Module, read: Callable[[], Any]) -> list[SharedInput]:
+    """Let layers that read the same input be computed together in training, with packed weights where these are small.
 
     Parameters
     ----------
     backbone : with adapters, which `speed_up` has seen
     read : lets the model read some text: what comes to the layers is watched
+
+    Returns
+    -------
+    list of SharedInput
+        Whose weights are put away in training; `restore` is for whoever reads them.
     """
     modules = fused_modules(backbone)
     calls: list[tuple[_Forward, torch.Tensor]] = []  # it keeps the inputs, so that none takes another's place
@@ -137,20 +142,23 @@ def share_inputs(backbone: nn.Module, read: Callable[[], Any]) -> int:
     finally:
         for hook in hooks:
             hook.remove()
+    counts = Counter(forward for forward, _ in calls)
+    holders = Counter(id(p) for module in backbone.modules() for p in module._parameters.values())
     packs = 2 * sum(module.base_layer.weight.nbytes for module in modules) <= PACKED_AT_MOST
-    groups: list[list[_Forward]] = []
-    for number, (forward, x) in enumerate(calls):
-        if [other for other, _ in calls].count(forward) > 1:
-            continue  # layers whose weights are one another's (ALBERT)
-        if groups and number and calls[number - 1][1] is x and groups[-1][-1] is calls[number - 1][0]:
-            groups[-1].append(forward)
+    found: list[SharedInput] = []
+    last: tuple[SharedInput, torch.Tensor] | None = None
+    for forward, x in calls:
+        if counts[forward] > 1 or holders[id(forward.module.base_layer.weight)] > 1:
+            last = None  # layers whose weights are one another's (ALBERT) keep their way
+        elif last is not None and last[1] is x:
+            last[0].forwards.append(forward)
         else:
-            groups.append([forward])
-    for group in groups:
-        shared = SharedInput(group, packs)
-        for forward in group:
+            last = SharedInput([forward], packs), x
+            found.append(last[0])
+    for shared in found:
+        for forward in shared.forwards:
             forward.shared = shared
-    return sum(map(len, groups))
+    return found
 
 
 def _is_plain(module: Any) -> bool:
@@ -165,8 +173,8 @@ def _is_plain(module: Any) -> bool:
 
 
 class SharedInput:
-    """Layers that are called one after the other with the same input, as a query's, a key's and a value's: the first one
-    computes for all."""
+    """Layers that are called one after the other with the same input, as a query's, a key's and a value's: the first of
+    them computes for all."""
 
     def __init__(self, forwards: list[_Forward], packs: bool) -> None:
         self.forwards, self.packs = forwards, packs
@@ -184,6 +192,11 @@ class SharedInput:
         if not self._found:
             self._x = None
         return found
+
+    def restore(self) -> None:
+        """Give the layers' weights back what training took away."""
+        for base in self._bases:
+            base.restore()
 
 
 class _Forward:

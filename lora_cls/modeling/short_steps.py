@@ -1,10 +1,11 @@
-"""What stands between a layer's matrix products, in fewer steps: dropout, norms, attention, the last layer's second half.
+"""What a layer computes, in fewer steps: adapters, attention, norms, dropout, and the last layer's second half.
 
-For a CPU, where these take as long as half of the products. Dropout draws its random bits together (`dropout.py`); a norm
-is one step (`norms.py`); attention copies no keys (`attention.py`); layers that read the same input are computed together
-(`low_rank.py`); the last layer computes its feed-forward half only for the tokens that are pooled. The numbers are those
-of the model's own code but for their last digits, and dropout draws other masks of the same probability. Modules stay the model's own: only `forward` is another, and only where a trial shows
-that it computes what the module computes.
+For a CPU, where what stands between the matrix products takes as long as half of them. Layers that read the same input
+are computed together (`low_rank.py`); attention copies no keys (`attention.py`); a norm is one step (`norms.py`);
+dropout draws its random bits together (`dropout.py`); the last layer computes its feed-forward half only for the tokens
+that are pooled. The numbers are those of the model's own code but for their last digits, and dropout draws other masks
+of the same probability. Modules stay the model's own: only `forward` is another, and only where a trial shows that it
+computes what the module computes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lora_cls.modeling.attention import Attend, Rotate, with_functions
 from lora_cls.modeling.classifier import SequenceClassifier
 from lora_cls.modeling.dropout import Dropout
 from lora_cls.modeling.layers import find_layers
-from lora_cls.modeling.low_rank import share_inputs
+from lora_cls.modeling.low_rank import SharedInput, share_inputs
 from lora_cls.modeling.norms import Norm, ScaledNorm, early, early_above_one, late
 from lora_cls.modeling.prefix import TOLERANCE
 from lora_cls.modeling.read_places import ReadPlaces
@@ -42,8 +43,9 @@ def shorten_steps(model: Any) -> int:
         if forward is not None:
             module.forward = forward
             count += 1
-    if getattr(model, "has_adapter", False):
-        count += _shared_inputs(model)
+    if isinstance(model, SequenceClassifier) and model.has_adapter:
+        model.shared_inputs = _shared_inputs(model)
+        count += len(model.shared_inputs)
     if type(model) is SequenceClassifier and model.pooling != "mean":
         model.last_layer = _last_layer(model)
         count += model.last_layer is not None
@@ -87,15 +89,15 @@ def _rows() -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def _shared_inputs(model: Any) -> int:
-    """Layers that are computed together where they read the same; none where foreign code fails on a trial."""
+def _shared_inputs(model: SequenceClassifier) -> list[SharedInput]:
+    """Layers that are computed together; none where foreign code fails on a trial."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return share_inputs(model.backbone, lambda: model.pooled(*_rows()))
+            return share_inputs(model.backbone, lambda: model.last_hidden_state(*_rows()))
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
-        return 0
+        return []
     finally:
         model.train(was_training)
 

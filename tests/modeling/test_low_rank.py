@@ -121,13 +121,13 @@ def test_no_gradient_below_the_lowest_adapter(tiny_recipe, build, random_rows, g
     from lora_cls.modeling import low_rank
 
     asked = []
-    original = low_rank.AdaptedLinear.backward
+    original = low_rank.AdaptedLinears.backward
 
-    def spy(ctx, grad):
+    def spy(ctx, *grads):
         asked.append(ctx.needs_input_grad[0])
-        return original(ctx, grad)
+        return original(ctx, *grads)
 
-    monkeypatch.setattr(low_rank.AdaptedLinear, "backward", staticmethod(spy))
+    monkeypatch.setattr(low_rank.AdaptedLinears, "backward", staticmethod(spy))
     model = build(tiny_recipe("llama", lora__layers_to_transform=[1], lora__target_modules=["q_proj", "o_proj"]))
     gradients(model, random_rows([6, 14]))
     assert sorted(asked) == [False, True]
