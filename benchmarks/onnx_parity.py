@@ -184,6 +184,7 @@ def main() -> None:
     lines: list[str] = []
     for path in given.runs:
         run, work = RunFolder(path), given.work / path.name
+        work.mkdir(parents=True, exist_ok=True)
         labelled = first_rows(Labelled.read(run, given.labels), given.rows)
         if given.times:
             times(run, labelled, work, given.times)

@@ -656,8 +656,8 @@ class Engine(Section):
     prefix_cache_gb: float = Field(default=20.0, gt=0, le=1e6)
     """How large that cache may get, over all runs; what was used least recently goes first."""
     short_steps: bool = True
-    """On a CPU: dropout, norms and the last layer in fewer steps: the same numbers but for their last digits, and for
-    the masks that dropout draws. A run keeps to what it was started with."""
+    """On a CPU: adapters, attention, norms, dropout and the last layer in fewer steps: the same numbers but for their
+    last digits, and for the masks that dropout draws. A run keeps to what it was started with."""
     token_cache: bool = True
     """Keep the token ids of large tables in the cache folder, at most 2 GB in all, for the next start."""
     resources: dict[Literal["num_cpus", "num_gpus", "memory_gb"], Annotated[float, Field(ge=0, le=1e6)]] | None = None

@@ -19,7 +19,7 @@ from torch import nn
 
 from lora_cls.modeling.frozen_linear import FrozenLinear
 
-PACKED_AT_MOST = 2**30  # bytes of packed weights, which come on top of the model's own
+PACKED_AT_MOST = 2**30  # bytes of packed weights: two copies of each, in place of one
 
 
 class LowRankUpdate(torch.autograd.Function):
@@ -121,6 +121,13 @@ def fused_modules(backbone: nn.Module) -> list[Any]:
     return [m for m in backbone.modules() if isinstance(m.forward, _Forward) and m.forward.fused]
 
 
+def packed_bytes(backbone: nn.Module) -> int:
+    """Bytes of the packed weights that training takes; 0 where they would be too large, or there are none."""
+    weights = [module.base_layer.weight for module in fused_modules(backbone)]
+    size = 2 * sum(weight.numel() * weight.element_size() for weight in weights if weight.dtype == torch.bfloat16)
+    return size if size <= PACKED_AT_MOST else 0
+
+
 def share_inputs(backbone: nn.Module, read: Callable[[], Any]) -> list[SharedInput]:
     """Let layers that read the same input be computed together in training, with packed weights where these are small.
 
@@ -144,7 +151,7 @@ def share_inputs(backbone: nn.Module, read: Callable[[], Any]) -> list[SharedInp
             hook.remove()
     counts = Counter(forward for forward, _ in calls)
     holders = Counter(id(p) for module in backbone.modules() for p in module._parameters.values())
-    packs = 2 * sum(module.base_layer.weight.nbytes for module in modules) <= PACKED_AT_MOST
+    packs = packed_bytes(backbone) > 0
     found: list[SharedInput] = []
     last: tuple[SharedInput, torch.Tensor] | None = None
     for forward, x in calls:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_cls.errors import BackboneError, brief
 from lora_cls.modeling.classifier import SequenceClassifier
+from lora_cls.modeling.low_rank import packed_bytes
 from lora_cls.modeling.probe import unreadable
 from lora_cls.modeling.quiet import quiet_transformers
 from lora_cls.recipe import Quantization, Recipe
@@ -88,6 +89,8 @@ def estimate_memory(
     mixed = None if dtype == torch.float32 else dtype
     with torch.device("meta"):
         model = head.build(base, recipe, n_labels, mixed)
+    if recipe.lora is not None and device == "cpu" and recipe.engine.short_steps:
+        stored += packed_bytes(model.backbone) // 2  # two copies, in place of one
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = trained
     if recipe.lora is None:

@@ -462,7 +462,7 @@ class Session:
         facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
         facts["quantization"] = str(self.recipe.quantization)
         if "short_steps" in self.choices:
-            facts["short_steps"] = True
+            facts["short_steps"] = 2  # other last digits than in the first form of them
         size = self.recipe.train.per_device_eval_batch_size
         self._prefix_cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
         model.reuse = self._prefix_cache.stand_in

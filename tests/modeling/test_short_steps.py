@@ -125,3 +125,60 @@ def test_masks_of_neighbours_are_unlike():
     dropout = nn.Dropout(0.5)
     kept = (Dropout(dropout)(torch.ones(4096, 4)) != 0).float()
     assert float((torch.corrcoef(kept.T) - torch.eye(4)).abs().max()) < 0.08
+
+
+def names_together(model):
+    """The layers that are computed together, by the ends of their names, in the order of the model."""
+    names = {module: name for name, module in model.named_modules()}
+    return [[names[forward.module].rpartition(".")[2] for forward in shared.forwards] for shared in model.shared_inputs]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("llama", [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]),
+        ("bert", [["query", "key", "value"], ["dense"], ["dense"], ["dense"]]),
+    ],
+)
+def test_layers_that_read_the_same_are_computed_together(kind, expected, tiny_recipe, build):
+    model = build(tiny_recipe(kind))
+    shorten_steps(model)
+    found = names_together(model)
+    assert found[:4] == expected
+    assert found == expected * (len(found) // 4)
+
+
+def test_layers_with_the_same_weights_keep_their_way(tiny_recipe, build):
+    """Two layers that share a weight, and one that is called twice: none of them may be put away or handed on."""
+    model = build(tiny_recipe("llama"))
+    first, second = (m for m in model.modules() if type(m).__name__ == "LlamaMLP")
+    second.down_proj.base_layer.weight = first.down_proj.base_layer.weight
+    second.up_proj = first.up_proj
+    shorten_steps(model)
+    together = [name for names in names_together(model) for name in names]
+    assert together.count("down_proj") == together.count("up_proj") == 0
+    assert together.count("gate_proj") == 2
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_weights_are_there_whenever_the_model_does_not_train(kind, tiny_recipe, build, perturb, random_rows, gradients):
+    """In 16 bits weights are away in training, and the same again behind it; answers do not change."""
+    model = perturb(build(tiny_recipe(kind, **BF16)))
+    shorten_steps(model)
+    rows = random_rows([6, 14, 9])
+
+    def answers():
+        model.eval()
+        with torch.no_grad():
+            return model(*(torch.from_numpy(part) for part in pad(rows, 0)))
+
+    weights = [forward.module.base_layer.weight for shared in model.shared_inputs for forward in shared.forwards]
+    before, values = answers(), [weight.clone() for weight in weights]
+    model.train()
+    gradients(model, rows)
+    model.train()
+    model(*(torch.from_numpy(part) for part in pad(rows, 0))).sum().backward()
+    if model.shared_inputs[-1]._bases[0].packed is not None:
+        assert sum(bool(weight.isnan().any()) for weight in weights) >= len(weights) - 3  # the lowest have no way back
+    assert torch.equal(answers(), before)
+    assert all(torch.equal(*pair) for pair in zip(weights, values, strict=True))
