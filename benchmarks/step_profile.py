@@ -1,11 +1,12 @@
-"""Where a step of training goes, by kind of operation: PyTorch's profiler over our own steps, on one process.
+"""Where a step of training goes, by kind of operation: each operation of our own steps timed by itself, on one process.
 
-    python -m benchmarks.step_profile --data train.csv --labels joy fear ... [--model smollm2-135m] [--top-layers 0.5]
+    python -m benchmarks.step_profile --data train.csv --labels joy fear ... [--model smollm2-135m]
 
-First so many steps are timed as they are, then as many under the profiler. Its events tell what share each kind of
-operation has of the time within operations; what lies between them (Python, autograd's own bookkeeping, PyTorch's
-dispatch) is the whole step, without the profiler, less these, as far as the profiler did not slow them down. A table
-is written, and beneath it the single operations that take most.
+First so many steps are timed as they are, then as many with a clock around each of PyTorch's operations (a
+`TorchDispatchMode`). What lies between operations (Python, autograd's own bookkeeping, PyTorch's dispatch) is the whole
+step as it is, less these. PyTorch's profiler is not used: beside it operations that make large tensors took up to 20
+times as long as they take, and the sum of all was above the whole. A table is written, and beneath it the single
+operations that take most.
 """
 
 from __future__ import annotations
@@ -20,27 +21,51 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cv_speed import LORA, Fold, begin
 from benchmarks.machine import commit, machine
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::linear", "aten::mkldnn_linear")
-ATTENTION = ("aten::bmm", "aten::baddbmm", "aten::_softmax", "aten::_softmax_backward_data", "aten::masked_fill")
-COPIES = ("aten::copy_", "aten::cat", "aten::index", "aten::clone", "aten::fill_", "aten::zero_", "aten::index_put_")
+PRODUCTS = ("mm", "addmm", "addmm_", "_linear_pointwise")
+ATTENTION = ("bmm", "baddbmm", "_softmax", "_softmax_backward_data", "masked_fill")
+COPIES = ("copy_", "_to_copy", "cat", "index", "clone", "fill_", "zero_", "index_put_", "select_backward")
 MATRIX, LOW_RANK, HEAD = "products with the base's weights", "products with LoRA's factors", "head"
 KINDS = (MATRIX, LOW_RANK, HEAD, "attention", "copies and casts", "optimizer and clipping", "norms, rotary, activation")
 
 
-def kind(name: str, shapes: list[list[int]], under: set[str], rank: int, n_labels: int) -> str:
-    """The kind of an operation, by its name, the shapes of its inputs, and what it was called from."""
-    if "update" in under:
+def kind(name: str, shapes: list[list[int]], updates: bool, rank: int, n_labels: int) -> str:
+    """The kind of an operation, by its name, the shapes of its inputs, and whether the optimizer calls it."""
+    if updates:
         return "optimizer and clipping"
     if name in PRODUCTS:
         sizes = {size for shape in shapes for size in shape}
-        return HEAD if n_labels in sizes else LOW_RANK if rank in sizes else MATRIX
+        return HEAD if n_labels in sizes else LOW_RANK if sizes & {rank, 2 * rank, 3 * rank} else MATRIX
     if name in ATTENTION or "scaled_dot_product" in name or "flash_attention" in name:
         return "attention"
     return "copies and casts" if name in COPIES else "norms, rotary, activation"
+
+
+class Clock(TorchDispatchMode):
+    """Seconds of operations, by kind and one by one."""
+
+    def __init__(self, rank: int, n_labels: int) -> None:
+        super().__init__()
+        self.rank, self.n_labels = rank, n_labels
+        self.updates = False
+        self.kinds: dict[str, float] = defaultdict(float)
+        self.single: dict[str, float] = defaultdict(float)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        started = time.perf_counter()
+        found = function(*args, **(kwargs or {}))
+        seconds = time.perf_counter() - started
+        name = function._schema.name.partition("::")[2]
+        shapes = [list(given.shape) for given in args if isinstance(given, torch.Tensor)]
+        of = kind(name, shapes, self.updates, self.rank, self.n_labels)
+        self.kinds[of] += seconds
+        self.single[f"{name} ({of})"] += seconds
+        return found
 
 
 def steps(fold: Fold, number: int) -> list[tuple[np.ndarray, int]]:
@@ -49,38 +74,23 @@ def steps(fold: Fold, number: int) -> list[tuple[np.ndarray, int]]:
 
 
 def profile(fold: Fold, number: int, rank: int, n_labels: int) -> tuple[dict[str, float], dict[str, float], float]:
-    """Seconds by kind and by single operation, and of the whole, all under the profiler."""
-    from torch.profiler import ProfilerActivity, record_function
-    from torch.profiler import profile as profiler
-
+    """Seconds by kind and by single operation, and of the whole, all beside the clock."""
     from lora_cls.training import loop
 
-    update = loop.update
+    update, clock = loop.update, Clock(rank, n_labels)
 
     def marked(*arguments: Any) -> None:
-        with record_function("update"):
-            update(*arguments)
+        clock.updates = True
+        update(*arguments)
+        clock.updates = False
 
     loop.update = marked
-    with profiler(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+    with clock:
         started = time.perf_counter()
         steps(fold, number)
         whole = time.perf_counter() - started
     loop.update = update
-    kinds: dict[str, float] = defaultdict(float)
-    single: dict[str, float] = defaultdict(float)
-    for event in recorded.events():
-        if not event.name.startswith("aten::") and not event.name.startswith("triton"):
-            continue
-        under, parent = set(), event.cpu_parent
-        while parent is not None:
-            under.add(parent.name)
-            parent = parent.cpu_parent
-        seconds = event.self_cpu_time_total / 1e6
-        found = kind(event.name, event.input_shapes or [], under, rank, n_labels)
-        kinds[found] += seconds
-        single[f"{event.name} ({found})"] += seconds
-    return kinds, single, whole
+    return clock.kinds, clock.single, whole
 
 
 def main() -> None:
@@ -112,7 +122,7 @@ def main() -> None:
         "",
         f"{datetime.now(timezone.utc):%Y-%m-%d}, commit {commit()}. {machine()}, {given.threads} thread(s). "
         f"{given.steps} steps of {fold.size} rows, {tokens / rows:.1f} tokens each with padding: "
-        f"{1000 * plain / rows:.1f} ms a row, {1000 * whole / rows:.1f} under the profiler; attention "
+        f"{1000 * plain / rows:.1f} ms a row, {1000 * whole / rows:.1f} beside the clock; attention "
         f"{fold.trainer.session.choices['attn_implementation']}.",
         "",
         "| kind | ms/row | share |",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional
 
 PACKED_FOR = 1024  # rows in a product; others work, too
 
@@ -28,13 +27,19 @@ class FrozenLinear:
         self._packed_back: torch.Tensor | None = None  # made by the first way back: answers need none
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """The product, Tensor of shape (..., n_out), no view: what comes may add to it."""
-        if self.packed is None:
-            return functional.linear(x, self.weight, self.bias)
-        return _product(x, self.packed, self.bias)
+        """The product, Tensor of shape (..., n_out), no view: who takes it may write into it (Longformer)."""
+        if self.packed is not None:
+            return _product(x, self.packed, self.bias)
+        y = torch.empty(*x.shape[:-1], len(self.weight), dtype=x.dtype, device=x.device)
+        rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, len(self.weight))
+        if self.bias is None:
+            torch.mm(rows, self.weight.T, out=flat)
+        else:
+            torch.addmm(self.bias, rows, self.weight.T, out=flat)
+        return y
 
     def back(self, grad: torch.Tensor) -> torch.Tensor:
-        """`grad @ W`, Tensor of shape (..., n_in), no view."""
+        """`grad @ W`, Tensor of shape (..., n_in)."""
         if self.packed is None:
             return grad @ self.weight
         if self._packed_back is None:
