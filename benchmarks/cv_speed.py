@@ -19,7 +19,6 @@ of few batches whose ratios are taken pair by pair. It ends with exit code 1 and
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import resource
@@ -70,8 +69,9 @@ class Rounds:
 
     def wait(self) -> None:
         """Block until the next round is wanted; ends the process when none is."""
-        if sys.platform == "linux":  # all ways wait at once: what one does not need, the others do
-            ctypes.CDLL(None).malloc_trim(0)
+        from lora_cls.machine import give_back_memory
+
+        give_back_memory()  # all ways wait at once: what one does not need, the others do
         if sys.stdin.readline().strip() != "go":
             answer(peak=peak())
             os._exit(0)

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lora_cls.machine import give_back_memory
 from lora_cls.serving.served import Row, Served
 
 ROWS = 64  # of a pass: of a larger request, the others are answered in between
+GIVES_BACK = 10.0  # seconds after which freed memory goes back to the system
 CHARACTERS = 200_000  # of a pass: so many take long to be tokenised, whatever the model reads of them
 
 
@@ -64,6 +66,7 @@ class Batcher:
         self._waiting: list[_Request] = []
         self._came = asyncio.Event()
         self._together = 1
+        self._gave_back = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="models")
 
     @property
@@ -153,10 +156,18 @@ class Batcher:
         self._together = len(taken.parts)
         return taken
 
+    def _answer(self, taken: _Pass) -> tuple[np.ndarray, np.ndarray]:
+        """What the models say, in their thread."""
+        found = taken.served.answer(taken.rows)
+        if time.monotonic() - self._gave_back > GIVES_BACK:
+            give_back_memory()
+            self._gave_back = time.monotonic()
+        return found
+
     async def _ask(self, taken: _Pass) -> None:
         loop, started = asyncio.get_running_loop(), time.monotonic()
         try:
-            y_score, y_pred = await loop.run_in_executor(self._thread, taken.served.answer, taken.rows)
+            y_score, y_pred = await loop.run_in_executor(self._thread, self._answer, taken)
         except Exception as error:
             if len(taken.parts) > 1:  # whose rows they are is to hear of it, and nobody else
                 for part in taken.parts:

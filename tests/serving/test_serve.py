@@ -135,6 +135,20 @@ def test_clients_are_answered_together():
         assert len(models.passes) == 2 and len(models.passes[1]) >= 15
 
 
+def test_freed_memory_goes_back_now_and_then(monkeypatch):
+    """Not after every pass: behind the first one that ends after the time."""
+    from lora_cls.serving import batching
+
+    given = []
+    monkeypatch.setattr(batching, "give_back_memory", lambda: given.append(threading.current_thread().name))
+    with running(served(Stub())) as (port, _):
+        assert right(port) and right(port)
+        assert not given
+        monkeypatch.setattr(batching, "GIVES_BACK", 0.0)
+        assert right(port) and right(port)
+    assert len(given) == 2 and all(name.startswith("models") for name in given)
+
+
 def test_a_large_request_lets_others_through():
     """Its rows are asked by length, 64 at a time, and the answers are in its own order."""
     models = Stub(seconds=0.02)
