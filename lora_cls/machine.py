@@ -54,8 +54,8 @@ def physical_cores() -> int:
 
 
 def give_back_memory() -> None:
-    """Give the system what lies free between tensors that live: glibc keeps it, and a process that works for long takes a
-    little more with every new shape of batch."""
+    """Give the system what lies free between tensors that live: glibc keeps it, and a process that works for long takes
+    a little more with every new shape of batch."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
