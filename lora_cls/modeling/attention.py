@@ -136,11 +136,14 @@ class Attend:
         dropout = float(kwargs.get("dropout") or 0.0)
         more = kwargs.get("scaling") is None or dropout >= 1 or not q.dtype == k.dtype == v.dtype
         more = more or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "head_mask"))
-        adds = mask is None or (mask.ndim == 4 and mask.shape[1] == 1 and mask.dtype == q.dtype)
+        adds = mask is None or (mask.ndim == 4 and mask.shape[1] == 1 and mask.is_floating_point())
         if more or not adds:
             return self.own(module, q, k, v, mask, **kwargs)
+        if mask is not None and mask.dtype != q.dtype:  # under autocast
+            mask = mask.clamp(min=torch.finfo(q.dtype).min).to(q.dtype)
         dropout = dropout if module.training else 0.0
-        return GroupedAttention.apply(q, k, v, mask, float(kwargs["scaling"]), dropout), None
+        with torch.autocast(q.device.type, enabled=False):  # each step in the precision of q, both ways
+            return GroupedAttention.apply(q, k, v, mask, float(kwargs["scaling"]), dropout), None
 
 
 def with_functions(module: nn.Module, functions: dict[str, Any]) -> Any:

@@ -127,6 +127,21 @@ def test_a_whole_model(kind, attention, tiny_recipe, build, perturb, random_rows
     )
 
 
+def test_all_trained_under_autocast(tiny_recipe, build, perturb, random_rows, gradients, difference):
+    """Weights in fp32 that are computed with in 16 bits: padded rows, whose mask is in fp32, and rows without."""
+    model = perturb(build(tiny_recipe("bert", lora=None, head__pooling="mean")))
+    model.dtype = torch.bfloat16
+    model.base.set_attn_implementation("eager")
+    for lengths in ([6, 14, 9], [8, 8]):
+        rows = random_rows(lengths)
+        expected = gradients(model, rows)
+        assert shorten_steps(model) > 0
+        assert difference(gradients(model, rows), expected) < 5e-2
+        assert sum("forward" in vars(m) for m in model.modules() if type(m).__name__ == "BertSelfAttention") == 2
+        for module in model.modules():
+            vars(module).pop("forward", None)
+
+
 def test_another_attention_keeps_its_own(tiny_recipe, build, monkeypatch):
     """A model whose function of that name computes something else is told by the trial."""
     own = modeling_llama.eager_attention_forward

@@ -21,6 +21,7 @@ CASES = {
     "gemma, bf16": ("gemma3", LAST | BF16, True),
     "llama, bf16": ("llama", LAST | BF16, True),
     "bert": ("bert", FIRST, True),
+    "bert, all trained": ("bert", FIRST | {"lora": None}, True),
     "gpt2": ("gpt2", LAST, True),
     "gradient checkpointing": ("llama", LAST | {"train__gradient_checkpointing": True}, False),
 }
