@@ -137,7 +137,8 @@ def merged_session(run: RunFolder, scratch: Path, backbone: str | None) -> Sessi
         average_weights(run, scratch / "model", backbone)
     else:
         merge_adapters(run, scratch / "model", backbone, head_type(recipe.head.kind).attach, as_trained=True)
-    choices = {name: value for name, value in run.info.choices.items() if name not in ("base_sha256", ADAPTED)}
+    dropped = ("base_sha256", ADAPTED, "short_steps")  # what is recorded is the model's own code
+    choices = {name: value for name, value in run.info.choices.items() if name not in dropped}
     choices |= {"merged_dtype": "float32", "dtype": "float32", "attn_implementation": "eager"}
     return Session(plain_recipe(recipe), run.label_names, choices, str(scratch / "model"))
 
