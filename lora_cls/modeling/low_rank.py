@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lora_cls.modeling.frozen_linear import FrozenLinear
+from lora_cls.modeling.remade import Source, source_of
 
 PACKED_AT_MOST = 2**30  # bytes of packed weights: two copies of each, in place of one
 
@@ -56,14 +57,21 @@ class AdaptedLinears(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, bases: list[FrozenLinear], scalings: list[float], *factors: torch.Tensor
+        ctx: Any,
+        x: torch.Tensor,
+        source: Source | None,
+        bases: list[FrozenLinear],
+        scalings: list[float],
+        *factors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """x of shape (..., n_in); factors: every layer's A of shape (r, n_in), then every B of shape (n_out, r)."""
+        """x of shape (..., n_in), and what gives it again; factors: every layer's A of shape (r, n_in), then every B of
+        shape (n_out, r)."""
         rows = x.reshape(-1, x.shape[-1])
         a = torch.cat(factors[: len(bases)]).to(x.dtype)
         bs = [b.to(x.dtype) for b in factors[len(bases) :]]
         low = rows @ a.T
-        ctx.save_for_backward(rows, low, a, *bs)
+        ctx.again, kept = source if source is not None else (None, rows)
+        ctx.save_for_backward(kept, low, a, *bs)
         ctx.bases, ctx.scalings = bases, scalings
         found = []
         for base, scaling, b, part in zip(bases, scalings, bs, _parts(low, bs), strict=True):
@@ -75,7 +83,8 @@ class AdaptedLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         """Gradients for x and all factors."""
-        rows, low, a, *bs = ctx.saved_tensors
+        kept, low, a, *bs = ctx.saved_tensors
+        rows = kept if ctx.again is None else ctx.again(kept).view(-1, a.shape[1])
         flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         grad_low = _joined([(g @ b).mul_(scaling) for g, b, scaling in zip(flat, bs, ctx.scalings, strict=True)])
         grad_x = None
@@ -89,7 +98,7 @@ class AdaptedLinears(torch.autograd.Function):
             (g.T @ part).float().mul_(scaling)
             for g, part, scaling in zip(flat, _parts(low, bs), ctx.scalings, strict=True)
         ]
-        return grad_x, None, None, *grad_a, *grad_b
+        return grad_x, None, None, None, *grad_a, *grad_b
 
 
 def _parts(low: torch.Tensor, bs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -239,6 +248,7 @@ def _adapted(x: torch.Tensor, forwards: list[_Forward], bases: list[FrozenLinear
     modules = [forward.module for forward in forwards]
     found: tuple[torch.Tensor, ...] = AdaptedLinears.apply(
         x,
+        source_of(x),
         bases,
         [module.scaling["default"] for module in modules],
         *(module.lora_A["default"].weight for module in modules),

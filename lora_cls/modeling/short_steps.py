@@ -26,6 +26,7 @@ from lora_cls.modeling.low_rank import SharedInput, share_inputs
 from lora_cls.modeling.norms import Norm, ScaledNorm, early, early_above_one, late
 from lora_cls.modeling.prefix import TOLERANCE
 from lora_cls.modeling.read_places import ReadPlaces
+from lora_cls.modeling.remade import Remade, can_be_remade
 
 
 def shorten_steps(model: Any) -> int:
@@ -106,6 +107,8 @@ def _short(module: nn.Module) -> Any:
     """The short forward of a module; None where there is none."""
     if type(module) is nn.Dropout:
         return None if module.inplace else Dropout(module)
+    if can_be_remade(module):
+        return Remade(module)
     if type(module).__name__.endswith("RMSNorm"):
         return _norm(module)
     return _attention(module)
