@@ -74,7 +74,7 @@ def test_others_keep_their_values(module):
 
 @pytest.mark.parametrize(("kind", "n"), [("bert", 8), ("llama", 2), ("gemma3", 2)])
 def test_models_have_them(kind, n, tiny_recipe, build):
-    """An encoder: two norms and an activation in each of two layers, the norm of its embeddings, and its pooler's tanh."""
+    """An encoder: two norms and an activation in each of two layers, its embeddings' norm, and its pooler's tanh."""
     model = build(tiny_recipe(kind))
     shorten_steps(model)
     assert sum(isinstance(module.forward, Remade) for module in model.base.modules()) == n
