@@ -29,7 +29,8 @@ class FrozenLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The product, Tensor of shape (..., n_out), no view: who takes it may write into it (Longformer)."""
         if self.packed is not None:
-            return _product(x, self.packed, self.bias)
+            found = _product(x, self.packed, self.bias)
+            return found.new_empty(0).set_(found)  # type: ignore[call-overload]  # the same memory, no view
         y = torch.empty(*x.shape[:-1], len(self.weight), dtype=x.dtype, device=x.device)
         rows, flat = x.reshape(-1, x.shape[-1]), y.view(-1, len(self.weight))
         if self.bias is None:

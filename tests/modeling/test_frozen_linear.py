@@ -51,6 +51,14 @@ def test_a_part_of_a_file_stays():
     assert torch.equal(layer.weight, whole[1])
 
 
+@pytest.mark.parametrize("packs", [True, False])
+def test_products_are_no_views(packs):
+    """Autograd forbids to write into a view that a function gave, and Longformer does so."""
+    layer = FrozenLinear(torch.randn(48, 64).bfloat16(), None, packs)
+    with torch.no_grad():
+        assert not layer(torch.randn(2, 3, 64).bfloat16())._is_view()
+
+
 @pytest.mark.parametrize("gone", ["_reorder_linear_weight", "_linear_pointwise"])
 def test_without_operators_that_are_not_public(gone, monkeypatch):
     """Another version of PyTorch may lack them, or take other arguments."""
