@@ -393,7 +393,7 @@ def table(workers: dict[str, Worker], given: argparse.Namespace) -> list[str]:
         ]
         lines.append(
             f"| {way} | {ms:.1f} | {min(worker.ms):.1f} to {max(worker.ms):.1f} | {1000 / ms:.1f} | "
-            f"{' | '.join(ratios)} | {worker.peak / 2**30:.1f} | {worker.gflops:.0f} | {worker.gflops / rate:.0%} |"
+            f"{' | '.join(ratios)} | {worker.peak / 2**30:.2f} | {worker.gflops:.0f} | {worker.gflops / rate:.0%} |"
         )
     lines += ["", "Seconds to build the cache, per text: " + ", ".join(
         f"{way} {1000 * w.cache_seconds:.1f} ms" for way, w in workers.items() if w.cache_seconds

@@ -27,7 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.cv_speed import LORA, Fold, begin
 from benchmarks.machine import commit, machine
 
-PRODUCTS = ("mm", "addmm", "addmm_", "_linear_pointwise")
+PACKED = "_linear_pointwise"  # by a weight that oneDNN has packed: the base's alone
+PRODUCTS = ("mm", "addmm", "addmm_")
 ATTENTION = ("bmm", "baddbmm", "_softmax", "_softmax_backward_data", "masked_fill")
 COPIES = ("copy_", "_to_copy", "cat", "index", "clone", "fill_", "zero_", "index_put_", "select_backward")
 MATRIX, LOW_RANK, HEAD = "products with the base's weights", "products with LoRA's factors", "head"
@@ -38,6 +39,8 @@ def kind(name: str, shapes: list[list[int]], updates: bool, rank: int, n_labels:
     """The kind of an operation, by its name, the shapes of its inputs, and whether the optimizer calls it."""
     if updates:
         return "optimizer and clipping"
+    if name == PACKED:
+        return MATRIX
     if name in PRODUCTS:
         sizes = {size for shape in shapes for size in shape}
         return HEAD if n_labels in sizes else LOW_RANK if sizes & {rank, 2 * rank, 3 * rank} else MATRIX
