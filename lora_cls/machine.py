@@ -58,7 +58,7 @@ def give_back_memory() -> None:
     a little more with every new shape of batch."""
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+            ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
 
 
 def launched() -> tuple[int, int]:

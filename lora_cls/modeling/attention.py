@@ -112,7 +112,8 @@ class Rotate:
         self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *args: Any, **kwargs: Any
     ) -> Any:
         whole = cos.ndim == 3 and cos.shape == sin.shape and cos.dtype == sin.dtype == q.dtype == k.dtype
-        if args or kwargs or not whole or not cos.shape[-1] == q.shape[-1] == k.shape[-1]:
+        more = args or kwargs not in ({}, {"unsqueeze_dim": 1})
+        if more or not whole or not cos.shape[-1] == q.shape[-1] == k.shape[-1]:
             return self.own(q, k, cos, sin, *args, **kwargs)
         cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
         return Rotated.apply(q, cos, sin), Rotated.apply(k, cos, sin)
@@ -135,8 +136,10 @@ class Attend:
     ) -> Any:
         dropout = float(kwargs.get("dropout") or 0.0)
         more = kwargs.get("scaling") is None or dropout >= 1 or not q.dtype == k.dtype == v.dtype
+        more = more or not q.shape[-1] == k.shape[-1] == v.shape[-1]  # DeepSeek's values are narrower
         more = more or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "head_mask"))
         adds = mask is None or (mask.ndim == 4 and mask.shape[1] == 1 and mask.is_floating_point())
+        adds = adds and not (mask is not None and mask.requires_grad)
         if more or not adds:
             return self.own(module, q, k, v, mask, **kwargs)
         if mask is not None and mask.dtype != q.dtype:  # under autocast

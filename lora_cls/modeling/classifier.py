@@ -124,10 +124,10 @@ class SequenceClassifier(nn.Module):
     def train(self, mode: bool = True) -> SequenceClassifier:
         """Training mode, but for what lies below the lowest adapter: without dropout it says the same every time, and
         can be computed once."""
-        super().train(mode)
-        if not mode:
+        if not mode:  # before the mode says so: this may be broken off
             for shared in self.shared_inputs:
                 shared.restore()
+        super().train(mode)
         if mode and self.n_frozen_layers:
             self.base.eval()
             for layer in self._trained_layers:

@@ -11,8 +11,8 @@ class FrozenLinear:
     """`x @ W.T + bias` of a W that does not change, and the way back to x.
 
     A CPU multiplies 16-bit numbers by a matrix that oneDNN has brought into blocks, at every product anew. Here it is
-    brought once for either way: two copies. The products are the same to the last bit where it was looked at
-    (`tests/modeling/test_frozen_linear.py`).
+    brought once for either way: two copies, and none beside them while it is trained. The products are the same, to the
+    last bit where there is no bias (`tests/modeling/test_frozen_linear.py`).
 
     Parameters
     ----------
@@ -41,11 +41,10 @@ class FrozenLinear:
 
     def back(self, grad: torch.Tensor) -> torch.Tensor:
         """`grad @ W`, Tensor of shape (..., n_in)."""
-        if self.packed is None:
-            return grad @ self.weight
-        if self._packed_back is None:
+        if self.packed is not None and self._packed_back is None:
             self._packed_back = packed(self.weight.T)
-            assert self._packed_back is not None
+        if self._packed_back is None:
+            return grad @ self.weight
         self._put_away()
         return _product(grad, self._packed_back, None)
 
@@ -55,7 +54,8 @@ class FrozenLinear:
             self.weight.data = self.weight.new_full((), torch.nan).expand(self.weight.shape)
 
     def restore(self) -> None:
-        """Give the weight its values again, where it was put away."""
+        """Give the weight its values again, where it was put away; the next way back packs it anew."""
+        self._packed_back = None
         if self.packed is not None and self.weight.untyped_storage().nbytes() < self.weight.nbytes:
             self.weight.data = self.packed.to_dense()
 

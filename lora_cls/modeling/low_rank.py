@@ -84,11 +84,12 @@ class AdaptedLinears(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         """Gradients for x and all factors."""
         kept, low, a, *bs = ctx.saved_tensors
-        rows = kept if ctx.again is None else ctx.again(kept).view(-1, a.shape[1])
+        rows = kept if ctx.again is None else ctx.again(kept).reshape(-1, a.shape[1])
         flat = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        grad_low = _joined([(g @ b).mul_(scaling) for g, b, scaling in zip(flat, bs, ctx.scalings, strict=True)])
+        grads_low = [(g @ b).mul_(scaling) for g, b, scaling in zip(flat, bs, ctx.scalings, strict=True)]
+        grad_low = torch.cat(grads_low, dim=1)
         grad_x = None
-        if ctx.needs_input_grad[0]:  # not below the lowest adapter
+        if ctx.needs_input_grad[0]:  # what the lowest adapter reads needs none
             grad_x = ctx.bases[0].back(grads[0])
             for base, grad in zip(ctx.bases[1:], grads[1:], strict=True):
                 grad_x.add_(base.back(grad))
@@ -104,10 +105,6 @@ class AdaptedLinears(torch.autograd.Function):
 def _parts(low: torch.Tensor, bs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The columns of every layer."""
     return low.split([b.shape[1] for b in bs], dim=1)
-
-
-def _joined(columns: list[torch.Tensor]) -> torch.Tensor:
-    return columns[0] if len(columns) == 1 else torch.cat(columns, dim=1)
 
 
 def speed_up(backbone: nn.Module) -> int:
@@ -210,7 +207,8 @@ class SharedInput:
         return found
 
     def restore(self) -> None:
-        """Give the layers' weights back what training took away."""
+        """Give the layers' weights back what training took away, and forget a pass that was broken off."""
+        self._x, self._found = None, {}
         for base in self._bases:
             base.restore()
 

@@ -1,8 +1,8 @@
-"""Values that an adapted layer computes again on the way back, in place of keeping them: activations and norms.
+"""Values that an adapted layer computes again on the way back, in place of keeping them: those of GELU and of norms.
 
-The way back of an activation or a norm needs what it read; what it gave is read by an adapter alone. A matrix product
-by these values takes far longer than to compute them again (Chen et al. 2016, "Training deep nets with sublinear memory
-cost", for single operations).
+The way back of both needs what they read; what they gave, only an adapter needs there. A matrix product by these values
+takes far longer than to compute them again (Chen et al. 2016, "Training deep nets with sublinear memory cost", for
+single operations).
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ Source = tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]
 
 
 class Remade:
-    """The forward of an activation or a norm, in place of the module's: what it gives in training says how it was
-    made."""
+    """The forward of a GELU or a norm, in place of the module's: what it gives in training says how it was made."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.own = module, module.forward
@@ -41,9 +40,6 @@ def source_of(y: torch.Tensor) -> Source | None:
 
 
 def can_be_remade(module: nn.Module) -> bool:
-    """Whether a module is an activation or a norm of PyTorch or transformers that gives the same for the same input."""
-    if type(module) is nn.LayerNorm:
-        return True
+    """Whether a module is a layer norm, or a form of GELU; ReLU and others keep what they gave in any case."""
     known = type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation")
-    other = isinstance(module, (nn.MultiheadAttention, nn.RReLU)) or getattr(module, "inplace", False)
-    return known and not other and not any(True for _ in module.parameters())
+    return type(module) is nn.LayerNorm or (known and "GELU" in type(module).__name__)

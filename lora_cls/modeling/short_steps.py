@@ -4,8 +4,8 @@ For a CPU, where what stands between the matrix products takes as long as half o
 are computed together (`low_rank.py`); attention copies no keys (`attention.py`); a norm is one step (`norms.py`);
 dropout draws its random bits together (`dropout.py`); the last layer computes its feed-forward half only for the tokens
 that are pooled. The numbers are those of the model's own code but for their last digits, and dropout draws other masks
-of the same probability. Modules stay the model's own: only `forward` is another, and only where a trial shows that it
-computes what the module computes.
+of the same probability. Modules stay the model's own: only `forward` is another, and for foreign code only where a
+trial shows that it computes what the module computes.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ def shorten_steps(model: Any) -> int:
     model : a `SequenceClassifier`, or another model with a `base`
     """
     count = 0
+    # layers that are computed again as a whole: when the pooled places are gone, and from what they read alone
+    again = any(getattr(module, "gradient_checkpointing", False) for module in model.base.modules())
     for module in model.base.modules():
-        forward = _short(module)
+        forward = Remade(module) if not again and can_be_remade(module) else _short(module)
         if forward is not None:
             module.forward = forward
             count += 1
     if isinstance(model, SequenceClassifier) and model.has_adapter:
         model.shared_inputs = _shared_inputs(model)
         count += len(model.shared_inputs)
-    if type(model) is SequenceClassifier and model.pooling != "mean":
+    if type(model) is SequenceClassifier and model.pooling != "mean" and not again:
         model.last_layer = _last_layer(model)
         count += model.last_layer is not None
     return count
@@ -59,8 +61,6 @@ def _last_layer(model: SequenceClassifier) -> ReadPlaces | None:
         layers = find_layers(model.base)[1]
     except BackboneError:
         return None
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.base.modules()):
-        return None  # layers are computed again when the places are gone
     found = ReadPlaces.of(layers[-1])
     if found is None:
         return None
@@ -93,10 +93,11 @@ def _rows() -> tuple[torch.Tensor, torch.Tensor]:
 def _shared_inputs(model: SequenceClassifier) -> list[SharedInput]:
     """Layers that are computed together; none where foreign code fails on a trial."""
     was_training = model.training
+    ids, mask = _rows()
     model.eval()
     try:
         with torch.no_grad():
-            return share_inputs(model.backbone, lambda: model.last_hidden_state(*_rows()))
+            return share_inputs(model.backbone, lambda: model.base(input_ids=ids, attention_mask=mask))
     except (TypeError, ValueError, IndexError, AttributeError, RuntimeError):
         return []
     finally:
@@ -107,8 +108,6 @@ def _short(module: nn.Module) -> Any:
     """The short forward of a module; None where there is none."""
     if type(module) is nn.Dropout:
         return None if module.inplace else Dropout(module)
-    if can_be_remade(module):
-        return Remade(module)
     if type(module).__name__.endswith("RMSNorm"):
         return _norm(module)
     return _attention(module)
@@ -170,12 +169,15 @@ def _attends_alike(module: nn.Module, own: Callable[..., Any]) -> bool:
 
 
 def _rotates_alike(own: Callable[..., Any]) -> bool:
-    """Whether positions are turned as `Rotate` turns them."""
+    """Whether positions are turned as `Rotate` turns them, and in no higher precision (ModernBERT's decoder)."""
     q, k = _random(24, 8, torch.float32).view(2, 4, 3, 8), _random(12, 8, torch.float32, 1).view(2, 2, 3, 8)
     cos, sin = (_random(3, 8, torch.float32, seed).view(1, 3, 8) for seed in (2, 3))
     try:
         with torch.no_grad():
             expected = own(q, k, cos, sin)
-            return all(_near(*pair) for pair in zip(Rotate(own)(q, k, cos, sin), expected, strict=True))
+            alike = all(_near(*pair) for pair in zip(Rotate(own)(q, k, cos, sin), expected, strict=True))
+            low = [x.bfloat16() for x in (q, k, cos, sin)]
+            once = own(*(x.float() for x in low))[0].bfloat16()  # rounded at the end alone
+            return alike and not torch.equal(own(*low)[0], once)
     except Exception:  # whatever another model's function asks for
         return False

@@ -89,7 +89,7 @@ def estimate_memory(
     mixed = None if dtype == torch.float32 else dtype
     with torch.device("meta"):
         model = head.build(base, recipe, n_labels, mixed)
-    if recipe.lora is not None and device == "cpu" and recipe.engine.short_steps:
+    if recipe.lora is not None and device == "cpu" and recipe.engine.short_steps and not recipe.lora.lora_dropout:
         stored += packed_bytes(model.backbone) // 2  # two copies, in place of one
     trained = 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     adapters = trained

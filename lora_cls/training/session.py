@@ -53,6 +53,8 @@ from lora_cls.training.processes import ALONE, Processes
 from lora_cls.training.progress import Progress
 from lora_cls.training.rows import Answered
 
+SHORT_STEPS = 2
+"""Which form of them a new run takes: what is kept or measured with another may have other last digits."""
 CHOSEN_WITH_THE_MODEL = ("attn_implementation", "base_sha256", "global_attention", "merged_dtype")
 
 
@@ -116,8 +118,9 @@ class Session:
         if processes.size > 1:
             self.choices |= {"processes": processes.size, "sharded": processes.sharded}
         new = "device" not in given and "dtype" not in given  # else a run that was started without keeps to it
-        if given.get("short_steps", new and recipe.engine.short_steps and self.device.type == "cpu"):
-            self.choices["short_steps"] = True
+        short = SHORT_STEPS if new and recipe.engine.short_steps and self.device.type == "cpu" else None
+        if short := given.get("short_steps", short):
+            self.choices["short_steps"] = short
         self.choices |= {key: given[key] for key in (*CHOSEN_WITH_THE_MODEL, ADAPTED) if key in given}
         if depth := depth_options(recipe.backbone, self.source):
             self.choices["depth"] = depth  # for the snippet of the run's README
@@ -462,7 +465,7 @@ class Session:
         facts = {name: self.choices.get(name) for name in CHOSEN_WITH_THE_MODEL if name != "base_sha256"}
         facts["quantization"] = str(self.recipe.quantization)
         if "short_steps" in self.choices:
-            facts["short_steps"] = 2  # other last digits than in the first form of them
+            facts["short_steps"] = self.choices["short_steps"]
         size = self.recipe.train.per_device_eval_batch_size
         self._prefix_cache = PrefixCache(prefix, size, engine.prefix_cache_gb * 2**30, facts)
         model.reuse = self._prefix_cache.stand_in

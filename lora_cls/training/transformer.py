@@ -85,7 +85,7 @@ class TransformerLearner:
         session = self.session
         session.model()  # before the time is taken
         started = time.monotonic()
-        model, tokens = session.load(folder), self._tokens(texts)
+        model, tokens = session.load(folder).eval(), self._tokens(texts)
         if len(texts) >= WORTH_KEEPING and (cache := session.prefix_cache(tokens)) is not None:
             cache.fill(tokens, session.progress.say)  # shared by the folds' adapters
         chunked = len(tokens.ids) > len(texts)  # only then does the weight matter to the logits

@@ -7,7 +7,7 @@ from transformers.models.gemma3 import modeling_gemma3
 from transformers.models.llama import modeling_llama
 
 from lora_cls.modeling.attention import Attend, Rotate
-from lora_cls.modeling.short_steps import shorten_steps
+from lora_cls.modeling.short_steps import _rotates_alike, shorten_steps
 
 CLOSE = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 
@@ -80,6 +80,17 @@ def test_what_computes_more_is_left_to_the_model(more):
     assert torch.equal(Attend(own)(layer, q, k, v, None, **given)[0], own(layer, q, k, v, None, **given)[0])
 
 
+def test_narrow_values_and_trained_masks_are_left_to_the_model():
+    """DeepSeek's values are narrower than its keys; a bias that is learnt gets its gradient."""
+    layer, own = Module(2), modeling_llama.eager_attention_forward
+    q, k, v = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 6)
+    found = Attend(own)(layer, q, k, v, None, scaling=0.3)[0]
+    assert torch.equal(found, own(layer, q, k, v, None, scaling=0.3)[0])
+    bias = torch.zeros(1, 1, 5, 5, requires_grad=True)
+    Attend(own)(layer, q, k, torch.randn(1, 2, 5, 8), bias, scaling=0.3)[0].sum().backward()
+    assert bias.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_positions(rows, dtype):
@@ -90,6 +101,14 @@ def test_positions(rows, dtype):
     ways = [with_gradients(lambda *qk, way=way: way(*qk, cos, sin), q, k) for way in (Rotate(own), own)]
     for found, expected in zip(*ways, strict=True):
         torch.testing.assert_close(found, expected, **CLOSE[dtype])
+
+
+def test_positions_that_are_turned_in_higher_precision_keep_it():
+    """ModernBERT's decoder rounds once, at the end."""
+    from transformers.models.modernbert_decoder.modeling_modernbert_decoder import apply_rotary_pos_emb
+
+    assert _rotates_alike(modeling_llama.apply_rotary_pos_emb)
+    assert not _rotates_alike(apply_rotary_pos_emb)
 
 
 def test_heads_that_are_turned_in_part_are_left_to_the_model():

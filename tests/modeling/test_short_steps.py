@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from lora_cls.modeling.dropout import Dropout
+from lora_cls.modeling.loading import load_base
 from lora_cls.modeling.norms import Norm as ShortNorm
 from lora_cls.modeling.read_places import ReadPlaces
 from lora_cls.modeling.short_steps import shorten_steps
 from lora_cls.text.tokens import pad
+from lora_cls.training.heads import head_type
 
 BF16 = {"backbone__dtype": "bfloat16"}
 LAST, FIRST = {"head__pooling": "last_token"}, {"head__pooling": "cls"}
@@ -24,6 +26,7 @@ CASES = {
     "bert, all trained": ("bert", FIRST | {"lora": None}, True),
     "gpt2": ("gpt2", LAST, True),
     "gradient checkpointing": ("llama", LAST | {"train__gradient_checkpointing": True}, False),
+    "bert, bf16, checkpointing": ("bert", FIRST | BF16 | {"train__gradient_checkpointing": True}, False),
 }
 
 
@@ -147,6 +150,29 @@ def test_layers_that_read_the_same_are_computed_together(kind, expected, tiny_re
     found = names_together(model)
     assert found[:4] == expected
     assert found == expected * (len(found) // 4)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("chat", "generate"), ("llama", "label_names")])
+def test_with_other_heads(kind, head, tiny_recipe):
+    """A model that writes its labels has another output; one that reads label names needs them in every text."""
+    recipe = tiny_recipe(kind) if head == "generate" else tiny_recipe(kind, head__kind=head)
+    written = head == "generate"
+    base = load_base(recipe.backbone, None, torch.float32, torch.device("cpu"), with_output=written)
+    model = head_type(head).build(base, recipe, 3)
+    shorten_steps(model)
+    assert names_together(model)[:2] == [["q_proj", "k_proj", "v_proj"], ["o_proj"]]
+
+
+def test_a_pass_that_was_broken_off_is_forgotten(tiny_recipe, build, random_rows):
+    """Between the layers of a group, by Ctrl-C or a full memory: nothing of it is kept, and the next pass is whole."""
+    model = build(tiny_recipe("llama"))
+    shorten_steps(model)
+    shared = model.shared_inputs[0]
+    model.train()
+    shared.output(shared.forwards[0], torch.randn(2, 3, 64))
+    assert shared._x is not None and len(shared._found) == 2
+    model.eval()
+    assert shared._x is None and not shared._found
 
 
 def test_layers_with_the_same_weights_keep_their_way(tiny_recipe, build):

@@ -26,6 +26,7 @@ from lora_cls.training.losses import pos_weight, validation_loss
 from lora_cls.training.objective import ClassificationObjective
 from lora_cls.training.progress import Progress
 from lora_cls.training.selection import Score
+from lora_cls.training.session import SHORT_STEPS
 from lora_cls.training.transformer import TransformerLearner
 
 CPU = torch.device("cpu")
@@ -619,7 +620,7 @@ def test_a_run_keeps_to_its_short_steps(tiny_recipe, emotion_table, tmp_path):
         return learner, result.oof_logits
 
     learner, whole = train("whole")
-    assert learner.choices["short_steps"] is True
+    assert learner.choices["short_steps"] == SHORT_STEPS
     assert learner.session.model().last_layer is not None
     train("stopped", n_epochs=1)
     np.testing.assert_array_equal(train("stopped", choices=learner.choices)[1], whole)
