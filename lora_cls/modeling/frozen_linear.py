@@ -49,7 +49,8 @@ class FrozenLinear:
         return _product(grad, self._packed_back, None)
 
     def _put_away(self) -> None:
-        """Give the weight's own memory back, unless it is a part of a file's: it reads NaN until `restore`."""
+        """Give the weight's memory back, unless it is a part of a larger one: it reads NaN until `restore`. What was
+        mapped from a file comes back as a copy of this process's own."""
         if self.weight.untyped_storage().nbytes() == self.weight.nbytes:
             self.weight.data = self.weight.new_full((), torch.nan).expand(self.weight.shape)
 

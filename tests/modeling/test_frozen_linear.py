@@ -42,7 +42,7 @@ def test_the_weight_is_away_until_it_is_restored():
     torch.testing.assert_close(found, torch.ones(1, 48).bfloat16() @ values, rtol=0, atol=0)
 
 
-def test_a_part_of_a_file_stays():
+def test_a_part_of_a_larger_memory_stays():
     """Memory that others hold, too, would not be given back."""
     whole = torch.randn(2, 48, 64).bfloat16()
     layer = FrozenLinear(torch.nn.Parameter(whole[1], requires_grad=False), None)
