@@ -155,7 +155,7 @@ def test_layers_that_read_the_same_are_computed_together(kind, expected, tiny_re
 @pytest.mark.parametrize(("kind", "head"), [("chat", "generate"), ("llama", "label_names")])
 def test_with_other_heads(kind, head, tiny_recipe):
     """A model that writes its labels has another output; one that reads label names needs them in every text."""
-    recipe = tiny_recipe(kind) if head == "generate" else tiny_recipe(kind, head__kind=head)
+    recipe = tiny_recipe(kind) if head == "generate" else tiny_recipe(kind, head={"kind": head, "pooling": "mean"})
     written = head == "generate"
     base = load_base(recipe.backbone, None, torch.float32, torch.device("cpu"), with_output=written)
     model = head_type(head).build(base, recipe, 3)
