@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from lora_cls.modeling.resident import ResidentModels
 
 TOKEN = "LORA_CLS_TOKEN"
+SHAPES = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+"""How many products oneDNN keeps code for, 1,024 where nothing is said: one for each shape of a batch, some 0.2 MB."""
 HERE = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
@@ -65,6 +67,7 @@ def serve(
         ) from None
     from lora_cls.serving.served import named_places, open_run
 
+    os.environ.setdefault(SHAPES, "256")  # read when the first product is computed
     limits, token = limits or Limits(), _token()
     served = {
         name: open_run(
