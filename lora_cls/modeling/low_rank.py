@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from lora_cls.modeling.frozen_linear import FrozenLinear
-from lora_cls.modeling.remade import Source, source_of
+from lora_cls.modeling.remade import Origin, origin_of
 
 PACKED_AT_MOST = 2**30  # bytes of packed weights: two copies of each, in place of one
 
@@ -59,7 +59,7 @@ class AdaptedLinears(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        source: Source | None,
+        origin: Origin | None,
         bases: list[FrozenLinear],
         scalings: list[float],
         *factors: torch.Tensor,
@@ -70,7 +70,7 @@ class AdaptedLinears(torch.autograd.Function):
         a = torch.cat(factors[: len(bases)]).to(x.dtype)
         bs = [b.to(x.dtype) for b in factors[len(bases) :]]
         low = rows @ a.T
-        ctx.again, kept = source if source is not None else (None, rows)
+        ctx.again, kept = origin if origin is not None else (None, rows)
         ctx.save_for_backward(kept, low, a, *bs)
         ctx.bases, ctx.scalings = bases, scalings
         found = []
@@ -246,7 +246,7 @@ def _adapted(x: torch.Tensor, forwards: list[_Forward], bases: list[FrozenLinear
     modules = [forward.module for forward in forwards]
     found: tuple[torch.Tensor, ...] = AdaptedLinears.apply(
         x,
-        source_of(x),
+        origin_of(x),
         bases,
         [module.scaling["default"] for module in modules],
         *(module.lora_A["default"].weight for module in modules),

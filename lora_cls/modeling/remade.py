@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-Source = tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]
+Origin = tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]
 """A function, and a tensor that it makes another of."""
 
 
@@ -26,13 +26,13 @@ class Remade:
     def __call__(self, x: torch.Tensor) -> Any:
         y = self.own(x)
         if self.module.training and y is not x:
-            y.source = self.own, x, x._version, y._version
+            y.origin = self.own, x, x._version, y._version
         return y
 
 
-def source_of(y: torch.Tensor) -> Source | None:
+def origin_of(y: torch.Tensor) -> Origin | None:
     """What gives y again; None where nothing is known that does, or where either was written into since."""
-    found = getattr(y, "source", None)
+    found = getattr(y, "origin", None)
     if found is None:
         return None
     own, x, *versions = found

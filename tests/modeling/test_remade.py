@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_cls.modeling.frozen_linear import FrozenLinear
 from lora_cls.modeling.low_rank import AdaptedLinears
-from lora_cls.modeling.remade import Remade, can_be_remade, source_of
+from lora_cls.modeling.remade import Remade, can_be_remade, origin_of
 from lora_cls.modeling.short_steps import shorten_steps
 
 
@@ -33,7 +33,7 @@ def layer():
 
     def read(x, again):
         y = (remade if again else plain)(x)
-        return AdaptedLinears.apply(y, source_of(y), [FrozenLinear(w, None)], [0.5], a, b)[0]
+        return AdaptedLinears.apply(y, origin_of(y), [FrozenLinear(w, None)], [0.5], a, b)[0]
 
     return read, (a, b)
 
@@ -54,15 +54,15 @@ def test_what_was_written_into_is_kept():
     module.forward = Remade(module)
     x = torch.randn(3, 4)
     y = module(x)
-    assert source_of(y) is not None
+    assert origin_of(y) is not None
     y.mul_(2)
-    assert source_of(y) is None
+    assert origin_of(y) is None
     y = module(x)
     x.add_(1)
-    assert source_of(y) is None
-    assert source_of(torch.randn(3)) is None
+    assert origin_of(y) is None
+    assert origin_of(torch.randn(3)) is None
     module.eval()
-    assert source_of(module(x)) is None
+    assert origin_of(module(x)) is None
 
 
 @pytest.mark.parametrize(
