@@ -138,8 +138,9 @@ class Attend:
         more = kwargs.get("scaling") is None or dropout >= 1 or not q.dtype == k.dtype == v.dtype
         more = more or not q.shape[-1] == k.shape[-1] == v.shape[-1]  # DeepSeek's values are narrower
         more = more or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "head_mask"))
-        adds = mask is None or (mask.ndim == 4 and mask.shape[1] == 1 and mask.is_floating_point())
-        adds = adds and not (mask is not None and mask.requires_grad)
+        adds = mask is None or (
+            mask.ndim == 4 and mask.shape[1] == 1 and mask.is_floating_point() and not mask.requires_grad
+        )
         if more or not adds:
             return self.own(module, q, k, v, mask, **kwargs)
         if mask is not None and mask.dtype != q.dtype:  # under autocast

@@ -118,9 +118,9 @@ class Session:
         if processes.size > 1:
             self.choices |= {"processes": processes.size, "sharded": processes.sharded}
         new = "device" not in given and "dtype" not in given  # else a run that was started without keeps to it
-        short = SHORT_STEPS if new and recipe.engine.short_steps and self.device.type == "cpu" else None
-        if short := given.get("short_steps", short):
-            self.choices["short_steps"] = short
+        wanted = new and recipe.engine.short_steps and self.device.type == "cpu"
+        if form := given.get("short_steps", SHORT_STEPS if wanted else None):
+            self.choices["short_steps"] = form
         self.choices |= {key: given[key] for key in (*CHOSEN_WITH_THE_MODEL, ADAPTED) if key in given}
         if depth := depth_options(recipe.backbone, self.source):
             self.choices["depth"] = depth  # for the snippet of the run's README

@@ -93,12 +93,14 @@ def test_narrow_values_and_trained_masks_are_left_to_the_model():
 
 @pytest.mark.parametrize("dtype", CLOSE)
 @pytest.mark.parametrize("rows", [1, 2])
-def test_positions(rows, dtype):
+@pytest.mark.parametrize("more", [{}, {"unsqueeze_dim": 1}], ids=["llama", "as ModernBERT calls it"])
+def test_positions(more, rows, dtype):
+    """Without a call of the model's own function, which the short one does not get here."""
     q = torch.randn(2, 5, 4, 8, dtype=dtype).transpose(1, 2)
     k = torch.randn(2, 5, 2, 8, dtype=dtype).transpose(1, 2)
     cos, sin = (torch.randn(rows, 5, 8, dtype=dtype) for _ in range(2))
     own = modeling_llama.apply_rotary_pos_emb
-    ways = [with_gradients(lambda *qk, way=way: way(*qk, cos, sin), q, k) for way in (Rotate(own), own)]
+    ways = [with_gradients(lambda *qk, way=way: way(*qk, cos, sin, **more), q, k) for way in (Rotate(None), own)]
     for found, expected in zip(*ways, strict=True):
         torch.testing.assert_close(found, expected, **CLOSE[dtype])
 
